@@ -1,0 +1,101 @@
+"""What an artifact is: an immutable set of files under a key, described by a manifest whose presence is completion.
+
+    artifacts/<kind>/<key>/<attempt>/payload/...   what the stage made; its content digest is what dependants see
+    artifacts/<kind>/<key>/<attempt>/records/...   evidence (loss curves, samples, logs); verified, but not identity,
+                                                   because it holds timings that no two runs share
+    artifacts/<kind>/<key>/manifest.json           written last, create-only
+
+`kind` is the stage kind that made it (pretrain, export ...), `type` is what it can be used as (dataset, model ...).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from infra.errors import StoreError
+from infra.keys import content_digest
+
+MANIFEST_FORMAT = 1
+
+
+def safe_relative_path(path: str) -> str:
+    """Return `path` if it stays inside its folder; raise StoreError if it is absolute, climbs, or holds NUL or '\\'."""
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path or "\\" in path or ":" in parts[0]:
+        raise StoreError(f"unsafe path {path!r} in a manifest", hint="Paths must be relative and stay in their folder.")
+    return path
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of an artifact: POSIX path relative to its attempt folder, size in bytes, sha256 hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """A reference to an artifact: what travels between tasks instead of bytes."""
+
+    kind: str
+    key: str
+    digest: str
+    type: str
+
+    @property
+    def prefix(self) -> str:
+        return f"artifacts/{self.kind}/{self.key}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything known about an artifact. `identity` is the full payload whose hash is `key`."""
+
+    kind: str
+    type: str
+    key: str
+    attempt: str
+    digest: str
+    payload: list[FileEntry]
+    records: list[FileEntry]
+    identity: dict[str, Any]
+    inputs: dict[str, Any] = field(default_factory=dict)
+    producer: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    format: int = MANIFEST_FORMAT
+
+    @property
+    def ref(self) -> ArtifactRef:
+        return ArtifactRef(self.kind, self.key, self.digest, self.type)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payload: what ships."""
+        return sum(entry.size for entry in self.payload)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Manifest:
+        """Parse and check a manifest read from a store. Raises StoreError on another format or an escaping path."""
+        if data.get("format") != MANIFEST_FORMAT:
+            raise StoreError(
+                f"manifest format {data.get('format')!r} is not {MANIFEST_FORMAT}",
+                hint="It was written by another version of Forgeline; upgrade, or use another store.",
+            )
+        entries = {
+            part: [FileEntry(safe_relative_path(e["path"]), int(e["size"]), str(e["sha256"])) for e in data[part]]
+            for part in ("payload", "records")
+        }
+        return cls(**{**data, **entries})
+
+
+def payload_digest(entries: list[FileEntry]) -> str:
+    """Content digest of an artifact's payload: independent of attempt, time and machine."""
+    return content_digest((entry.path, entry.sha256) for entry in entries)

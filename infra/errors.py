@@ -1,0 +1,117 @@
+"""Every error a user can meet, in one screen.
+
+An error says what was wrong, where, and what to do about it. `exit_code` is what the command line returns;
+`transient` says whether trying again can help: a bad config is never retried, a dropped connection is.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+class ForgelineError(Exception):
+    """Base of all errors Forgeline raises on purpose; anything else that escapes is a bug."""
+
+    exit_code = 3
+    transient = False
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.what, self.where, self.hint = what, where, hint
+        super().__init__(self.__str__())
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}\n  {self.hint}" if self.hint else text
+
+    def to_json(self) -> dict[str, Any]:
+        """The error as plain JSON, so that it can cross from a job process to the flow."""
+        extra = {k: v for k, v in vars(self).items() if k not in ("what", "where", "hint") and isinstance(v, str)}
+        return {"type": type(self).__name__, "what": self.what, "where": self.where, "hint": self.hint, **extra}
+
+
+def error_from_json(data: dict[str, Any]) -> ForgelineError:
+    """Rebuild an error written by `ForgelineError.to_json`; an unknown type becomes a `StageError`."""
+    known = {cls.__name__: cls for cls in _descendants(ForgelineError)}
+    cls = known.get(data.get("type", ""), StageError)
+    error = cls.__new__(cls)
+    ForgelineError.__init__(error, data.get("what", json.dumps(data)), where=data.get("where"), hint=data.get("hint"))
+    for name, value in data.items():
+        if name not in ("type", "what", "where", "hint"):
+            setattr(error, name, value)
+    return error
+
+
+def _descendants(cls: type[ForgelineError]) -> list[type[ForgelineError]]:
+    return [cls, *(d for child in cls.__subclasses__() for d in _descendants(child))]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault in a pipeline file: `where` is file:line, `field` the dotted path, `message` what and what to do."""
+
+    where: str
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.field}: {self.message}" if self.field else f"{self.where}: {self.message}"
+
+
+class ConfigError(ForgelineError):
+    """The pipeline file or an override is wrong; `problems` lists every fault found, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(p) for p in problems))
+
+
+class UsageError(ForgelineError):
+    """A command was given something it cannot use: an unknown ref, run or option."""
+
+    exit_code = 2
+
+
+class StageError(ForgelineError):
+    """A stage could not do its work (bad input, a crash, out of memory)."""
+
+
+class TransientError(ForgelineError):
+    """A failure of the surroundings that another attempt may not meet (lost connection, lost worker)."""
+
+    transient = True
+
+
+class LeaseLost(TransientError):
+    """This worker's claim on a key was taken over; what it made may not be committed."""
+
+
+class StoreError(ForgelineError):
+    """The store refused or cannot be used: credentials, bucket, permissions, space, missing guarantees."""
+
+
+class StoreUnreachable(StoreError, TransientError):
+    """The store did not answer in time."""
+
+
+class CorruptArtifact(StoreError):
+    """Bytes differ from their manifest; carries the artifact's `kind` and `key` so that it can be re-made."""
+
+    def __init__(self, what: str, *, kind: str, key: str, hint: str | None = None) -> None:
+        self.kind, self.key = kind, key
+        super().__init__(what, where=f"artifacts/{kind}/{key}", hint=hint)
+
+
+class GateRefused(ForgelineError):
+    """The gate's requirements were not met; the refusal itself is a recorded artifact."""
+
+    exit_code = 4
+
+
+class Preempted(ForgelineError):
+    """The job was asked to stop and committed its state; running again resumes it."""
+
+    exit_code = 75

@@ -1,0 +1,47 @@
+"""Execution settings: how and where a stage runs. They never enter a key, so they live in types of their own.
+
+The `execution:` block of a pipeline holds `default:` and, per stage name, what differs from it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Base of execution-side settings: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CheckpointSettings(Settings):
+    """When training state is committed to the store."""
+
+    every: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Optimizer steps between checkpoints. `auto`: about one every 15 seconds."
+    )
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept while a stage trains; older ones are deleted.")
+
+
+class Execution(Settings):
+    """How one stage runs."""
+
+    launcher: Literal["local"] = Field("local", description="Where the job's processes run.")
+    processes: int = Field(1, ge=1, description="Ranks of a training stage; other stages always use one process.")
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="CPU threads of each process. `auto`: the machine's cores divided by `processes`."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA where torch sees one, else CPU.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Number format of training.")
+    zero_stage: int = Field(0, ge=0, le=3, description="DeepSpeed ZeRO stage: what is partitioned over the ranks.")
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Sequences a rank holds at once; accumulation makes up the global batch. "
+        "`auto`: the global batch divided by the ranks.",
+    )
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings, description="Checkpoint cadence.")
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="Further DeepSpeed config keys, passed through.")
+    retries: int = Field(2, ge=0, description="Attempts after a transient failure. A bad config is never retried.")
+    timeout: float | None = Field(None, gt=0, description="Seconds after which the job is ended. None: no limit.")

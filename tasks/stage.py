@@ -1,0 +1,215 @@
+"""The contract of a stage: what it is called, what it reads, what it makes.
+
+A stage is one file in `tasks/stages/`, named for its kind. The file defines a `Params` model (identity: everything that
+changes the result), a `run` function, and one `STAGE = Stage(...)`. Living in that folder is its registration.
+
+    class Params(StageParams):
+        model: Annotated[str, Input("model")]
+        keep: float = Field(0.7, gt=0, le=1, description="Share of FFN neurons that stay.")
+
+    def run(job: Job[Params]) -> dict[str, float]:
+        source = job.input("model")           # verified files in source.path
+        ...                                   # write what ships to job.output, evidence to job.records
+        return {"parameters": n}              # summary metrics
+
+    STAGE = Stage(kind="prune", version=1, makes="model", params=Params, run=run)
+
+Only light imports at the top of a stage file: `forgeline plan` imports them all. torch and friends are imported inside
+`run`, which executes in a job process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from infra.artifacts import Manifest
+from infra.errors import StageError
+from infra.execution import Execution
+
+if TYPE_CHECKING:
+    from infra.checkpoints import CheckpointStore
+    from infra.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Input:
+    """Field marker: the value names a stage (`base`), one split of it (`functions.test`), or `ref:NAME`.
+
+    `types` are the artifact types accepted. The field enters the key as the content digest of what it names.
+    """
+
+    types: tuple[str, ...]
+
+    def __init__(self, *types: str) -> None:
+        object.__setattr__(self, "types", types)
+
+
+@dataclass(frozen=True)
+class Located:
+    """Field marker: the value says where something is, not what it is; it enters the key through `Stage.sources`."""
+
+
+class StageParams(BaseModel):
+    """Base of every stage's identity parameters: unknown fields are refused, values do not change after parsing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=StageParams)
+
+
+@dataclass(frozen=True)
+class InputArtifact:
+    """An input as a stage sees it: `path` holds the verified payload, `records` its evidence if it was fetched."""
+
+    stage: str
+    path: Path
+    manifest: Manifest
+    split: str | None = None
+
+
+class Progress(Protocol):
+    """Receives what the live view and the loss curves show; cheap enough to be called every step."""
+
+    def __call__(self, step: int, total: int, **values: float) -> None: ...
+
+
+@dataclass
+class Job(Generic[P]):
+    """What a stage's `run` gets. Rank 0 commits what lies in `output` and `records` once `run` returns."""
+
+    name: str
+    params: P
+    inputs: dict[str, list[InputArtifact]]
+    output: Path
+    records: Path
+    scratch: Path
+    execution: Execution
+    progress: Progress
+    tracker: Tracker
+    checkpoints: CheckpointStore
+    stop_requested: Callable[[], bool]
+    rank: int = 0
+    world_size: int = 1
+
+    def input(self, name: str) -> InputArtifact:
+        """The single artifact given for field `name`."""
+        return self.inputs[name][0]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file outside the store that a stage reads: its path relative to its root, and the sha256 of its bytes."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Stage(Generic[P]):
+    """A kind of stage. `version` is raised when its meaning changes; editing a comment forks nothing.
+
+    warm: modules the warm server has imported before the job is forked; `torch` jobs and light jobs use two servers.
+    distributed: may run on several ranks; every rank calls `run`, only rank 0's files are committed.
+    exclusive: gets every core for itself, because it measures time.
+    sources: lists the external files the params point to; their content enters the key.
+    """
+
+    kind: str
+    version: int
+    makes: str
+    params: type[P]
+    run: Callable[[Job[P]], dict[str, float]]
+    warm: bool = False
+    distributed: bool = False
+    exclusive: bool = False
+    sources: Callable[[P], list[SourceFile]] | None = None
+    refuses: bool = field(default=False, metadata={"doc": "its artifact can say no (a gate); dependants then stop"})
+
+
+@dataclass(frozen=True)
+class InputField:
+    """One reference found in a stage's params: dotted field path, the text given, the types it accepts."""
+
+    path: str
+    text: str
+    types: tuple[str, ...]
+
+    @property
+    def stage(self) -> str:
+        return self.text if self.text.startswith("ref:") else self.text.partition(".")[0]
+
+    @property
+    def split(self) -> str | None:
+        return None if self.text.startswith("ref:") else (self.text.partition(".")[2] or None)
+
+
+def input_fields(params: BaseModel, prefix: str = "") -> Iterator[InputField]:
+    """Every `Input` in a params object, nested models and lists included, in declaration order."""
+    for name, info in type(params).model_fields.items():
+        value, path = getattr(params, name), f"{prefix}{name}"
+        marker = next((m for m in info.metadata if isinstance(m, Input)), None)
+        if marker is not None and value is not None:
+            many = isinstance(value, list | tuple)
+            for i, text in enumerate(value if many else [value]):
+                yield InputField(f"{path}[{i}]" if many else path, text, marker.types)
+        else:
+            for i, item in enumerate(value if isinstance(value, list | tuple) else [value]):
+                if isinstance(item, BaseModel):
+                    yield from input_fields(item, f"{path}[{i}]." if isinstance(value, list | tuple) else f"{path}.")
+
+
+def identity_params(params: BaseModel) -> dict[str, Any]:
+    """The params that enter a key: everything but where things lie and which stage they come from."""
+    kept: dict[str, Any] = {}
+    for name, info in type(params).model_fields.items():
+        if any(isinstance(m, Input | Located) for m in info.metadata):
+            continue
+        kept[name] = _plain(getattr(params, name))
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity_params(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return value
+
+
+@cache
+def stages() -> dict[str, Stage[Any]]:
+    """Every stage kind by name: one module in `tasks/stages/` each."""
+    return {name: module.STAGE for name, module in _modules("tasks.stages")}
+
+
+@cache
+def objective(name: str) -> Any:
+    """The objective module's `OBJECTIVE` by name; see `tasks/objectives/__init__.py` for the contract."""
+    if name not in objective_names():
+        raise StageError(f"unknown objective {name!r}", hint=f"Known objectives: {', '.join(objective_names())}.")
+    return importlib.import_module(f"tasks.objectives.{name}").OBJECTIVE
+
+
+@cache
+def objective_names() -> list[str]:
+    """Names of the objectives: the files of `tasks/objectives/`."""
+    package = importlib.import_module("tasks.objectives")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+
+
+def _modules(package_name: str) -> Iterator[tuple[str, typing.Any]]:
+    package = importlib.import_module(package_name)
+    for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+        yield found.name, importlib.import_module(f"{package_name}.{found.name}")
