@@ -24,7 +24,7 @@ import importlib
 import pkgutil
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -37,6 +37,7 @@ from infra.execution import Execution
 
 if TYPE_CHECKING:
     from infra.checkpoints import CheckpointStore
+    from infra.store import Store
     from infra.tracking import Tracker
 
 
@@ -55,7 +56,12 @@ class Input:
 
 @dataclass(frozen=True)
 class Located:
-    """Field marker: the value says where something is, not what it is; it enters the key through `Stage.sources`."""
+    """Field marker: the value says where something is, not what it is; it enters the key through `Stage.sources`.
+
+    path: the value is a path or glob, relative to the pipeline file (else it is a filter such as an exclude list).
+    """
+
+    path: bool = True
 
 
 class StageParams(BaseModel):
@@ -115,6 +121,14 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Something wrong with params that pydantic cannot see; `path` is the field's path below the params."""
+
+    path: tuple[str | int, ...]
+    message: str
+
+
+@dataclass(frozen=True)
 class Stage(Generic[P]):
     """A kind of stage. `version` is raised when its meaning changes; editing a comment forks nothing.
 
@@ -122,6 +136,9 @@ class Stage(Generic[P]):
     distributed: may run on several ranks; every rank calls `run`, only rank 0's files are committed.
     exclusive: gets every core for itself, because it measures time.
     sources: lists the external files the params point to; their content enters the key.
+    check: faults between params and execution settings, found before anything is launched.
+    refuses: its artifact can say no (a gate, through metric `passed`); dependants then do not run.
+    publish: called in the orchestrator once the artifact is committed, to move a ref.
     """
 
     kind: str
@@ -133,7 +150,9 @@ class Stage(Generic[P]):
     distributed: bool = False
     exclusive: bool = False
     sources: Callable[[P], list[SourceFile]] | None = None
-    refuses: bool = field(default=False, metadata={"doc": "its artifact can say no (a gate); dependants then stop"})
+    check: Callable[[P, Execution], list[Fault]] | None = None
+    refuses: bool = False
+    publish: Callable[[Store, Manifest], None] | None = None
 
 
 @dataclass(frozen=True)

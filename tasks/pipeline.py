@@ -1,0 +1,338 @@
+"""From a pipeline file to a checked DAG of stages.
+
+    name: stdlib-code                    stages are {name: {kind: params}}; a param that names a stage is an arrow
+    store: .forgeline/store              where artifacts lie; execution side, never identity
+    tracking: {project: stdlib-code}
+    stages: {corpus: {dataset: {...}}}
+    execution: {default: {...}, base: {processes: 2}}
+
+Every fault of the file is found in one pass and reported together: file:line, field path, what to do.
+`${env:NAME}` and `${env:NAME:-default}` are replaced in `store`, `tracking` and `execution` only: what the environment
+holds may change how a result is made, never what it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from infra.config_check import check, did_you_mean
+from infra.errors import ConfigError, Problem
+from infra.execution import Execution
+from infra.tracking import TrackingSettings
+from infra.yaml_source import Document, dotted, parse_scalar, parse_yaml
+from tasks.stage import Input, InputField, Located, Stage, StageParams, input_fields, stages
+
+NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
+ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+DEFAULT_STORE = ".forgeline/store"
+
+
+class PipelineFile(BaseModel):
+    """The top level of a pipeline file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=NAME.pattern, description="Name of the pipeline; its refs live under it.")
+    description: str = Field("", description="One sentence on what it makes.")
+    store: str = Field(DEFAULT_STORE, min_length=1, description="A folder, or s3://bucket/prefix.")
+    tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="Weights & Biases; offline by default.")
+    stages: dict[str, Any] = Field(min_length=1, description="Stage name -> {kind: params}.")
+    execution: dict[str, Any] = Field(default_factory=dict, description="`default` and stage names -> execution settings.")
+
+
+@dataclass(frozen=True)
+class StageNode:
+    """One stage of a pipeline, checked. `needs` are the stages it waits for, in field order."""
+
+    name: str
+    stage: Stage[Any]
+    params: StageParams
+    execution: Execution
+    inputs: tuple[InputField, ...]
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A checked pipeline; `stages` are in an order in which each comes after what it needs."""
+
+    name: str
+    description: str
+    store: str
+    tracking: TrackingSettings
+    stages: dict[str, StageNode]
+    text: str
+    path: Path
+    overrides: tuple[str, ...] = field(default=())
+
+
+def load_pipeline(path: Path, overrides: list[str] | None = None, store: str | None = None) -> Pipeline:
+    """Read, override and check a pipeline file. Raises ConfigError listing every fault."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem(str(path), "", f"not UTF-8 text (byte {error.start}); save it as UTF-8")]) from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError([Problem(str(path), "", f"cannot be read: {reason}")]) from error
+    document = parse_yaml(text, str(path))
+    if not isinstance(document.data, dict):
+        raise ConfigError([Problem(f"{path}:1", "", "a pipeline is a mapping with `name` and `stages`")])
+    problems: list[Problem] = []
+    for override in overrides or []:
+        _override(document, override, problems)
+    pipeline = _check(document, path, store, tuple(overrides or []), problems)
+    if problems or pipeline is None:
+        raise ConfigError(sorted(problems, key=_line))
+    return pipeline
+
+
+def _line(problem: Problem) -> tuple[str, int]:
+    name, _, line = problem.where.rpartition(":")
+    return (name, int(line)) if line.isdigit() else (problem.where, 0)
+
+
+def _override(document: Document, override: str, problems: list[Problem]) -> None:
+    """Apply one `path=value`. Below `stages.NAME` the kind may be left out, because a stage has just one."""
+    place = f"--set {override}"
+    dotted_path, sep, value = override.partition("=")
+    parts = dotted_path.split(".")
+    if not sep or not all(parts):
+        problems.append(Problem(place, "", "expected PATH=VALUE, such as stages.base.learning_rate=1e-4"))
+        return
+    if parts[0] == "stages" and len(parts) > 2:
+        body = document.data.get("stages", {}).get(parts[1]) if isinstance(document.data.get("stages"), dict) else None
+        if isinstance(body, dict) and len(body) == 1 and parts[2] not in body:
+            parts.insert(2, next(iter(body)))
+    target: Any = document.data
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        key: str | int = part
+        if isinstance(target, list):
+            if not part.isdigit() or int(part) >= len(target):
+                problems.append(Problem(place, ".".join(parts[: i + 1]), f"no such item; the list has {len(target)}"))
+                return
+            key = int(part)
+        elif not isinstance(target, dict):
+            problems.append(Problem(place, ".".join(parts[:i]), "is a single value and has no fields to set"))
+            return
+        elif parts[0] == "stages" and i == 1 and part not in target:
+            problems.append(Problem(place, f"stages.{part}", f"no such stage; {did_you_mean(part, target)}"))
+            return
+        if last:
+            target[key] = parse_scalar(value)
+            document.places[tuple(parts)] = place
+        elif isinstance(target, dict):
+            target = target.setdefault(part, {})
+        else:
+            target = target[int(part)]
+
+
+def _check(
+    document: Document, path: Path, store: str | None, overrides: tuple[str, ...], problems: list[Problem]
+) -> Pipeline | None:
+    data = document.data
+    for section in ("store", "tracking", "execution"):
+        if section in data:
+            data[section] = _with_environment(data[section], (section,), document, problems)
+    for section in data.keys() - {"store", "tracking", "execution"}:
+        _refuse_environment(data[section], (section,), document, problems)
+    file = check(PipelineFile, data, (), document, problems)
+    raw_stages = data.get("stages")
+    raw_execution = data.get("execution") or {}
+    nodes: dict[str, StageNode] = {}
+    if isinstance(raw_stages, dict):
+        settings = _executions(raw_execution, raw_stages, document, problems)
+        for name, body in raw_stages.items():
+            node = _stage(name, body, path, settings.get(name, Execution()), document, problems)
+            if node is not None:
+                nodes[name] = node
+        _check_references(nodes, raw_stages, document, problems)
+        nodes = _in_order(nodes, document, problems)
+    if file is None or problems:
+        return None
+    return Pipeline(
+        name=file.name,
+        description=file.description,
+        store=store or file.store,
+        tracking=file.tracking,
+        stages=nodes,
+        text=document.text,
+        path=path,
+        overrides=overrides,
+    )
+
+
+def _with_environment(value: Any, path: tuple[str | int, ...], document: Document, problems: list[Problem]) -> Any:
+    if isinstance(value, dict):
+        return {k: _with_environment(v, (*path, k), document, problems) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_with_environment(v, (*path, i), document, problems) for i, v in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    for match in ENV.finditer(value):
+        if match[1] not in os.environ and match[2] is None:
+            message = f"environment variable {match[1]} is not set; set it, or write ${{env:{match[1]}:-default}}"
+            problems.append(Problem(document.place(path), dotted(path), message))
+    text = ENV.sub(lambda m: os.environ.get(m[1]) or m[2] or "", value)
+    return parse_scalar(text) if text != value and path[0] == "execution" else text
+
+
+def _refuse_environment(value: Any, path: tuple[str | int, ...], document: Document, problems: list[Problem]) -> None:
+    if isinstance(value, dict):
+        for k, v in value.items():
+            _refuse_environment(v, (*path, k), document, problems)
+    elif isinstance(value, list):
+        for i, v in enumerate(value):
+            _refuse_environment(v, (*path, i), document, problems)
+    elif isinstance(value, str) and "${env:" in value:
+        message = "${env:...} is allowed only in store, tracking and execution; use --set to vary an identity field"
+        problems.append(Problem(document.place(path), dotted(path), message))
+
+
+def _executions(
+    raw: Any, raw_stages: dict[str, Any], document: Document, problems: list[Problem]
+) -> dict[str, Execution]:
+    if not isinstance(raw, dict):
+        return {}
+    for name in raw:
+        if name != "default" and name not in raw_stages:
+            message = f"no such stage; {did_you_mean(name, ['default', *raw_stages])}"
+            problems.append(Problem(document.place(("execution", name)), f"execution.{name}", message))
+    default = raw.get("default") or {}
+    check(Execution, default, ("execution", "default"), document, problems)
+    found = {}
+    for name in raw_stages:
+        own = raw.get(name) or {}
+        if own and check(Execution, own, ("execution", name), document, problems) is None:
+            continue
+        if isinstance(default, dict) and isinstance(own, dict):
+            merged = check(Execution, _merged(default, own), ("execution", name), document, [])
+            if merged is not None:
+                found[name] = merged
+    return found
+
+
+def _merged(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `default`, nested mappings field by field."""
+    both = {k: _merged(default[k], v) if isinstance(v, dict) and isinstance(default.get(k), dict) else v for k, v in own.items()}
+    return {**default, **both}
+
+
+def _stage(
+    name: str, body: Any, file: Path, execution: Execution, document: Document, problems: list[Problem]
+) -> StageNode | None:
+    path = ("stages", name)
+    if not NAME.match(name):
+        message = "a stage name has lower-case letters, digits, - and _ only"
+        problems.append(Problem(document.place(path), dotted(path), message))
+        return None
+    if not isinstance(body, dict) or len(body) != 1:
+        kinds = ", ".join(stages())
+        message = f"a stage is `{name}: {{kind: params}}` with exactly one kind; kinds: {kinds}"
+        problems.append(Problem(document.place(path), dotted(path), message))
+        return None
+    kind, raw = next(iter(body.items()))
+    if kind not in stages():
+        message = f"unknown stage kind; {did_you_mean(kind, stages())}"
+        problems.append(Problem(document.place((*path, kind)), dotted((*path, kind)), message))
+        return None
+    stage = stages()[kind]
+    params = check(stage.params, _rooted(raw, stage.params, file.parent), (*path, kind), document, problems)
+    if params is None:
+        return None
+    for fault in stage.check(params, execution) if stage.check else []:
+        where = (*path, kind, *fault.path)
+        problems.append(Problem(document.place(where), dotted(where), fault.message))
+    inputs = tuple(input_fields(params))
+    needs = dict.fromkeys(i.stage for i in inputs if not i.stage.startswith("ref:"))
+    return StageNode(name, stage, params, execution, inputs, tuple(needs))
+
+
+def _rooted(raw: Any, model: type[BaseModel], folder: Path) -> Any:
+    """Paths in `Located` fields made relative to the pipeline file instead of to wherever the command was started."""
+    if not isinstance(raw, dict):
+        return raw
+    result = dict(raw)
+    for name, info in model.model_fields.items():
+        value = raw.get(name)
+        if any(isinstance(m, Located) and m.path for m in info.metadata) and isinstance(value, str):
+            if not value.startswith(("/", "${", "~")) and "://" not in value:
+                result[name] = str((folder / value).resolve())
+        elif isinstance(value, list):
+            children = _child_models(info.annotation)
+            if len(children) == 1:
+                result[name] = [_rooted(item, children[0], folder) for item in value]
+    return result
+
+
+def _child_models(annotation: Any) -> list[type[BaseModel]]:
+    from infra.config_check import models_in
+
+    return sorted(models_in(annotation), key=lambda m: m.__name__)
+
+
+def _check_references(
+    nodes: dict[str, StageNode], raw_stages: dict[str, Any], document: Document, problems: list[Problem]
+) -> None:
+    for node in nodes.values():
+        for item in node.inputs:
+            path = ("stages", node.name, node.stage.kind, *_split_path(item.path))
+            place = document.place(path)
+            if item.stage.startswith("ref:"):
+                continue
+            if item.stage not in raw_stages:
+                message = f"no stage named {item.stage!r}; {did_you_mean(item.stage, raw_stages)}"
+                problems.append(Problem(place, dotted(path), message))
+            elif item.stage in nodes and nodes[item.stage].stage.makes not in item.types:
+                made = nodes[item.stage].stage.makes
+                fitting = [n.name for n in nodes.values() if n.stage.makes in item.types and n.name != node.name]
+                hint = f"; stages that make one: {', '.join(fitting)}" if fitting else ""
+                message = f"{item.stage!r} makes a {made}, but a {' or '.join(item.types)} is needed here{hint}"
+                problems.append(Problem(place, dotted(path), message))
+
+
+def _split_path(path: str) -> tuple[str | int, ...]:
+    return tuple(int(p) if p.isdigit() else p for p in re.split(r"[.\[\]]+", path) if p)
+
+
+def _in_order(
+    nodes: dict[str, StageNode], document: Document, problems: list[Problem]
+) -> dict[str, StageNode]:
+    graph = {name: [n for n in node.needs if n in nodes] for name, node in nodes.items()}
+    try:
+        return {name: nodes[name] for name in TopologicalSorter(graph).static_order()}
+    except CycleError as error:
+        loop = list(reversed(error.args[1]))
+        place = document.place(("stages", loop[0]))
+        message = f"stages need each other in a circle: {' -> '.join(loop)} (each needs the next); remove one arrow"
+        problems.append(Problem(place, f"stages.{loop[0]}", message))
+        return {}
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a pipeline file, for editors (`yaml-language-server: $schema=...`) and `forgeline schema`."""
+    kinds = [
+        create_model(f"{kind.title()}Stage", __config__=ConfigDict(extra="forbid"), **{kind: (stage.params, ...)})  # type: ignore[call-overload]
+        for kind, stage in stages().items()
+    ]
+    union: Any = kinds[0]
+    for model in kinds[1:]:
+        union = union | model
+    full = create_model(
+        "Pipeline",
+        __base__=PipelineFile,
+        stages=(dict[str, union], Field(description="Stage name -> {kind: params}.")),
+        execution=(dict[str, Execution], Field(default={}, description="`default` and stage names -> settings.")),
+    )
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **full.model_json_schema()}
+
+
+__all__ = ["Input", "Pipeline", "StageNode", "load_pipeline", "schema"]
