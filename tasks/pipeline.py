@@ -34,6 +34,11 @@ ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 DEFAULT_STORE = ".forgeline/store"
 
 
+def default_store() -> str:
+    """Where commands without a pipeline file look: $FORGELINE_STORE, else the folder pipelines use by default."""
+    return os.environ.get("FORGELINE_STORE") or DEFAULT_STORE
+
+
 class PipelineFile(BaseModel):
     """The top level of a pipeline file."""
 

@@ -1,0 +1,36 @@
+# Everything here needs only Python >= 3.11, git and make. PYTHON=python3.12 make run picks another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test check setup lock clean
+
+run: .venv/ready
+	$(BIN)/forgeline run configs/quickstart.yaml
+
+test: .venv/ready-dev
+	$(BIN)/python -m pytest
+
+check: .venv/ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_import_law.py
+
+setup: .venv/ready-dev
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/ready-dev: .venv/ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Neutral pins: every platform, no hashes, no index or folder of this machine.
+lock:
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+		--no-emit-find-links --no-emit-index-url pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf .venv .forgeline

@@ -1,0 +1,84 @@
+"""Between the stages' threads and what watches them: the live view, the run record, the progress bars in the UI."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows.live import LiveView
+from infra.errors import ForgelineError, GateRefused
+from tasks.execute import StageResult
+from tasks.run_record import RunRecord
+
+TAIL_BYTES = 4096
+
+
+class Monitor:
+    """Receives what `execute_stage` reports; safe from many threads."""
+
+    def __init__(self, live: LiveView, record: RunRecord) -> None:
+        self.live, self.record = live, record
+        self.failures: dict[str, ForgelineError] = {}
+        self._folders: dict[str, Path] = {}
+        self._on_poll: dict[str, Callable[[], None] | None] = {}
+        self._events: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def notify(self, stage: str, **news: Any) -> None:
+        """News of a stage: state, reason, its job folder, a hook to call on each poll, or just that it was polled."""
+        if "on_poll" in news:
+            self._on_poll[stage] = news["on_poll"]
+            return
+        if "folder" in news:
+            self._folders[stage] = news["folder"]
+        if news.get("state") in ("running", "resuming"):
+            self.record.begin(stage)
+        if "state" in news:
+            self.live.update(stage, state=news["state"], reason=news.get("reason", ""))
+        if news.get("poll") and stage in self._folders:
+            event = last_event(self._folders[stage] / "events.jsonl")
+            if event and event != self._events.get(stage):
+                self._events[stage] = event
+                self.live.update(stage, **event)
+            hook = self._on_poll.get(stage)
+            if hook:
+                hook()
+
+    def percent(self, stage: str) -> float | None:
+        """How much of the stage's job is done, 0 to 100; None before it reported a step."""
+        event = self._events.get(stage)
+        return 100.0 * event["step"] / event["total"] if event and event.get("total") else None
+
+    def end(self, stage: str, result: StageResult | ForgelineError) -> None:
+        """A stage's attempt ended."""
+        self.record.end(stage, result)
+        with self._lock:
+            if isinstance(result, ForgelineError):
+                self.failures[stage] = result
+            else:
+                self.failures.pop(stage, None)
+        if isinstance(result, GateRefused):
+            self.live.update(stage, state="refused", reason=result.what)
+        elif isinstance(result, ForgelineError):
+            self.live.update(stage, state="failed", reason=str(result))
+        else:
+            state = "reused" if result.action == "reuse" else "done"
+            self.live.update(stage, state=state, reason=result.reason)
+
+
+def last_event(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a JSONL file that is being written; None if there is none yet."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(0, 2)
+            stream.seek(max(0, stream.tell() - TAIL_BYTES))
+            lines = stream.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return None
+    if not lines:
+        return None
+    event: dict[str, Any] = json.loads(lines[-1])
+    return event

@@ -1,0 +1,58 @@
+"""The pipeline flow: an arbitrary DAG of stages run by Prefect, with one thread per stage that waits.
+
+Independent branches run side by side as far as the machine's slots allow, and go on when one fails; what needs a failed
+stage does not run. Cancelling the flow, Ctrl-C, or the death of this process ends every process of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prefect import flow
+from prefect.futures import PrefectFuture, wait
+from prefect.states import Completed, Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from infra.artifacts import ArtifactRef
+from infra.errors import ForgelineError
+from tasks.execute import RunContext, StageResult
+from tasks.pipeline import Pipeline
+from tasks.prefect_task import stage_task
+
+
+def run_with_prefect(
+    pipeline: Pipeline,
+    known: dict[str, ArtifactRef],
+    context: RunContext,
+    on_end: Callable[[str, StageResult | ForgelineError], None],
+    read_progress: Callable[[str], float | None],
+) -> None:
+    """Run every stage of `pipeline` as one Prefect flow run. What became of each stage is told through `on_end`.
+
+    known: artifacts of refs; filled with each stage's artifact as it is made.
+    """
+
+    @flow(
+        name=pipeline.name,
+        description=pipeline.description or None,
+        flow_run_name=context.run,
+        task_runner=ThreadPoolTaskRunner(max_workers=len(pipeline.stages)),
+        persist_result=False,
+        validate_parameters=False,
+    )
+    def run_stages() -> State[Any]:
+        futures: dict[str, PrefectFuture[Any]] = {}
+        try:
+            for node in pipeline.stages.values():
+                wrapped = stage_task(node, known, context, on_end, read_progress)
+                futures[node.name] = wrapped.submit(wait_for=[futures[name] for name in node.needs])
+            wait(list(futures.values()))
+        except BaseException:
+            context.cancelled.set()
+            wait(list(futures.values()))
+            raise
+        bad = [name for name, future in futures.items() if not future.state.is_completed()]
+        return Failed(message=f"not completed: {', '.join(bad)}") if bad else Completed(message="all stages completed")
+
+    run_stages(return_state=True)

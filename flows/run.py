@@ -1,0 +1,172 @@
+"""`forgeline run`: plan first; if everything is reused, say so and stop; else run what is left as a Prefect flow.
+
+Prefect is imported, and its ephemeral server started, only when there is work. The warm server with torch is started
+before that, so that the two start-ups overlap.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.live import LiveView
+from flows.monitor import Monitor
+from infra.artifacts import ArtifactRef
+from infra.errors import CorruptArtifact, ForgelineError, GateRefused, Preempted
+from infra.launch.local import LocalLauncher
+from infra.launch.slots import Slots
+from infra.platform import prefect_server
+from infra.store import Store
+from tasks.execute import RunContext, StageResult
+from tasks.pipeline import Pipeline
+from tasks.plan import PlannedStage, make_plan, resolve_refs
+from tasks.run_record import RunRecord, new_run_id
+
+if TYPE_CHECKING:
+    import threading
+
+REPAIR_ROUNDS = 2
+
+
+def home() -> Path:
+    """Folder for logs, job files and local servers: $FORGELINE_HOME, else `.forgeline` here."""
+    return Path(os.environ.get("FORGELINE_HOME", ".forgeline"))
+
+
+def run_pipeline(pipeline: Pipeline, *, quiet: bool = False) -> tuple[RunRecord, int]:
+    """Run a pipeline to its end. Returns its record and the exit code; stage failures are in the record, not raised."""
+    store = Store.open(pipeline.store, probe=True)
+    plan = make_plan(pipeline, store)
+    record = RunRecord(new_run_id(), pipeline, store)
+    with LiveView([(line.node.name, line.node.stage.kind) for line in plan], quiet=quiet) as live:
+        if all(line.action == "reuse" for line in plan):
+            for line in plan:
+                _note_reused(line, record, store, live)
+            record.finish("ok")
+            return record, 0
+        return record, _run_flow(pipeline, plan, store, record, live)
+
+
+def _note_reused(line: PlannedStage, record: RunRecord, store: Store, live: LiveView) -> None:
+    assert line.artifact is not None
+    manifest = store.manifest(line.artifact.kind, line.artifact.key)
+    assert manifest is not None
+    if line.node.stage.publish:
+        line.node.stage.publish(store, manifest)
+    record.note(line.node.name, StageResult("reuse", manifest, line.reason))
+    live.update(line.node.name, state="reused", reason=line.reason)
+
+
+def _run_flow(
+    pipeline: Pipeline, plan: list[PlannedStage], store: Store, record: RunRecord, live: LiveView
+) -> int:
+    run = record.data["run"]
+    folder = home() / "runs" / run
+    folder.mkdir(parents=True)
+    record.save()
+    slots = Slots(len(os.sched_getaffinity(0)))
+    launcher = LocalLauncher()
+    try:
+        for warm in {line.node.stage.warm for line in plan if line.action != "reuse"}:
+            launcher.prestart(warm=warm)
+        monitor = Monitor(live, record)
+        context = RunContext(
+            run=run,
+            pipeline=pipeline.name,
+            store=store,
+            launcher=launcher,
+            slots=slots,
+            folder=folder,
+            producer={"commit": _commit(pipeline.path), "cores": slots.total},
+            notify=monitor.notify,
+        )
+        _prepare_prefect(folder)
+        from flows.pipeline import run_with_prefect
+
+        _log_to_file(folder)
+        for _ in range(1 + REPAIR_ROUNDS):
+            monitor.failures.clear()
+            known: dict[str, ArtifactRef] = resolve_refs(pipeline, store)
+            try:
+                run_with_prefect(pipeline, known, context, monitor.end, monitor.percent)
+            except KeyboardInterrupt:
+                context.cancelled.set()
+            corrupt = [e for e in monitor.failures.values() if isinstance(e, CorruptArtifact)]
+            if not corrupt or context.cancelled.is_set():
+                break
+            for error in corrupt:
+                live.message(f"{error.where}: {error.what}; it is quarantined and will be made again")
+                store.quarantine(error.kind, error.key)
+        status, code = _verdict(list(monitor.failures.values()), context.cancelled)
+        record.finish(status)
+        return code
+    finally:
+        launcher.close()
+
+
+def _verdict(failures: list[ForgelineError], cancelled: threading.Event) -> tuple[str, int]:
+    if cancelled.is_set():
+        return "interrupted", 130
+    if any(not isinstance(e, GateRefused | Preempted) for e in failures):
+        return "failed", 3
+    if any(isinstance(e, Preempted) for e in failures):
+        return "interrupted", Preempted.exit_code
+    return ("refused", GateRefused.exit_code) if failures else ("ok", 0)
+
+
+def _prepare_prefect(folder: Path) -> None:
+    """Settings Prefect reads on import; what the user has set stays."""
+    url = prefect_server.running(home())
+    if url and "PREFECT_API_URL" not in os.environ:
+        os.environ["PREFECT_API_URL"] = url
+    defaults = {
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "INFO",
+        "PREFECT_TASKS_DEFAULT_PERSIST_RESULT": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    if "PREFECT_API_URL" not in os.environ:
+        # One database a run: two ephemeral servers on one SQLite file lock each other out.
+        defaults["PREFECT_HOME"] = str((folder / "prefect").resolve())
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _log_to_file(folder: Path) -> None:
+    """Prefect's console log goes to `prefect.log`: the terminal belongs to the live view."""
+    handler = logging.FileHandler(folder / "prefect.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("", *[n for n in logging.root.manager.loggerDict if n.startswith("prefect")]):
+        logger = logging.getLogger(name)
+        consoles = [h for h in logger.handlers if "Console" in type(h).__name__ or type(h) is logging.StreamHandler]
+        for console in consoles:
+            logger.removeHandler(console)
+            logger.addHandler(handler)
+
+
+def _commit(path: Path) -> str | None:
+    """The git commit of the folder the pipeline file lies in, for lineage; None outside a repository."""
+    try:
+        found = subprocess.run(  # noqa: S603
+            ["git", "-C", str(path.resolve().parent), "rev-parse", "HEAD"],  # noqa: S607
+            capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def stage_summary(record: dict[str, Any]) -> str:
+    """One line on how a run's stages came about: `12 stages: 3 run, 9 reused`."""
+    words = {"run": "run", "reuse": "reused", "resume": "resumed"}
+    counts: dict[str, int] = {}
+    for entry in record["stages"]:
+        word = words.get(entry["action"], entry["action"])
+        counts[word] = counts.get(word, 0) + 1
+    parts = ", ".join(f"{n} {word}" for word, n in counts.items())
+    return f"{len(record['stages'])} stages: {parts}"

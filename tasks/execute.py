@@ -1,0 +1,214 @@
+"""One stage, executed: resolve its key, reuse what is stored, else hold the claim, launch the job, return its artifact.
+
+Knows no Prefect, so that it can be tested and used without one; `tasks/prefect_task.py` wraps it. Safe to call from
+many threads and, through claims, from many machines: whoever does not get the claim waits and adopts the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from infra import claims, refs
+from infra.artifacts import ArtifactRef, Manifest
+from infra.checkpoints import CheckpointStore
+from infra.errors import ForgelineError, GateRefused, Preempted, StageError, TransientError
+from infra.launch.launcher import JobHandle, JobSpec, Launcher
+from infra.launch.slots import Slots
+from infra.store import Store
+from tasks.pipeline import StageNode
+from tasks.plan import Resolved, latest_ref, resolve, stored
+from tasks.worker import read_outcome
+
+POLL_SECONDS = 0.2
+Notify = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What became of a stage: `action` is how the artifact came about in this run."""
+
+    action: Literal["run", "reuse", "resume"]
+    manifest: Manifest
+    reason: str = ""
+
+
+@dataclass
+class RunContext:
+    """What all stages of one run share."""
+
+    run: str
+    pipeline: str
+    store: Store
+    launcher: Launcher
+    slots: Slots
+    folder: Path
+    producer: dict[str, Any]
+    notify: Notify
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult:
+    """Make, resume or reuse one stage's artifact. Raises ForgelineError; `transient` ones are worth another attempt."""
+    resolved = resolve(node, made)
+    kind = node.stage.kind
+    manifest = stored(context.store, kind, resolved)
+    if manifest is not None:
+        return _finish(node, StageResult("reuse", manifest, "nothing changed"), context)
+    claim = _claim(node, resolved, context)
+    if claim is None:
+        manifest = stored(context.store, kind, resolved)
+        assert manifest is not None, "waiting for a claim ends with the claim or with the artifact"
+        return _finish(node, StageResult("reuse", manifest, "made by another run"), context)
+    try:
+        manifest = stored(context.store, kind, resolved)
+        if manifest is not None:
+            return _finish(node, StageResult("reuse", manifest, "made by another run"), context)
+        steps = CheckpointStore(context.store, kind, resolved.key).steps()
+        manifest = _run_job(node, resolved, claim, context, resuming=bool(steps))
+        reason = f"resumed at step {max(steps)}" if steps else ""
+        return _finish(node, StageResult("resume" if steps else "run", manifest, reason), context)
+    finally:
+        claim.release()
+
+
+def _claim(node: StageNode, resolved: Resolved, context: RunContext) -> claims.Claim | None:
+    """The claim on the stage's key; None once another holder has committed the artifact."""
+    watch = claims.Watch(context.store, node.stage.kind, resolved.key)
+    told = False
+    while True:
+        claim = watch.try_acquire()
+        if claim is not None:
+            return claim
+        if stored(context.store, node.stage.kind, resolved) is not None:
+            return None
+        if not told:
+            context.notify(node.name, state="waiting", reason="another run is making it")
+            told = True
+        if context.cancelled.wait(POLL_SECONDS * 2):
+            raise Preempted("cancelled while waiting for another run", where=f"stage {node.name}")
+
+
+def _run_job(
+    node: StageNode, resolved: Resolved, claim: claims.Claim, context: RunContext, *, resuming: bool
+) -> Manifest:
+    ranks, threads, slots = job_size(node, context.slots.total)
+    attempt = uuid.uuid4().hex[:12]
+    folder = context.folder / node.name / attempt
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps(_job(node, resolved, claim, attempt, context)), encoding="utf-8")
+    spec = JobSpec(name=node.name, folder=folder.resolve(), ranks=ranks, threads=threads, warm=node.stage.warm)
+    context.notify(node.name, state="queued", folder=folder)
+    with context.slots.hold(slots, context.cancelled):
+        if context.cancelled.is_set():
+            raise Preempted("cancelled before it started", where=f"stage {node.name}")
+        context.notify(node.name, state="resuming" if resuming else "running", folder=folder)
+        handle = context.launcher.submit(spec)
+        code = _wait(node, handle, claim, context)
+    outcome = read_outcome(folder, ranks)
+    if code == 0 and isinstance(outcome, ArtifactRef):
+        manifest = context.store.manifest(outcome.kind, outcome.key)
+        assert manifest is not None, "a job that reports success has committed"
+        return manifest
+    if code == Preempted.exit_code or context.cancelled.is_set():
+        raise Preempted("stopped; it goes on from its last checkpoint when run again", where=f"stage {node.name}")
+    if isinstance(outcome, ForgelineError):
+        outcome.where = f"stage {node.name}" if not outcome.where else f"stage {node.name}: {outcome.where}"
+        outcome.args = (str(outcome),)
+        raise outcome
+    raise TransientError(
+        f"its process ended without a word (exit code {code}{_signal_name(code)})",
+        where=f"stage {node.name}",
+        hint=f"Killed from outside, or out of memory. Log: {spec.log}\n{handle.logs()[-2000:]}",
+    )
+
+
+def _signal_name(code: int | None) -> str:
+    import signal
+
+    number = -code if code is not None and code < 0 else (code or 0) - 128
+    return f", {signal.Signals(number).name}" if number in set(signal.Signals) else ""
+
+
+def _wait(node: StageNode, handle: JobHandle, claim: claims.Claim, context: RunContext) -> int | None:
+    deadline = time.monotonic() + node.execution.timeout if node.execution.timeout else None
+    try:
+        while (code := handle.wait(POLL_SECONDS)) is None:
+            if context.cancelled.is_set():
+                handle.cancel()
+            if deadline is not None and time.monotonic() > deadline:
+                handle.cancel()
+                raise StageError(f"ran longer than its timeout of {node.execution.timeout} s", where=f"stage {node.name}")
+            claim.check_alive()
+            context.notify(node.name, poll=True)
+        return code
+    except BaseException:
+        handle.cancel()
+        raise
+
+
+def job_size(node: StageNode, cores: int) -> tuple[int, int, int]:
+    """(ranks, threads per rank, slots taken) of a stage on a machine with `cores` cores."""
+    ranks = node.execution.processes if node.stage.distributed else 1
+    if node.execution.threads == "auto":
+        threads = max(1, cores // ranks) if node.stage.distributed or node.stage.exclusive else 1
+    else:
+        threads = node.execution.threads
+    return ranks, threads, cores if node.stage.exclusive else min(cores, ranks * threads)
+
+
+def _job(
+    node: StageNode, resolved: Resolved, claim: claims.Claim, attempt: str, context: RunContext
+) -> dict[str, Any]:
+    inputs: dict[str, list[dict[str, Any]]] = {}
+    taken: dict[str, int] = {}
+    for item in node.inputs:
+        name = item.path.partition("[")[0]
+        ref = resolved.inputs[name][taken.get(name, 0)]
+        taken[name] = taken.get(name, 0) + 1
+        inputs.setdefault(name, []).append({**asdict(ref), "stage": item.stage, "split": item.split})
+    return {
+        "run": context.run,
+        "pipeline": context.pipeline,
+        "name": node.name,
+        "kind": node.stage.kind,
+        "key": resolved.key,
+        "identity": resolved.identity,
+        "params": node.params.model_dump(mode="json"),
+        "inputs": inputs,
+        "execution": node.execution.model_dump(mode="json"),
+        "store": context.store.url,
+        "attempt": attempt,
+        "claim": claim.to_json(),
+        "producer": {**context.producer, "run": context.run, "pipeline": context.pipeline, "stage": node.name},
+    }
+
+
+def _finish(node: StageNode, result: StageResult, context: RunContext) -> StageResult:
+    """Move the stage's `latest` ref, publish what the stage publishes, and turn a refusal into its error."""
+    manifest = result.manifest
+    name = latest_ref(context.pipeline, node.name)
+    current = refs.get(context.store, name)
+    if current is None or (current.artifact.key, current.artifact.digest) != (manifest.key, manifest.digest):
+        refs.advance(context.store, name, manifest.ref, note=f"run {context.run}")
+    if node.stage.publish:
+        node.stage.publish(context.store, manifest)
+    if node.stage.refuses and not manifest.metrics.get("passed"):
+        raise GateRefused(
+            "the requirements were not met; what depends on it does not run",
+            where=f"stage {node.name}",
+            hint=f"See the verdict: forgeline show {name}",
+        )
+    return result
+
+
+def log_environment() -> dict[str, Any]:
+    """What is worth knowing about where a run was started, without naming the machine."""
+    return {"user_commit": os.environ.get("FORGELINE_COMMIT"), "cores": len(os.sched_getaffinity(0))}

@@ -1,0 +1,110 @@
+"""Why a stage runs, said as a diff against what it made last: parameters, inputs, source files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from infra import refs
+
+if TYPE_CHECKING:
+    from infra.store import Store
+    from tasks.pipeline import StageNode
+    from tasks.plan import Resolved
+
+MISSING = object()
+NAMES_SHOWN = 3
+
+
+def why_it_runs(pipeline: str, node: StageNode, resolved: Resolved, store: Store) -> str:
+    """One line: `never ran`, or what differs from the identity behind the stage's `latest` ref."""
+    entry = refs.get(store, f"{pipeline}/{node.name}/latest")
+    before = store.manifest(entry.kind, entry.key) if entry else None
+    if entry is None:
+        return "never ran"
+    if before is None or before.identity == resolved.identity:
+        return "its artifact is gone or was quarantined"
+    old, new = before.identity, resolved.identity
+    reasons = []
+    if old["kind"] != new["kind"]:
+        return f"stage kind {old['kind']} -> {new['kind']}"
+    if old["version"] != new["version"]:
+        reasons.append(f"stage version {old['version']} -> {new['version']}")
+    reasons += [f"{path} {a} -> {b}" for path, a, b in param_changes(old["params"], new["params"])]
+    reasons += _input_changes(old["inputs"], new["inputs"], before.inputs, node, resolved, store)
+    if old["sources"] != new["sources"]:
+        files = {s.path: s.sha256 for s in resolved.sources}
+        reasons.append(f"sources changed: {_file_changes(_recorded_sources(store, before), files)}")
+    return "; ".join(reasons)
+
+
+def param_changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """(path, old, new) for every leaf that differs; a missing side reads `unset`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            below = f"{path}.{name}" if path else name
+            yield from param_changes(old.get(name, MISSING), new.get(name, MISSING), below)
+    elif old != new:
+        yield path, _shown(old), _shown(new)
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is MISSING else value if isinstance(value, str) else json.dumps(value)
+
+
+def _input_changes(
+    old: list[dict[str, Any]],
+    new: list[dict[str, Any]],
+    old_refs: dict[str, Any],
+    node: StageNode,
+    resolved: Resolved,
+    store: Store,
+) -> Iterator[str]:
+    before, now = {e["field"]: e for e in old}, {e["field"]: e for e in new}
+    names = {item.path: item.stage for item in node.inputs}
+    for path in sorted({*before, *now}):
+        if path not in before:
+            yield f"input {path} added: {names[path]}"
+        elif path not in now:
+            yield f"input {path} removed"
+        elif before[path]["digest"] != now[path]["digest"]:
+            base, _, index = path.partition("[")
+            position = int(index.rstrip("]") or 0)
+            ref = resolved.inputs[base][position]
+            was = next(iter(old_refs.get(base, [])[position : position + 1]), None)
+            yield f"input {names[path]} changed{_payload_change(was, ref, store)}"
+        elif before[path] != now[path]:
+            yield f"input {path}: {_shown(before[path].get('split'))} -> {_shown(now[path].get('split'))}"
+
+
+def _payload_change(was: dict[str, str] | None, ref: Any, store: Store) -> str:
+    if was is None:
+        return ""
+    old, new = store.manifest(was["kind"], was["key"]), store.manifest(ref.kind, ref.key)
+    if old is None or new is None:
+        return ""
+    sources = _recorded_sources(store, old), _recorded_sources(store, new)
+    if sources[0] and sources[1] and sources[0] != sources[1]:
+        return f": {_file_changes(*sources)}"
+    return f": {_file_changes({e.path: e.sha256 for e in old.payload}, {e.path: e.sha256 for e in new.payload})}"
+
+
+def _recorded_sources(store: Store, manifest: Any) -> dict[str, str]:
+    """Path -> sha256 of the files a data stage read, from its records; empty for a stage that reads none."""
+    if not any(entry.path == "sources.json" for entry in manifest.records):
+        return {}
+    return dict(store.read_json(f"{manifest.ref.prefix}/{manifest.attempt}/records/sources.json"))
+
+
+def _file_changes(old: dict[str, str], new: dict[str, str]) -> str:
+    parts = []
+    for word, names in (
+        ("added", sorted(new.keys() - old.keys())),
+        ("removed", sorted(old.keys() - new.keys())),
+        ("changed", sorted(n for n in old.keys() & new.keys() if old[n] != new[n])),
+    ):
+        if names:
+            shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+            parts.append(f"{len(names)} file{'s' if len(names) > 1 else ''} {word} ({shown})")
+    return ", ".join(parts) or "same files"

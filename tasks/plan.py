@@ -1,0 +1,154 @@
+"""What would happen: for every stage its key, whether it runs, is reused or resumes, and why.
+
+A key needs the content digests of the stage's inputs. Those of a stage that is going to run are not known yet, so what
+depends on it is `unknown`; once it has run, the same `resolve` gives the real key, and a stage whose inputs turned out
+unchanged is reused after all (early cut-off).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from infra import refs
+from infra.artifacts import ArtifactRef, Manifest
+from infra.checkpoints import CheckpointStore
+from infra.config_check import did_you_mean
+from infra.errors import StoreError, UsageError
+from infra.keys import content_digest, digest
+from tasks.explain import why_it_runs
+from tasks.pipeline import Pipeline, StageNode
+from tasks.stage import SourceFile, identity_params
+
+if TYPE_CHECKING:
+    from infra.store import Store
+
+Action = Literal["run", "reuse", "resume", "unknown"]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A stage whose inputs are known: its key, and the identity payload the key is the hash of."""
+
+    key: str
+    identity: dict[str, Any]
+    inputs: dict[str, list[ArtifactRef]]
+    sources: list[SourceFile] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of the plan. `key` and `artifact` are None while they cannot be known."""
+
+    node: StageNode
+    action: Action
+    reason: str
+    key: str | None = None
+    artifact: ArtifactRef | None = None
+    step: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        action = f"resume @ step {self.step}" if self.action == "resume" else self.action
+        return {
+            "name": self.node.name,
+            "kind": self.node.stage.kind,
+            "action": action,
+            "key": self.key,
+            "reason": self.reason,
+        }
+
+
+def resolve(node: StageNode, made: dict[str, ArtifactRef], sources: list[SourceFile] | None = None) -> Resolved:
+    """Key and identity of a stage, given the artifacts of the stages and refs it names."""
+    inputs: dict[str, list[ArtifactRef]] = {}
+    entries = []
+    for item in node.inputs:
+        ref = made[item.stage]
+        if ref.type not in item.types:
+            raise UsageError(
+                f"{item.stage!r} is a {ref.type}, but a {' or '.join(item.types)} is needed here",
+                where=f"stages.{node.name}.{node.stage.kind}.{item.path}",
+            )
+        entries.append({"field": item.path, "digest": ref.digest, "type": ref.type, "split": item.split, **_label(item)})
+        inputs.setdefault(item.path.partition("[")[0], []).append(ref)
+    if sources is None:
+        sources = node.stage.sources(node.params) if node.stage.sources else []
+    identity = {
+        "kind": node.stage.kind,
+        "version": node.stage.version,
+        "params": identity_params(node.params),
+        "inputs": entries,
+        "sources": content_digest((s.path, s.sha256) for s in sources) if node.stage.sources else None,
+    }
+    return Resolved(digest(identity), identity, inputs, sources)
+
+
+def _label(item: Any) -> dict[str, str]:
+    """List inputs are told apart by their stage names, which then show in the result; single inputs are not."""
+    return {"label": item.stage} if "[" in item.path else {}
+
+
+def stored(store: Store, kind: str, resolved: Resolved) -> Manifest | None:
+    """The committed artifact under a resolved key. Raises StoreError if its stored identity is not the one asked for."""
+    manifest = store.manifest(kind, resolved.key)
+    if manifest is not None and manifest.identity != resolved.identity:
+        raise StoreError(
+            "the stored identity differs from the one asked for under the same key",
+            where=f"artifacts/{kind}/{resolved.key}",
+            hint="The store was tampered with or written by an incompatible version; quarantine that artifact.",
+        )
+    return manifest
+
+
+def resolve_refs(pipeline: Pipeline, store: Store) -> dict[str, ArtifactRef]:
+    """The artifacts behind every `ref:NAME` input. Raises UsageError on a ref that does not exist."""
+    found: dict[str, ArtifactRef] = {}
+    for node in pipeline.stages.values():
+        for item in node.inputs:
+            if item.stage.startswith("ref:") and item.stage not in found:
+                found[item.stage] = read_ref(store, item.stage.removeprefix("ref:"), f"stages.{node.name}.{item.path}")
+    return found
+
+
+def read_ref(store: Store, name: str, where: str | None = None) -> ArtifactRef:
+    """The artifact a ref points to. Raises UsageError with the nearest name if there is none."""
+    entry = refs.get(store, name)
+    if entry is None:
+        raise UsageError(f"no ref named {name!r}", where=where, hint=did_you_mean(name, refs.names(store)) or "No refs yet.")
+    return entry.artifact
+
+
+def latest_ref(pipeline: str, stage: str) -> str:
+    """Name of the ref to what a stage of a pipeline made last."""
+    return f"{pipeline}/{stage}/latest"
+
+
+def make_plan(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
+    """The plan of a pipeline against a store, in execution order. Reads manifests and refs only, never payloads."""
+    known = resolve_refs(pipeline, store)
+    planned: list[PlannedStage] = []
+    waiting: dict[str, str] = {}
+    for node in pipeline.stages.values():
+        blocker = next((waiting[n] for n in node.needs if n in waiting), None)
+        if blocker is not None:
+            waiting[node.name] = blocker
+            planned.append(PlannedStage(node, "unknown", f"unknown until {blocker}"))
+            continue
+        line = _plan_stage(pipeline, node, store, known)
+        planned.append(line)
+        if line.artifact is None:
+            waiting[node.name] = node.name
+        else:
+            known[node.name] = line.artifact
+    return planned
+
+
+def _plan_stage(pipeline: Pipeline, node: StageNode, store: Store, known: dict[str, ArtifactRef]) -> PlannedStage:
+    resolved = resolve(node, known)
+    manifest = stored(store, node.stage.kind, resolved)
+    if manifest is not None:
+        return PlannedStage(node, "reuse", "nothing changed", resolved.key, manifest.ref)
+    steps = CheckpointStore(store, node.stage.kind, resolved.key).steps()
+    if steps:
+        return PlannedStage(node, "resume", "it was interrupted", resolved.key, step=max(steps))
+    return PlannedStage(node, "run", why_it_runs(pipeline.name, node, resolved, store), resolved.key)

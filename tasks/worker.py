@@ -1,0 +1,187 @@
+"""What a job process runs: job file in, artifact out.
+
+Every rank fetches (and so verifies) the inputs and calls the stage's `run`; rank 0 commits what lies in the output
+folder once all is done. How it went is left in `outcome-<rank>.json` beside the job file, progress in `events.jsonl`.
+Exit codes: 0 done, 75 preempted, 3 (or the error's own) failed with an outcome, anything else a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+import types
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from infra.artifacts import ArtifactRef, Manifest
+from infra.checkpoints import CheckpointStore
+from infra.claims import Claim
+from infra.errors import CorruptArtifact, ForgelineError, StageError, error_from_json
+from infra.execution import Execution
+from infra.store import Store
+from infra.tracking import JobTracker, Tracker
+from tasks.stage import InputArtifact, Job, Stage, stages
+
+EVENT_INTERVAL = 0.25
+PACKAGES = ("torch", "transformers", "deepspeed", "tokenizers", "pyarrow", "onnx", "onnxruntime", "safetensors")
+
+
+class Events:
+    """Appends progress to events.jsonl, at most four lines a second; the live view reads the last one."""
+
+    def __init__(self, path: Path) -> None:
+        self.stream = path.open("a", encoding="utf-8")
+        self.last = 0.0
+
+    def progress(self, step: int, total: int, **values: float) -> None:
+        now = time.monotonic()
+        if now - self.last >= EVENT_INTERVAL or step >= total:
+            self.last = now
+            self.stream.write(json.dumps({"step": step, "total": total, **values}) + "\n")
+            self.stream.flush()
+
+
+class Stop:
+    """Remembers a first SIGTERM for stages that can save their state; ends every other stage, and on a second one, at once."""
+
+    def __init__(self, patient: bool) -> None:
+        self.patient, self.requested = patient, False
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, signum: int, frame: types.FrameType | None) -> None:
+        if self.requested or not self.patient:
+            os._exit(128 + signum)
+        self.requested = True
+
+    def __call__(self) -> bool:
+        return self.requested
+
+
+def main(folder: Path) -> int:
+    """Run the job described by `folder/job.json` as the rank given by the environment; returns the exit code."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    spec = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    outcome: dict[str, Any]
+    try:
+        manifest = _run(folder, spec, rank, world_size)
+        outcome, code = {"status": "ok", "artifact": asdict(manifest.ref) if manifest else None}, 0
+    except ForgelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        outcome, code = {"status": "failed", "error": error.to_json()}, error.exit_code
+    except MemoryError:
+        traceback.print_exc()
+        error = StageError("out of memory", where=spec["name"], hint="Lower the batch size, or run it on a larger machine.")
+        outcome, code = {"status": "failed", "error": error.to_json()}, error.exit_code
+    except Exception as failure:
+        traceback.print_exc()
+        what = f"{type(failure).__name__}: {failure}"
+        error = StageError(what, where=f"stage {spec['name']}", hint=f"The full traceback is in {folder / 'log.txt'}.")
+        outcome, code = {"status": "failed", "error": error.to_json()}, error.exit_code
+    partial = folder / f"outcome-{rank}.json.part"
+    partial.write_text(json.dumps(outcome), encoding="utf-8")
+    partial.replace(folder / f"outcome-{rank}.json")
+    return code
+
+
+def read_outcome(folder: Path, ranks: int) -> Manifest | ArtifactRef | ForgelineError | None:
+    """What the job left: the artifact's reference, the error that came first, or None if no rank left a word."""
+    found = []
+    for rank in range(ranks):
+        path = folder / f"outcome-{rank}.json"
+        if path.exists():
+            found.append((path.stat().st_mtime_ns, rank, json.loads(path.read_text(encoding="utf-8"))))
+    failed = sorted(item for item in found if item[2]["status"] == "failed")
+    if failed:
+        return error_from_json(failed[0][2]["error"])
+    first = next((item[2] for item in found if item[1] == 0), None)
+    return ArtifactRef(**first["artifact"]) if first and first["artifact"] else None
+
+
+def _run(folder: Path, spec: dict[str, Any], rank: int, world_size: int) -> Manifest | None:
+    stage: Stage[Any] = stages()[spec["kind"]]
+    stop = Stop(patient=stage.distributed)
+    store = Store.open(spec["store"])
+    claim = Claim.from_json(store, spec["claim"])
+    events = Events(folder / "events.jsonl" if rank == 0 else Path(os.devnull))
+    started = time.perf_counter()
+    inputs, entries = _fetch(store, spec["inputs"])
+    fetched = time.perf_counter()
+    work = folder / f"work-{rank}"
+    shutil.rmtree(work, ignore_errors=True)
+    for name in ("payload", "records", "scratch"):
+        (work / name).mkdir(parents=True)
+    tracker: Tracker = JobTracker(folder / "metrics.jsonl" if rank == 0 else None)
+    checkpoints = CheckpointStore(store, spec["kind"], spec["key"], claim.check)
+    job: Job[Any] = Job(
+        name=spec["name"],
+        params=stage.params.model_validate(spec["params"]),
+        inputs=inputs,
+        output=work / "payload",
+        records=work / "records",
+        scratch=work / "scratch",
+        execution=Execution.model_validate(spec["execution"]),
+        progress=events.progress,
+        tracker=tracker,
+        checkpoints=checkpoints,
+        stop_requested=stop,
+        rank=rank,
+        world_size=world_size,
+    )
+    try:
+        metrics = stage.run(job)
+    finally:
+        tracker.close()
+    if rank != 0:
+        return None
+    ran = time.perf_counter()
+    manifest = store.commit(
+        kind=spec["kind"],
+        type=stage.makes,
+        key=spec["key"],
+        attempt=spec["attempt"],
+        payload_dir=job.output,
+        records_dir=job.records,
+        identity=spec["identity"],
+        inputs=entries,
+        producer={**spec["producer"], "versions": _versions(), "execution": spec["execution"], "ranks": world_size},
+        metrics={name: float(value) for name, value in metrics.items()},
+        timings={"fetch": round(fetched - started, 3), "run": round(ran - fetched, 3)},
+        fence=claim.check,
+        on_progress=lambda done, total: events.progress(done, total, uploading=1.0),
+    )
+    if stage.distributed:
+        checkpoints.clear()
+    shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def _fetch(
+    store: Store, named: dict[str, list[dict[str, Any]]]
+) -> tuple[dict[str, list[InputArtifact]], dict[str, list[dict[str, Any]]]]:
+    fetched: dict[str, list[InputArtifact]] = {}
+    for name, items in named.items():
+        for item in items:
+            manifest = store.manifest(item["kind"], item["key"])
+            if manifest is None or manifest.digest != item["digest"]:
+                what = "the input artifact disappeared or changed while the run went on"
+                raise CorruptArtifact(what, kind=item["kind"], key=item["key"], hint="Run again; it will be re-made.")
+            artifact = InputArtifact(item["stage"], store.fetch(manifest), manifest, item["split"])
+            fetched.setdefault(name, []).append(artifact)
+    return fetched, named
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in ("forgeline", *PACKAGES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
