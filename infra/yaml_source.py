@@ -16,6 +16,8 @@ from infra.errors import ConfigError, Problem
 
 Path = tuple[str | int, ...]
 MAX_NODES = 20_000
+OVERRIDE = "--set"
+COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,15 +61,14 @@ class Document:
 def parse_yaml(text: str, name: str) -> Document:
     """Parse `text`; `name` is the file name shown in errors. Raises ConfigError with every structural fault."""
     document = Document(name=name, data=None, text=text)
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
-        if node is None:
-            raise ConfigError(
-                [Problem(f"{name}:1", "", "the file is empty; a pipeline needs at least `name` and `stages`")]
-            )
         builder = _Builder(loader, document)
-        document.data = builder.build(node, ())
+        document.data = None if node is None else builder.build(node, ())
+        if document.data is None and name != OVERRIDE:
+            what = "the file is empty; a pipeline needs at least `name` and `stages`"
+            raise ConfigError([Problem(f"{name}:1", "", what)])
         if builder.problems:
             raise ConfigError(builder.problems)
         return document
@@ -80,8 +81,6 @@ def parse_yaml(text: str, name: str) -> Document:
         raise ConfigError([Problem(f"{name}:1", "", f"not valid YAML text: {error.reason}")]) from error
     except RecursionError as error:
         raise ConfigError([Problem(f"{name}:1", "", "nested too deeply to be a pipeline")]) from error
-    finally:
-        loader.dispose()
 
 
 class _Builder:
@@ -100,6 +99,8 @@ class _Builder:
             raise ConfigError([Problem(place, "", message)])
         if id(node) in self.open:
             raise ConfigError([Problem(place, dotted(path), "an alias refers to itself; remove the alias")])
+        if isinstance(node, yaml.CollectionNode) and node.tag not in COLLECTIONS:
+            raise ConfigError([Problem(place, dotted(path), f"unknown tag {node.tag}; a pipeline is plain data")])
         self.open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -137,7 +138,7 @@ class _Builder:
 
 def parse_scalar(text: str) -> Any:
     """The value a plain YAML text stands for; used by `--set path=value`. Raises ConfigError as `parse_yaml` does."""
-    return parse_yaml(text, "--set").data if text.strip() else ""
+    return parse_yaml(text, OVERRIDE).data if text.strip() else ""
 
 
 def dotted(path: Path) -> str:
