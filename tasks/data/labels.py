@@ -20,7 +20,7 @@ class Label(StageParams):
     source: str = Field(
         alias="from",
         pattern=r"^(package|column:.+)$",
-        description="`package`: first folder of the file's path. `column:NAME`: a column of jsonl, csv or parquet rows.",
+        description="`package`: first folder of the file's path. `column:NAME`: a column of the rows.",
     )
     keep: list[str] | None = Field(None, min_length=1, description="Labels kept; other rows go. None: all.")
     max_per_class: int | None = Field(

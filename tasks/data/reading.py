@@ -157,5 +157,4 @@ def _parquet(file: FoundFile, raw: bytes) -> Iterator[tuple[int | None, dict[str
         table = pq.read_table(pa.BufferReader(raw))
     except (pa.ArrowInvalid, OSError) as error:
         raise StageError(f"not a Parquet file: {error}", where=f"sources: {file.path}") from error
-    for number, record in enumerate(table.to_pylist(), 1):
-        yield number, record
+    yield from enumerate(table.to_pylist(), 1)

@@ -45,7 +45,7 @@ class Source(StageParams):
     )
     format: Format = Field(
         "text",
-        description="`text`: a file is an example. `jsonl`, `csv`, `parquet`: a row is. Set for you by python_functions.",
+        description="`text`: a file is an example. `jsonl`, `csv`, `parquet`: a row is. Not used with functions.",
     )
     text_column: str = Field("text", description="Column that holds the text; jsonl, csv and parquet only.")
     id_column: str | None = Field(
@@ -96,7 +96,7 @@ def expand(pattern: str) -> str:
 
 
 def find_files(sources: Sequence[Source]) -> list[FoundFile]:
-    """Every file the sources name, sorted by path. Raises StageError on an unreadable place or a source without files."""
+    """Every file the sources name, sorted by path. Raises StageError on an unreadable place or a fileless source."""
     found: dict[str, FoundFile] = {}
     for i, source in enumerate(sources):
         for file in _files_of(source, f"sources[{i}].{source.field}"):
