@@ -30,7 +30,7 @@ def safe_relative_path(path: str) -> str:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of an artifact: POSIX path relative to its attempt folder, size in bytes, sha256 hex."""
+    """One file of an artifact: POSIX path relative to its `payload` or `records` folder, size in bytes, sha256 hex."""
 
     path: str
     size: int

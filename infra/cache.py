@@ -1,0 +1,72 @@
+"""The local cache of a remote store: verified files, by the digest of the set they belong to.
+
+    $FORGELINE_CACHE/<content digest>/...       default ~/.cache/forgeline
+    $FORGELINE_CACHE/.tmp/...                   downloads under way
+
+A file is downloaded beside the cache, hashed, and renamed into place, so what lies in a set was whole when it came. It
+is hashed again on every reuse, because disks and people change files; a damaged one is replaced. Two processes that
+fetch the same set at once rename the same bytes over each other, which harms nobody, an open file included.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from infra.artifacts import FileEntry
+from infra.errors import StoreError
+from infra.keys import content_digest
+from infra.objects import Objects
+from infra.store_errors import store_errors
+from infra.transfer import DamagedFiles, Progress, download, problem, verify
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept: FORGELINE_CACHE, or `~/.cache/forgeline`."""
+    return Path(os.environ.get("FORGELINE_CACHE") or Path.home() / ".cache" / "forgeline").absolute()
+
+
+def fetch_files(
+    objects: Objects, prefix: str, entries: list[FileEntry], on_progress: Callable[[int, int], None] | None = None
+) -> Path:
+    """A local folder with exactly the files of `entries`, every one verified. Raises DamagedFiles, StoreError.
+
+    Where the store is a folder itself, its own files are verified in place and that folder is returned: read only.
+    """
+    where = f"{objects.url}/{prefix}"
+    if (own := objects.local_folder(prefix)) is not None:
+        verify(own, entries, where)
+        return own
+    cache = cache_folder()
+    folder = cache / content_digest((entry.path, entry.sha256) for entry in entries)
+    missing = [entry for entry in entries if problem(folder, entry)]
+    progress = Progress(sum(entry.size for entry in missing), on_progress)
+
+    def fetch(entry: FileEntry) -> None:
+        temporary, target = cache / ".tmp" / uuid.uuid4().hex, folder / entry.path
+        with store_errors(f"cache folder {cache} (FORGELINE_CACHE)"):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            objects.get_file(f"{prefix}/{entry.path}", temporary, progress.add)
+            arrived = FileEntry(temporary.name, entry.size, entry.sha256)
+            if (fault := problem(temporary.parent, arrived)) is not None:
+                raise DamagedFiles([fault.replace(temporary.name, entry.path)], where)
+            temporary.chmod(0o444)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    download(objects, prefix, missing, fetch)
+    _remove_strangers(folder, {entry.path for entry in entries})
+    if not folder.is_dir():
+        raise StoreError("nothing to fetch", where=where)
+    return folder
+
+
+def _remove_strangers(folder: Path, expected: set[str]) -> None:
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir() and path.relative_to(folder).as_posix() not in expected:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,216 @@
+"""Claims: who may work on a key. A lease with a fencing token, made of create-only writes.
+
+    claims/<kind>/<key>/000001.json          generation 1: its owner. Create-only, so each generation has one owner.
+    claims/<kind>/<key>/000001.beat.json     its heartbeat, by its owner only: a counter, and whether it was released
+
+The newest generation holds the key. Taking over means creating the next one, and only one taker can. It is allowed when
+the holder released, when it is a process of this very machine that is dead, or when its counter stood still for a whole
+lease on the *observer's* monotonic clock; nobody compares wall clocks.
+
+A holder that was only slow learns from `check` that a newer generation exists. The generation is the fencing token: a
+job carries it (`to_json`, `from_json`) and calls `check` right before it commits. What slips through the instant
+between check and commit is harmless, because the commit itself is create-only.
+
+Generations are never deleted: a reused number would be a second owner for an old token.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from infra.artifacts import Manifest
+from infra.errors import LeaseLost, Preempted, StoreError
+from infra.objects import json_bytes
+from infra.store import Store
+
+LEASE_SECONDS = 10.0
+log = logging.getLogger(__name__)
+
+
+def default_lease() -> float:
+    """Seconds without a heartbeat after which a claim may be taken over: FORGELINE_LEASE, or 10."""
+    return float(os.environ.get("FORGELINE_LEASE", LEASE_SECONDS))
+
+
+class Fence:
+    """The right to commit under a key, as carried by a job: it can be checked, not renewed."""
+
+    def __init__(self, store: Store, kind: str, key: str, generation: int) -> None:
+        self.store, self.kind, self.key, self.token = store, kind, key, generation
+
+    def check(self) -> None:
+        """Raise LeaseLost if the key was taken over. One existence query."""
+        if self.store.exists(f"{_folder(self.kind, self.key)}/{self.token + 1:06d}.json"):
+            raise LeaseLost(
+                "another run took over this work",
+                where=f"claims/{self.kind}/{self.key}",
+                hint="This process did not show a sign of life for a whole lease; its result is not committed.",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fence as JSON, for a job file."""
+        return {"kind": self.kind, "key": self.key, "generation": self.token}
+
+    @staticmethod
+    def from_json(store: Store, data: dict[str, Any]) -> Fence:
+        """The fence of a claim that another process holds."""
+        return Fence(store, data["kind"], data["key"], data["generation"])
+
+
+class Claim(Fence):
+    """A held claim. A background thread beats until `release`; also a context manager."""
+
+    def __init__(self, store: Store, kind: str, key: str, generation: int, lease: float) -> None:
+        super().__init__(store, kind, key, generation)
+        self.lease, self._count = lease, 0
+        self._stopped, self._lost = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._beat_until_released, name=f"claim-{kind}", daemon=True)
+        self._thread.start()
+
+    def check_alive(self) -> None:
+        """Raise LeaseLost if the heartbeat has found the key taken over. Asks nobody, so it may be called in a loop."""
+        if self._lost.is_set():
+            self.check()
+
+    def beat(self) -> None:
+        """Show a sign of life."""
+        self._count += 1
+        self._write(released=False)
+
+    def release(self) -> None:
+        """Let the next one have the key at once. A failing store is logged only: the lease then runs out by itself."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        self._thread.join(self.lease)
+        try:
+            self._write(released=True)
+        except StoreError as error:
+            log.warning("claim on %s/%s could not be released: %s", self.kind, self.key, error)
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def _write(self, *, released: bool) -> None:
+        path = f"{_folder(self.kind, self.key)}/{self.token:06d}.beat.json"
+        self.store.write_bytes(path, json_bytes({"count": self._count, "released": released}))
+
+    def _beat_until_released(self) -> None:
+        while not self._stopped.wait(self.lease / 3):
+            try:
+                self.beat()
+                self.check()
+            except LeaseLost:
+                self._lost.set()
+                return
+            except StoreError as error:
+                log.warning("heartbeat for %s/%s failed, going on: %s", self.kind, self.key, error)
+
+
+class Watch:
+    """One observer's view of the claims on a key. Keep it while waiting: it remembers when the holder last moved."""
+
+    def __init__(self, store: Store, kind: str, key: str, lease: float | None = None) -> None:
+        self.store, self.kind, self.key = store, kind, key
+        self.lease = default_lease() if lease is None else lease
+        self._newest = 0
+        self._last: tuple[int, int] | None = None
+        self._since = 0.0
+
+    def try_acquire(self) -> Claim | None:
+        """The claim if it is free now; None while another holds it, or took it first. Never waits."""
+        folder = _folder(self.kind, self.key)
+        # A listing may lag behind; then the create below fails and tells us of a newer generation.
+        listed = [int(name[:6]) for name in self.store.list(folder) if len(name) == 11 and name[:6].isdigit()]
+        self._newest = max([self._newest, *listed])
+        if self._newest and not self._may_take_over(self._newest):
+            return None
+        generation = self._newest + 1
+        record = {"owner": uuid.uuid4().hex, "lease": self.lease, **_this_process()}
+        if self.store.create(f"{folder}/{generation:06d}.json", json_bytes(record)):
+            return Claim(self.store, self.kind, self.key, generation, self.lease)
+        self._newest = generation
+        return None
+
+    def _may_take_over(self, generation: int) -> bool:
+        stem = f"{_folder(self.kind, self.key)}/{generation:06d}"
+        holder = self.store.find_json(f"{stem}.json") or {}
+        beat = self.store.find_json(f"{stem}.beat.json") or {"count": 0, "released": False}
+        if beat["released"] or _is_dead(holder):
+            return True
+        now, seen = time.monotonic(), (generation, int(beat["count"]))
+        if seen != self._last:
+            self._last, self._since = seen, now
+        return now - self._since > float(holder.get("lease", self.lease))
+
+
+def try_acquire(store: Store, kind: str, key: str, lease: float | None = None) -> Claim | None:
+    """The claim on a key if it is free, released, or its holder is dead on this machine; else None."""
+    return Watch(store, kind, key, lease).try_acquire()
+
+
+def wait_for(
+    store: Store,
+    kind: str,
+    key: str,
+    *,
+    lease: float | None = None,
+    poll: float = 0.4,
+    cancelled: threading.Event | None = None,
+) -> Manifest | Claim:
+    """Wait until the artifact is there (its manifest) or is ours to make (the claim). Raises Preempted if cancelled."""
+    watch, cancelled = Watch(store, kind, key, lease), cancelled or threading.Event()
+    while True:
+        if (manifest := store.manifest(kind, key)) is not None:
+            return manifest
+        if (claim := watch.try_acquire()) is not None:
+            # The last holder may have committed and released between the two questions.
+            if (manifest := store.manifest(kind, key)) is not None:
+                claim.release()
+                return manifest
+            return claim
+        if cancelled.wait(poll):
+            raise Preempted("cancelled while waiting for another run", where=f"claims/{kind}/{key}")
+
+
+def _folder(kind: str, key: str) -> str:
+    return f"claims/{kind}/{key}"
+
+
+def _this_process() -> dict[str, Any]:
+    return {"machine": _machine(), "pid": os.getpid(), "started": _start_time(os.getpid())}
+
+
+def _machine() -> str | None:
+    """Boot and pid namespace: where process ids mean the same. Two containers on one host share only the boot."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def _start_time(pid: int) -> str | None:
+    """Clock ticks after boot at which a living process started (proc(5), field 22); None if it is dead or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether the holder certainly is a dead process of this machine."""
+    machine = _machine()
+    if machine is None or holder.get("machine") != machine or holder.get("started") is None:
+        return False
+    return _start_time(int(holder["pid"])) != str(holder["started"])

@@ -1,0 +1,206 @@
+"""The store: artifacts, and the objects beside them, in a folder or an S3 bucket, with the same promises on both.
+
+    store = Store.open("s3://bucket/prefix")        # or "file:///data/store", or a plain folder
+    manifest = store.manifest("pretrain", key)      # None: nothing was committed under this key
+    path = store.fetch(manifest)                    # a local folder; every byte verified before it is returned
+
+Layout (see `infra.artifacts` for what an artifact is):
+
+    artifacts/<kind>/<key>/<attempt>/{payload,records}/...   files; nobody looks at them before the manifest is there
+    artifacts/<kind>/<key>/manifest.json                     create-only, written last: it is the commit
+    quarantine/<kind>/<key>/<attempt>-<n>/manifest.json      manifests of artifacts found damaged
+    claims/ refs/ checkpoints/ runs/                         see `infra.claims`, `infra.refs`, `infra.checkpoints`
+
+A process killed at any moment leaves an attempt folder nobody points to, or a committed artifact; never a mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from infra.artifacts import FileEntry, Manifest, payload_digest
+from infra.cache import fetch_files
+from infra.errors import CorruptArtifact, StageError, StoreError
+from infra.objects import Objects, checked, json_bytes
+from infra.transfer import DamagedFiles, OnProgress, Progress, folder_files, upload
+
+REMAKE = "Run the pipeline again: the artifact is set aside and made anew."
+
+
+class Store(Objects):
+    """A folder of objects with artifacts in it. Made by `Store.open`."""
+
+    @staticmethod
+    def open(url: str, *, probe: bool = False) -> Store:
+        """Open `url`. An S3 server is asked once, so that a wrong address, secret or bucket shows here and not later.
+
+        probe: also write, to prove that the store is writable and honours create-only writes; orchestrators do.
+        Raises StoreError (bad URL, credentials, bucket, permissions, guarantees) or StoreUnreachable.
+        """
+        store = _store_for(url)
+        store.check()
+        if probe:
+            store.probe()
+        return store
+
+    def manifest(self, kind: str, key: str) -> Manifest | None:
+        """The committed artifact under a key, or None. Raises CorruptArtifact if its manifest is damaged."""
+        path = f"artifacts/{kind}/{key}/manifest.json"
+        try:
+            data = self.read_json(path)
+        except FileNotFoundError:
+            return None
+        except StoreError as error:
+            if isinstance(error.__cause__, ValueError):
+                raise CorruptArtifact("the manifest is not valid JSON", kind=kind, key=key, hint=REMAKE) from error
+            raise
+        try:
+            manifest = Manifest.from_json(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptArtifact(
+                f"the manifest lacks or garbles a field ({error})", kind=kind, key=key, hint=REMAKE
+            ) from error
+        if (manifest.kind, manifest.key) != (kind, key) or manifest.digest != payload_digest(manifest.payload):
+            raise CorruptArtifact("the manifest contradicts itself or its place", kind=kind, key=key, hint=REMAKE)
+        return manifest
+
+    def commit(
+        self,
+        *,
+        kind: str,
+        type: str,
+        key: str,
+        attempt: str,
+        payload_dir: Path,
+        records_dir: Path | None = None,
+        identity: dict[str, Any],
+        inputs: dict[str, Any] | None = None,
+        producer: dict[str, Any] | None = None,
+        metrics: dict[str, float] | None = None,
+        timings: dict[str, float] | None = None,
+        fence: Callable[[], None] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Manifest:
+        """Store a stage's files and commit them; returns the artifact that now stands under the key.
+
+        That is the winner's where another attempt committed first; this attempt's files are then removed.
+
+        attempt: a name nobody else uses. fence: called right before the commit; raises LeaseLost if the work was taken
+        over. on_progress: (bytes done, bytes in all).
+        Raises StageError if there are no files or a metric is not a number, StoreError on links and failing storage.
+        """
+        if (standing := self.manifest(kind, key)) is not None:
+            return standing
+        place = f"artifacts/{kind}/{key}"
+        folders = {"payload": payload_dir, **({"records": records_dir} if records_dir else {})}
+        sizes = {part: sum(f[2] for f in folder_files(folder)) for part, folder in folders.items() if folder.is_dir()}
+        progress = Progress(sum(sizes.values()), on_progress)
+        files: dict[str, list[FileEntry]] = {"payload": [], "records": []}
+        for part, folder in folders.items():
+            files[part] = upload(self, f"{place}/{attempt}/{part}", folder, progress)
+        if not files["payload"]:
+            raise StageError("it left no file to keep", where=place, hint="A stage writes what it makes to job.output.")
+        manifest = Manifest(
+            kind=kind,
+            type=type,
+            key=key,
+            attempt=attempt,
+            digest=payload_digest(files["payload"]),
+            payload=files["payload"],
+            records=files["records"],
+            identity=identity,
+            inputs=inputs or {},
+            producer=producer or {},
+            metrics=metrics or {},
+            timings=timings or {},
+        )
+        try:
+            data = json_bytes(manifest.to_json())
+        except ValueError as error:
+            names = [name for name, value in manifest.metrics.items() if value - value != 0]
+            what = f"metrics that are not finite numbers: {', '.join(names) or error}"
+            raise StageError(what, where=place, hint="Training diverged, or a metric is undefined here.") from error
+        if fence is not None:
+            fence()
+        if self.create(f"{place}/manifest.json", data):
+            return manifest
+        winner = self.manifest(kind, key)
+        if winner is None:
+            raise StoreError("the manifest that won was removed at once", where=place, hint="Run again.")
+        self.delete_tree(f"{place}/{attempt}")
+        return winner
+
+    def fetch(self, manifest: Manifest, *, on_progress: OnProgress | None = None) -> Path:
+        """A local folder with the verified payload, read-only. Raises CorruptArtifact if any byte differs.
+
+        A folder store returns its own folder, without a copy; from S3, files go to a local cache (see `infra.cache`).
+        """
+        return self._fetch(manifest, "payload", manifest.payload, on_progress)
+
+    def fetch_records(self, manifest: Manifest, *, on_progress: OnProgress | None = None) -> Path | None:
+        """As `fetch`, for the evidence kept beside the payload; None where the stage left none."""
+        return self._fetch(manifest, "records", manifest.records, on_progress) if manifest.records else None
+
+    def _fetch(self, manifest: Manifest, part: str, entries: list[FileEntry], on_progress: OnProgress | None) -> Path:
+        prefix = f"{manifest.ref.prefix}/{manifest.attempt}/{part}"
+        try:
+            return fetch_files(self, prefix, entries, on_progress)
+        except DamagedFiles as error:
+            raise CorruptArtifact(
+                f"{part} is damaged: {error.what}", kind=manifest.kind, key=manifest.key, hint=REMAKE
+            ) from error
+
+    def quarantine(self, kind: str, key: str, attempt: str | None = None) -> str | None:
+        """Set a damaged artifact aside, so that it can be made anew; its files stay under their attempt.
+
+        Hold the claim on the key. attempt: leave it alone if another attempt has been committed meanwhile.
+        Returns the store path of the manifest's new place, or None if there was nothing to set aside.
+        """
+        source = f"artifacts/{kind}/{key}/manifest.json"
+        try:
+            data = self.read_bytes(source)
+        except FileNotFoundError:
+            return None
+        try:
+            standing = self.manifest(kind, key)
+            name = standing.attempt if standing else "removed"
+        except StoreError:
+            name = "unreadable"
+        if attempt is not None and name not in (attempt, "unreadable"):
+            return None
+        number = 1
+        while not self.create(target := f"quarantine/{kind}/{key}/{checked(name)}-{number}/manifest.json", data):
+            number += 1
+        self.delete(source)
+        return target
+
+
+def _store_for(url: str) -> Store:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "file", url
+    if scheme == "file":
+        from infra.store_file import FileStore
+
+        parts = urlsplit(url)
+        folder = unquote(parts.path) if separator else rest
+        if not folder or (separator and (parts.netloc or not folder.startswith("/"))):
+            raise StoreError("not a folder", where=url, hint="Write file:///absolute/folder, or a plain folder.")
+        return FileStore(Path(folder).expanduser())
+    if scheme == "s3":
+        from infra.store_s3 import S3Store
+
+        bucket, _, prefix = rest.partition("/")
+        if not bucket or "@" in bucket or ":" in bucket:
+            raise StoreError(
+                "not a bucket",
+                where="s3://...",
+                hint="Write s3://bucket/prefix; credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+            )
+        return S3Store(bucket, checked(prefix.strip("/")) if prefix.strip("/") else "")
+    raise StoreError(
+        f"unknown store scheme {scheme!r}", where=url, hint="Use a folder, file:///folder or s3://bucket/prefix."
+    )

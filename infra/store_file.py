@@ -1,0 +1,186 @@
+"""The store in a folder: a temporary file, then a link or rename, so that an object is there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from infra.errors import StoreError
+from infra.keys import CHUNK
+from infra.objects import OnBytes, checked
+from infra.store import Store
+from infra.store_errors import store_errors
+
+NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
+STALE_SECONDS = 24 * 3600
+"""Age at which a temporary file can only be the rest of a killed process."""
+
+
+class FileStore(Store):
+    """A folder. Several processes, and machines sharing a POSIX file system with hard links, may use it at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.url = self.root.as_uri()
+        self._temporary = self.root / ".tmp"
+
+    def check(self) -> None:
+        with store_errors(str(self.root)):
+            if self.root.exists() and not self.root.is_dir():
+                raise StoreError("is not a folder", where=str(self.root), hint="Name a folder for the store.")
+            if self.root.is_dir():
+                next(self.root.iterdir(), None)
+
+    def probe(self) -> None:
+        super().probe()
+        self._sweep()
+
+    def _path(self, path: str) -> Path:
+        return self.root / checked(path)
+
+    def read_bytes(self, path: str) -> bytes:
+        with store_errors(str(self.root / path)):
+            return self._path(path).read_bytes()
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        target = self._path(path)
+        with store_errors(str(target)), self._temp_file() as temporary:
+            temporary.write_bytes(data)
+            self._into_place(lambda: temporary.replace(target), target)
+
+    def create(self, path: str, data: bytes) -> bool:
+        target = self._path(path)
+        with store_errors(str(target)), self._temp_file() as temporary:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            try:
+                self._into_place(lambda: os.link(temporary, target), target)
+            except FileExistsError:
+                # NFS may repeat a link whose answer was lost; then the second link to our file is the proof.
+                return temporary.stat().st_nlink > 1
+            except OSError as error:
+                if error.errno in NO_HARD_LINKS and os.access(target.parent, os.W_OK):
+                    raise StoreError(
+                        f"the file system has no hard links ({error.strerror})",
+                        where=str(self.root),
+                        hint="Put the store on a local disk, NFS, or S3.",
+                    ) from error
+                raise
+            _sync_folder(target.parent)
+            return True
+
+    def exists(self, path: str) -> bool:
+        with store_errors(str(self.root / path)):
+            return self._path(path).is_file()
+
+    def list(self, prefix: str) -> list[str]:
+        folder = self._path(prefix)
+        with store_errors(str(folder)):
+            try:
+                return sorted(entry.name for entry in folder.iterdir())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def walk(self, prefix: str) -> Iterator[str]:
+        folder = self._path(prefix)
+        with store_errors(str(folder)):
+            found = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+        yield from sorted(path.relative_to(self.root).as_posix() for path in found)
+
+    def delete(self, path: str) -> None:
+        target = self._path(path)
+        with store_errors(str(target)):
+            with contextlib.suppress(FileNotFoundError):
+                target.unlink()
+            self._prune(target.parent)
+
+    def delete_tree(self, prefix: str) -> None:
+        folder = self._path(prefix)
+        with store_errors(str(folder)):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder)
+            self._prune(folder.parent)
+
+    def put_file(self, source: Path, path: str, on_bytes: OnBytes | None = None) -> tuple[int, str]:
+        target, sha, size = self._path(path), hashlib.sha256(), 0
+        with store_errors(str(target)), self._temp_file() as temporary:
+            descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            with os.fdopen(descriptor, "rb", buffering=0) as reader, temporary.open("wb", buffering=0) as writer:
+                buffer = memoryview(bytearray(CHUNK))
+                while count := reader.readinto(buffer):
+                    chunk = buffer[:count]
+                    sha.update(chunk)
+                    while len(chunk):
+                        chunk = chunk[writer.write(chunk) :]
+                    size += count
+                    if on_bytes:
+                        on_bytes(count)
+                os.fsync(writer.fileno())
+            # Read-only, so that a loader which opens files for writing cannot change an artifact in place.
+            temporary.chmod(0o444)
+            self._into_place(lambda: temporary.replace(target), target)
+            _sync_folder(target.parent)
+        return size, sha.hexdigest()
+
+    def get_file(self, path: str, target: Path, on_bytes: OnBytes | None = None) -> None:
+        with store_errors(str(self.root / path)), self._path(path).open("rb") as reader, target.open("wb") as writer:
+            while chunk := reader.read(CHUNK):
+                writer.write(chunk)
+                if on_bytes:
+                    on_bytes(len(chunk))
+
+    def local_folder(self, prefix: str) -> Path | None:
+        return self._path(prefix)
+
+    @contextlib.contextmanager
+    def _temp_file(self) -> Iterator[Path]:
+        path = self._temporary / uuid.uuid4().hex
+        self._temporary.mkdir(parents=True, exist_ok=True)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _into_place(self, move: Callable[[], object], target: Path) -> None:
+        for attempt in range(5):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                move()
+                return
+            except FileNotFoundError:
+                # Another process may have pruned the folder, empty until now, between the two calls.
+                if attempt == 4:
+                    raise
+
+    def _prune(self, folder: Path) -> None:
+        while folder != self.root:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+            folder = folder.parent
+
+    def _sweep(self) -> None:
+        oldest = time.time() - STALE_SECONDS
+        for path in self._temporary.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name survive a power cut, not only a kill."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

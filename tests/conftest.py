@@ -1,0 +1,34 @@
+"""Fixtures every tier may use. Servers start when a test asks for them, once in a session."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def load(path: str) -> Any:
+    """A helper module beside the tests, e.g. `load("e2e/seaweed.py")`: `tests/` is not a package."""
+    name = "forgeline_tests_" + path.removesuffix(".py").replace("/", "_")
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running SeaweedFS (see `e2e/seaweed.py`): `.url(prefix)`, `.env`, `.bucket`."""
+    server = load("e2e/seaweed.py").SeaweedFS(tmp_path_factory.mktemp("seaweed"))
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
