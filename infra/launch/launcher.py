@@ -1,4 +1,4 @@
-"""The launcher protocol: how a job reaches processes. Local today; Slurm, Kubernetes and Ray implement the same four calls.
+"""The launcher protocol: how a job reaches processes. Local today; Slurm, Kubernetes and Ray implement the same calls.
 
 A job is described by a `JobSpec`: a job file (JSON, read by `tasks.worker`), the number of ranks, and where logs go.
 Exit codes are the contract back: 0 done, 75 preempted (resumable), anything else failed.
@@ -29,14 +29,17 @@ class JobSpec:
 
 
 class JobHandle(Protocol):
-    """A submitted job."""
+    """A submitted job. `reason`: one line on why it failed, empty while it runs and when it exited 0."""
+
+    @property
+    def reason(self) -> str: ...
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Exit code once the job ended: 0 done, 75 preempted, else failed (negative: signal). None on time-out."""
         ...
 
     def cancel(self, grace: float = 5.0) -> None:
-        """Ask every process to stop (SIGTERM), kill what is left after `grace` seconds, and return when all are gone."""
+        """Ask the ranks to stop (SIGTERM), kill what is left after `grace` seconds, and return when all are gone."""
         ...
 
     def logs(self) -> str:

@@ -1,0 +1,295 @@
+"""One job's processes: a supervisor that forks the ranks, watches them, and answers for them.
+
+The supervisor leads a session of its own. It reads one JSON line (a `JobSpec`) from its socket and answers two:
+`{"pid": 123}` once the ranks run and `{"exit": 0, "reason": ""}` when every process of the job is gone. A line
+`cancel SECONDS` stops the job, and so does the end of the connection: whoever asked for the job has died.
+
+Stopping means SIGTERM to the ranks (once: training saves its state on the first and gives up on the second), SIGKILL
+to what is left after the grace. A rank that fails stops the others the same way, because they would wait for it in the
+next collective until a time-out. A rank that exits 75 has saved its state together with the others: they get time to
+finish instead of a signal. Processes that ranks leave behind are killed when the last rank has ended, whatever session
+they moved to.
+
+Every rank touches `rank-<i>.beat` once a second from a thread: proof that the process lives and its interpreter runs,
+not that training advances. The same thread ends the rank if the supervisor was killed and SIGTERM was not obeyed.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import json
+import os
+import random
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import types
+from pathlib import Path
+from typing import Any, NoReturn
+
+from infra.launch.process import adopt_orphans, die_with_parent, kill_descendants, reap
+
+GRACE_SECONDS = 5.0
+PREEMPTED = 75
+PREEMPT_GRACE_SECONDS = 60.0
+BEAT_SECONDS = 1.0
+REQUEST_SECONDS = 30.0
+
+
+def supervise(connection: socket.socket, server: int) -> NoReturn:
+    """Run the job that comes over `connection`, answer, and end this process. Called in a fork of the warm server."""
+    code = 1
+    try:
+        os.setsid()
+        adopt_orphans()
+        # Handlers first: a signal that comes before them would end this process without an answer.
+        supervisor = _Supervisor(connection, server)
+        die_with_parent(server)
+        supervisor.run()
+        code = 0
+    except (OSError, ValueError, KeyError):
+        traceback.print_exc()
+    finally:
+        kill_descendants()
+        os._exit(code)
+
+
+class _Supervisor:
+    def __init__(self, connection: socket.socket, server: int) -> None:
+        self.connection, self.server = connection, server
+        self.ranks: dict[int, int] = {}
+        self.exit, self.reason = 0, ""
+        self.deadline: float | None = None
+        self.asked, self.stopping = "", False
+        self._unread = b""
+        self._hung_up = False
+        self._signalled = False
+        self._wake_read, self._wake_write = os.pipe()
+        for end in (self._wake_read, self._wake_write):
+            os.set_blocking(end, False)
+        signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        signal.set_wakeup_fd(self._wake_write)
+
+    def _on_stop(self, signum: int, frame: types.FrameType | None) -> None:
+        self._signalled = True
+
+    def run(self) -> None:
+        self.connection.settimeout(REQUEST_SECONDS)
+        while b"\n" not in self._unread:
+            if not (chunk := self.connection.recv(65536)):
+                return  # cancelled before it began
+            self._unread += chunk
+        line, _, self._unread = self._unread.partition(b"\n")
+        self.connection.setblocking(False)
+        self._read()
+        if self._stop_wanted() is not None:
+            self._answer({"exit": -int(signal.SIGTERM), "reason": "cancelled before it started"})
+            return
+        spec = json.loads(line)
+        self.folder = Path(spec["folder"])
+        self.log = os.open(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._start(spec)
+        self._answer({"pid": os.getpid()})
+        self._watch()
+        if not kill_descendants():
+            self._note("some processes of this job could not be killed")
+        self._answer({"exit": self.exit, "reason": self.reason})
+
+    def _start(self, spec: dict[str, Any]) -> None:
+        port = free_port() if "MASTER_PORT" not in spec["env"] else int(spec["env"]["MASTER_PORT"])
+        life_read, life_write = os.pipe()  # ends for every rank at once when this process is gone
+        me = os.getpid()
+        for rank in range(spec["ranks"]):
+            pid = os.fork()
+            if pid == 0:
+                os.close(life_write)
+                self._leave()
+                _run_rank(spec, rank, port, self.log, life_read, me)
+            self.ranks[pid] = rank
+        os.close(life_read)
+
+    def _leave(self) -> None:
+        """In a rank: give up everything that is the supervisor's."""
+        signal.set_wakeup_fd(-1)
+        for fd in (self._wake_read, self._wake_write, self.connection.detach()):
+            os.close(fd)
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.connection, selectors.EVENT_READ)
+            selector.register(self._wake_read, selectors.EVENT_READ)
+            while self.ranks:
+                timeout = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+                for key, _ in selector.select(timeout):
+                    if key.fileobj is self.connection:
+                        self._read()
+                        if self._hung_up:
+                            selector.unregister(self.connection)
+                    else:
+                        _drain(self._wake_read)
+                for pid, code in reap():
+                    if pid in self.ranks:
+                        self._ended(self.ranks.pop(pid), code)
+                if not self.stopping and (grace := self._stop_wanted()) is not None:
+                    self._stop("asked to stop" if os.getppid() == self.server else "the warm server died", grace)
+                if self.deadline is not None and time.monotonic() >= self.deadline and self.ranks:
+                    self._note(f"killing rank {', '.join(map(str, sorted(self.ranks.values())))}: did not stop in time")
+                    self.deadline = None
+                    for pid in self.ranks:
+                        os.kill(pid, signal.SIGKILL)
+
+    def _ended(self, rank: int, code: int) -> None:
+        if code == 0 or self.exit != 0:
+            return
+        self.exit = code
+        self.reason = f"{self.asked}; " if self.asked else ""
+        self.reason += f"rank {rank} " + (
+            f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited {code}"
+        )
+        if self.ranks and not self.stopping:
+            if code == PREEMPTED:
+                self.deadline = time.monotonic() + PREEMPT_GRACE_SECONDS
+            else:
+                self._note(f"{self.reason}; stopping the other ranks")
+                self._stop("", GRACE_SECONDS)
+
+    def _stop(self, why: str, grace: float) -> None:
+        self.stopping, self.asked = True, why
+        self.deadline = min(self.deadline or float("inf"), time.monotonic() + grace)
+        if self.exit != PREEMPTED:
+            for pid in self.ranks:
+                os.kill(pid, signal.SIGTERM)
+
+    def _read(self) -> None:
+        try:
+            chunk = self.connection.recv(4096)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            chunk = b""
+        self._hung_up = not chunk
+        self._unread += chunk
+
+    def _stop_wanted(self) -> float | None:
+        """Seconds of grace if the job shall stop."""
+        for line in self._unread.splitlines():
+            if line.startswith(b"cancel "):
+                return float(line.split()[1])
+        return GRACE_SECONDS if self._hung_up or self._signalled else None
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        try:
+            self.connection.setblocking(True)
+            self.connection.sendall(json.dumps(message).encode() + b"\n")
+            self.connection.setblocking(False)
+        except (BrokenPipeError, ConnectionError):
+            self._hung_up = True
+
+    def _note(self, text: str) -> None:
+        os.write(self.log, f"forgeline: {text}\n".encode())
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on, from below the range systems give to outgoing connections."""
+    chooser = random.SystemRandom()
+    while True:
+        port = chooser.randrange(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+
+
+def _drain(fd: int) -> None:
+    try:
+        while os.read(fd, 4096):
+            continue
+    except BlockingIOError:
+        return
+
+
+def _run_rank(spec: dict[str, Any], rank: int, port: int, log: int, life: int, supervisor: int) -> NoReturn:
+    code = 1
+    try:
+        for name in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(name, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        die_with_parent(supervisor)
+        for target in (1, 2):
+            os.dup2(log, target)
+        os.close(log)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        faulthandler.enable()
+        _prepare(spec, rank, port)
+        threading.Thread(target=_beat, args=(Path(spec["folder"]), rank, life), name="beat", daemon=True).start()
+        code = _call(spec["entry"], Path(spec["folder"]))
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Like multiprocessing's children: what the server registered to run at its exit is not run here.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _prepare(spec: dict[str, Any], rank: int, port: int) -> None:
+    threads = str(spec["threads"])
+    os.environ.update(
+        {
+            **{f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS", "RAYON")},
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            **spec["env"],
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(spec["ranks"]),
+            "LOCAL_WORLD_SIZE": str(spec["ranks"]),
+        }
+    )
+    # The interpreter is up already, so that it would not look at this variable again.
+    sys.path[:0] = [part for part in spec["env"].get("PYTHONPATH", "").split(os.pathsep) if part]
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(spec["threads"])
+    if spec["threads"] > 1 and "numpy" in sys.modules:
+        importlib.import_module("threadpoolctl").threadpool_limits(spec["threads"], user_api="blas")
+
+
+def _call(entry: str, folder: Path) -> int:
+    module, _, function = entry.partition(":")
+    try:
+        code = getattr(importlib.import_module(module), function)(folder)
+    except SystemExit as stop:
+        code = stop.code
+    if code is None or isinstance(code, int):
+        return (code or 0) & 0xFF
+    sys.stderr.write(f"{code}\n")
+    return 1
+
+
+def _beat(folder: Path, rank: int, life: int) -> None:
+    path = folder / f"rank-{rank}.beat"
+    path.touch()
+    with selectors.DefaultSelector() as selector:
+        selector.register(life, selectors.EVENT_READ)
+        while not selector.select(BEAT_SECONDS):
+            try:
+                os.utime(path)
+            except OSError:
+                continue  # the folder was removed, or its disk is gone: the job itself will say so
+    if sys.platform != "linux":
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
