@@ -19,7 +19,7 @@ from infra.artifacts import FileEntry
 from infra.errors import StoreError
 from infra.keys import content_digest
 from infra.objects import Objects
-from infra.store_errors import store_errors
+from infra.store_errors import NO_SPACE, NOT_ALLOWED, store_errors
 from infra.transfer import DamagedFiles, Progress, download, problem, verify
 
 
@@ -46,16 +46,21 @@ def fetch_files(
 
     def fetch(entry: FileEntry) -> None:
         temporary, target = cache / ".tmp" / uuid.uuid4().hex, folder / entry.path
-        with store_errors(f"cache folder {cache} (FORGELINE_CACHE)"):
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            with store_errors(f"{cache} (FORGELINE_CACHE)"):
+                temporary.parent.mkdir(parents=True, exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
             objects.get_file(f"{prefix}/{entry.path}", temporary, progress.add)
             arrived = FileEntry(temporary.name, entry.size, entry.sha256)
             if (fault := problem(temporary.parent, arrived)) is not None:
                 raise DamagedFiles([fault.replace(temporary.name, entry.path)], where)
             temporary.chmod(0o444)
             temporary.replace(target)
+        except StoreError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SPACE | NOT_ALLOWED:
+                hint = "Free space there, or set FORGELINE_CACHE to a folder on another disk."
+                raise StoreError(error.what, where=f"local cache {cache}", hint=hint) from error
+            raise
         finally:
             temporary.unlink(missing_ok=True)
 

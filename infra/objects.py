@@ -94,7 +94,7 @@ class Objects(ABC):
 
     @abstractmethod
     def list(self, prefix: str) -> list[str]:
-        """Sorted names directly under folder `prefix`: objects and sub-folders. Empty if there is no such folder."""
+        """Sorted names directly under folder `prefix`: objects and sub-folders, a sub-folder just emptied perhaps too."""
 
     @abstractmethod
     def walk(self, prefix: str) -> Iterator[str]:

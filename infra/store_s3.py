@@ -76,10 +76,12 @@ class S3Store(Store):
         # The parent's filesystem stays referenced: dropping it here would run its clean-up on a loop that is gone.
         return self._by_process.setdefault(os.getpid(), filesystem)
 
-    def _call(self, path: str, method: str, *args: Any, deadline: float = CALL_DEADLINE, **kwargs: Any) -> Any:
+    def _call(
+        self, path: str, method: str, *args: Any, deadline: float = CALL_DEADLINE, where: str = "", **kwargs: Any
+    ) -> Any:
         from fsspec.asyn import sync
 
-        with store_errors(f"{self.url}/{path}".rstrip("/")):
+        with store_errors(where or f"{self.url}/{path}".rstrip("/")):
             filesystem = self._filesystem()
             return sync(filesystem.loop, getattr(filesystem, method), *args, timeout=deadline, **kwargs)
 
@@ -204,6 +206,7 @@ class S3Store(Store):
                     chunksize=PART,
                     max_concurrency=PARTS_IN_FLIGHT,
                     deadline=_transfer_deadline(self._size(path)),
+                    where=f"{self.url}/{path} to {target}",
                 )
                 return
             except StoreUnreachable:

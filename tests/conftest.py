@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ def load(path: str) -> Any:
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+@pytest.fixture(name="load", scope="session")
+def load_fixture() -> Callable[[str], Any]:
+    """`load` for tests."""
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,165 @@
+"""What can go wrong with S3 only: addresses, secrets, careless servers, lost answers, the local cache."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import store_s3
+from infra.artifacts import Manifest
+from infra.errors import CorruptArtifact, StoreError, StoreUnreachable
+from infra.store import Store
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(autouse=True)
+def s3_environment(seaweed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in seaweed.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def proxy(seaweed: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    proxy = load("e2e/flaky_proxy.py").FlakyProxy(seaweed.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    yield proxy
+    proxy.close()
+
+
+def commit(store: Store, folder: Path, size: int = 1000) -> Manifest:
+    (folder / "sub").mkdir(parents=True)
+    (folder / "weights").write_bytes(os.urandom(size))
+    (folder / "sub/config").write_text("{}")
+    return store.commit(kind="k", type="model", key="1", attempt="a", payload_dir=folder, identity={})
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
+def test_wrong_credentials(seaweed: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "nonsense-value")
+    with pytest.raises(StoreError, match="credentials") as caught:
+        Store.open(seaweed.url())
+    assert "AWS_SECRET_ACCESS_KEY" in caught.value.hint and "nonsense-value" not in str(caught.value)
+    assert not caught.value.transient
+
+
+def test_no_credentials(seaweed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(StoreError, match="no usable S3 credentials"):
+        Store.open(seaweed.url())
+
+
+def test_missing_bucket() -> None:
+    with pytest.raises(StoreError, match="bucket does not exist"):
+        Store.open("s3://no-such-bucket/x")
+
+
+def test_refused_connection_fails_within_seconds(seaweed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(StoreUnreachable, match="did not answer") as caught:
+            Store.open(seaweed.url())
+    assert time.monotonic() - started < 5 and caught.value.transient
+
+
+def test_a_server_that_never_answers_meets_the_deadline(seaweed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_s3, "CHECK_DEADLINE", 1.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(StoreUnreachable):
+            Store.open(seaweed.url())
+    assert time.monotonic() - started < 6
+
+
+def test_a_server_that_ignores_create_only_is_refused(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load("e2e/careless_s3.py").CarelessS3() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        Store.open("s3://bucket/x")
+        with pytest.raises(StoreError, match="ignores create-only"):
+            Store.open("s3://bucket/x", probe=True)
+        assert server.objects == {}, "the probe cleans up"
+        server.shutdown()
+
+
+# --- a flaky network --------------------------------------------------------------------------------------------------
+
+
+def test_a_create_whose_answer_was_lost_is_still_ours(seaweed: Any, proxy: Any) -> None:
+    store = Store.open(seaweed.url("lost"))
+    proxy.break_next(b"PUT")
+    assert store.create("x/1", b"mine") is True
+    assert proxy.broken == 1, "the fault happened"
+    assert store.create("x/1", b"mine") is False, "equal bytes from another call are another writer's"
+
+
+def test_an_answer_that_breaks_off_is_fetched_again(seaweed: Any, proxy: Any, tmp_path: Path) -> None:
+    store = Store.open(seaweed.url("cut"))
+    made = commit(store, tmp_path / "out", size=200_000)
+    proxy.break_next(b"GET", after=50_000)
+    assert (store.fetch(made) / "weights").read_bytes() == (tmp_path / "out/weights").read_bytes()
+    assert proxy.broken == 1
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def test_a_cached_artifact_is_reused_after_verification(seaweed: Any, tmp_path: Path) -> None:
+    store = Store.open(seaweed.url("cache"))
+    made = commit(store, tmp_path / "out")
+    folder = store.fetch(made)
+    content = (folder / "weights").read_bytes()
+    (folder / "sub/config").chmod(0o644)
+    (folder / "sub/config").write_text("[]")
+    (folder / "stranger.json").write_text("{}")
+    assert store.fetch(made) == folder
+    assert (folder / "sub/config").read_text() == "{}" and not (folder / "stranger.json").exists()
+    store.delete_tree("artifacts/k/1/a")
+    assert (store.fetch(made) / "weights").read_bytes() == content, "nothing is downloaded twice"
+    (folder / "weights").unlink()
+    with pytest.raises(CorruptArtifact, match="weights: missing"):
+        store.fetch(made)
+    assert list((tmp_path / "cache/.tmp").iterdir()) == []
+
+
+def test_fetching_at_once_is_safe(seaweed: Any, tmp_path: Path) -> None:
+    store = Store.open(seaweed.url("twice"))
+    made = commit(store, tmp_path / "out", size=3_000_000)
+    with ThreadPoolExecutor(4) as pool:
+        folders = set(pool.map(lambda _: Store.open(store.url).fetch(made), range(4)))
+    assert len(folders) == 1
+    assert (folders.pop() / "weights").read_bytes() == (tmp_path / "out/weights").read_bytes()
+
+
+def test_a_full_cache_disk_is_named(seaweed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        store = Store.open(seaweed.url("full"))
+        made = commit(store, tmp_path / "out", size=3_000_000)
+        monkeypatch.setenv("FORGELINE_CACHE", str(small))
+        with pytest.raises(StoreError, match="no space left") as caught:
+            store.fetch(made)
+        assert "FORGELINE_CACHE" in str(caught.value) and list((small / ".tmp").iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
