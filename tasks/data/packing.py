@@ -6,11 +6,12 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-DTYPES = {"U16": np.dtype("<u2"), "I32": np.dtype("<i4")}
+DTYPES: dict[str, np.dtype[Any]] = {"U16": np.dtype("<u2"), "I32": np.dtype("<i4")}
 
 
 def token_dtype(vocab_size: int) -> str:

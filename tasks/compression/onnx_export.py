@@ -1,0 +1,161 @@
+"""A Hugging Face model as an ONNX graph, proven equal to the model it came from.
+
+The graph takes `input_ids` and `attention_mask`, int64 [batch, sequence] with both sizes free, and gives `logits`.
+It is captured by `torch.export` (no Python of the model is left) and compared, before it is let out, with the parent on
+batches of several shapes, padded on either side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from infra.errors import StageError
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from transformers import PreTrainedModel
+
+INPUTS = ("input_ids", "attention_mask")
+DIMS = ("batch", "sequence")
+LARGEST_FILE = 1_500_000_000
+Batch = dict[str, npt.NDArray[np.int64]]
+
+
+class Logits(torch.nn.Module):
+    """A model cut down to what inference needs: ids and mask in, logits out, no cache."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        return logits
+
+
+def export_onnx(model: PreTrainedModel, file: Path, max_length: int) -> None:
+    """Write `model` to `file` (weights beside it where they exceed 1.5 GB). Raises StageError if it cannot be captured.
+
+    Equal models give equal bytes: source paths and generated names are taken out of the graph.
+    """
+    batch = next(iter(random_batches(model.config, max_length, seed=0, shapes=[(2, min(7, max_length))])))
+    example = {name: torch.from_numpy(batch[name]) for name in INPUTS}
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    module = Logits(model).eval()
+    with _quiet():
+        try:
+            captured = torch.export.export(
+                module, (), example, dynamic_shapes=dict.fromkeys(INPUTS, free), strict=False
+            )
+            program = torch.onnx.export(
+                captured, (), kwargs=example, dynamo=True, input_names=INPUTS, output_names=["logits"], verbose=False
+            )
+        except Exception as error:
+            # Anything the model's Python does can go wrong here, in exception classes private to torch.
+            first = str(error).strip().partition("\n")[0]
+            raise StageError(
+                f"{type(model).__name__} cannot be captured as a graph: {first}",
+                hint="The model's code branches on the data or on a size; see the log for where.",
+            ) from error
+        assert program is not None
+        _anonymous(program.model)
+        large = model.num_parameters() * 4 > LARGEST_FILE
+        program.save(str(file), external_data=large)
+
+
+def random_batches(
+    config: Any, max_length: int, seed: int, shapes: list[tuple[int, int]] | None = None
+) -> Iterator[Batch]:
+    """Batches like real ones: random ids, rows of ragged length, padded right, then left. The first row is full.
+
+    shapes: [B, T] of each; by default a single token, one long row, and ragged batches up to the longest.
+    """
+    rng = np.random.default_rng(seed)
+    long = max(1, min(max_length, 512))
+    pad = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
+    for size, length in shapes or [(1, 1), (1, long), (2, min(3, long)), (5, min(33, long)), (8, long)]:
+        ids = rng.integers(0, config.vocab_size, (size, length), dtype=np.int64)
+        # A pad token inside a text would end it for models that look for the last token that is no padding.
+        ids[ids == pad] = (pad + 1) % config.vocab_size
+        lengths = np.r_[length, rng.integers(1, length + 1, size - 1)][:, None]
+        places = np.arange(length)[None, :]
+        for mask in (places < lengths, places >= length - lengths):
+            yield {"input_ids": np.where(mask, ids, pad), "attention_mask": mask.astype(np.int64)}
+            if size == 1:
+                break
+
+
+def largest_difference(model: PreTrainedModel, file: Path, max_length: int, seed: int = 0) -> float:
+    """Largest absolute difference of the logits of an ONNX file and its parent, over `random_batches`.
+
+    Where the logits are one row a token, padding positions are left out: they hold nothing defined. Not-a-number
+    anywhere counts as infinite.
+    """
+    import onnxruntime
+
+    module = Logits(model).eval()
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for batch in random_batches(model.config, max_length, seed):
+        with torch.inference_mode():
+            expected = module(*(torch.from_numpy(batch[name]) for name in INPUTS)).float().numpy()
+        given = session.run(["logits"], dict(batch))[0]
+        if given.shape != expected.shape:
+            raise StageError(f"the graph gives logits of shape {given.shape}, the model {expected.shape}")
+        difference = np.abs(given - expected)
+        if expected.ndim == 3 and expected.shape[:2] == batch["attention_mask"].shape:
+            difference = difference[batch["attention_mask"] == 1]
+        worst = max(worst, float(difference.max()) if np.isfinite(difference).all() else float("inf"))
+    return worst
+
+
+def _anonymous(model: onnx_ir.Model) -> None:
+    """Take out what differs from run to run or tells where it was made, and name the two free sizes."""
+    import onnx_ir
+
+    graph = model.graph
+    sizes = {str(dim): name for value in graph.inputs for dim, name in zip(value.shape or (), DIMS, strict=True)}
+    for part in (graph, *model.functions.values()):
+        part.metadata_props.clear()
+        part.doc_string = None
+        for node in part.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                # Shapes inside the graph are spelled in generated names; runtimes infer them anyway.
+                value.metadata_props.clear()
+                value.shape = None if not value.is_graph_output() else value.shape
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape([d if isinstance(d, int) else sizes.get(str(d), str(d)) for d in value.shape])
+    model.metadata_props.clear()
+    model.doc_string = None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter reports progress on stdout and warns about packages that are not needed."""
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript")
+    ]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
