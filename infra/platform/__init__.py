@@ -1,0 +1,1 @@
+"""What stands the platform up around the pipelines."""

@@ -1,0 +1,102 @@
+"""`up` and `down` with a real Prefect server and worker on a free port."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.errors import UsageError
+from infra.platform import prefect_server
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    prefect_server.down(tmp_path)
+
+
+def sessions(home: Path) -> dict[str, int]:
+    data = json.loads((prefect_server.prefect_home(home) / "services.json").read_text())
+    return {name: service["session"] for name, service in data.items()}
+
+
+def test_up_is_idempotent_and_down_stops_just_those(home: Path, port: int) -> None:
+    assert prefect_server.running(home) is None
+    started = time.monotonic()
+    first = prefect_server.up(home, port)
+    sys.stdout.write(f"up took {time.monotonic() - started:.1f} s\n")
+    assert first.started == ("server", "worker")
+    assert prefect_server.running(home) == first.api_url == f"http://127.0.0.1:{port}/api"
+    with urllib.request.urlopen(f"{first.api_url}/work_pools/forgeline") as answer:
+        assert json.load(answer)["type"] == "process"
+    with urllib.request.urlopen(f"{first.ui_url}/ui-settings") as answer:
+        assert json.load(answer)["api_url"] == first.api_url, "the UI must ask the server it came from"
+    listening = [c.laddr for c in psutil.Process(sessions(home)["server"]).net_connections() if c.status == "LISTEN"]
+    assert listening and {address.ip for address in listening} == {"127.0.0.1"}
+
+    again = prefect_server.up(home)
+    assert again.started == () and "already running" in str(again) and again.api_url == first.api_url
+    with pytest.raises(UsageError, match="runs at"):
+        prefect_server.up(home, port + 1)
+
+    worker = psutil.Process(sessions(home)["worker"])
+    worker.kill()
+    worker.wait(10)
+    assert prefect_server.up(home).started == ("worker",)
+
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        processes = [psutil.Process(pid) for pid in sessions(home).values()]
+        processes += [child for process in processes for child in process.children(recursive=True)]
+        assert prefect_server.down(home) == "stopped worker and server"
+        assert not any(process.is_running() and process.status() != "zombie" for process in processes)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+    assert prefect_server.running(home) is None
+    assert prefect_server.down(home) == "nothing was running"
+
+
+def test_a_taken_port_is_named(home: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UsageError, match=r"port \d+ is not free.*\n.*--port"):
+            prefect_server.up(home, other.getsockname()[1])
+
+
+def test_a_recycled_process_id_is_not_killed(home: Path) -> None:
+    folder = prefect_server.prefect_home(home)
+    folder.mkdir()
+    environment = {**os.environ, "PREFECT_HOME": "/elsewhere"}
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    stranger = subprocess.Popen(command, start_new_session=True, env=environment)
+    try:
+        record = {"session": stranger.pid, "since": time.time() - 60, "port": 4200}
+        (folder / "services.json").write_text(json.dumps({"server": record, "worker": record}))
+        assert prefect_server.running(home) is None
+        assert prefect_server.down(home) == "nothing was running"
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
