@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ CHECK_DEADLINE = 8.0
 CALL_DEADLINE = 45.0
 SLOWEST_BYTES_PER_SECOND = 256 * 1024
 """A transfer slower than this on average is given up as stalled."""
+STALE = timedelta(days=1)
 PART = 8 << 20
 PARTS_IN_FLIGHT = 4
 TOKEN = "forgeline-writer"  # noqa: S105 - the name of a metadata field
@@ -101,6 +103,19 @@ class S3Store(Store):
             MaxKeys=1,
             deadline=CHECK_DEADLINE,
         )
+
+    def probe(self) -> None:
+        super().probe()
+        self._abort_stale_uploads()
+
+    def _abort_stale_uploads(self) -> None:
+        """A process killed in an upload leaves its parts, unseen and paid for. By age: a younger one may be alive."""
+        request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._base}
+        oldest = datetime.now(UTC) - STALE
+        for entry in self._call("", "_call_s3", "list_multipart_uploads", **request).get("Uploads", []):
+            if entry["Initiated"] < oldest:
+                request = {"Bucket": self._bucket, "Key": entry["Key"], "UploadId": entry["UploadId"]}
+                self._call("", "_call_s3", "abort_multipart_upload", **request)
 
     def read_bytes(self, path: str) -> bytes:
         # max_concurrency=1: one GET, instead of a HEAD for the size first.

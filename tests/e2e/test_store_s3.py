@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,11 @@ def commit(store: Store, folder: Path, size: int = 1000) -> Manifest:
     (folder / "sub").mkdir(parents=True)
     (folder / "weights").write_bytes(os.urandom(size))
     (folder / "sub/config").write_text("{}")
-    return store.commit(kind="k", type="model", key="1", attempt="a", payload_dir=folder, identity={})
+    return again(store, folder, "a")
+
+
+def again(store: Store, folder: Path, attempt: str) -> Manifest:
+    return store.commit(kind="k", type="model", key="1", attempt=attempt, payload_dir=folder, identity={})
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------
@@ -117,6 +123,40 @@ def test_an_answer_that_breaks_off_is_fetched_again(seaweed: Any, proxy: Any, tm
     proxy.break_next(b"GET", after=50_000)
     assert (store.fetch(made) / "weights").read_bytes() == (tmp_path / "out/weights").read_bytes()
     assert proxy.broken == 1
+
+
+def test_a_commit_killed_at_any_time_leaves_nothing_or_everything(seaweed: Any, tmp_path: Path) -> None:
+    commit(Store.open(seaweed.url("warm")), tmp_path / "out", size=12 << 20)
+    for number, delay in enumerate((0.02, 0.1, 0.2, 0.4, 0.8)):
+        store = Store.open(seaweed.url("kill"))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                again(store, tmp_path / "out", "killed")
+            finally:
+                os._exit(0)
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        found = store.manifest("k", "1")
+        made = again(store, tmp_path / "out", f"after{number}")
+        assert made.attempt == ("killed" if found else f"after{number}")
+        assert store.fetch(made).is_dir()
+
+
+def test_parts_left_by_a_killed_upload_are_dropped_when_old(seaweed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(seaweed.url("orphan"))
+    store._call("", "_call_s3", "create_multipart_upload", **store._key("artifacts/x"))
+
+    def orphans() -> int:
+        return len(store._call("", "_call_s3", "list_multipart_uploads", Bucket=store._bucket).get("Uploads", []))
+
+    before = orphans()
+    store.probe()
+    assert orphans() == before >= 1, "a young one may belong to a living process"
+    monkeypatch.setattr(store_s3, "STALE", timedelta(seconds=-5))
+    store.probe()
+    assert orphans() == before - 1
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
