@@ -50,6 +50,10 @@ class Objective(Protocol):
         """A batch: int64 `input_ids` [B, T], `attention_mask` [B, T] and `labels`, padded to the longest example."""
         ...
 
+    def units(self, batch: Mapping[str, torch.Tensor]) -> int:
+        """How many units `loss` sums over in this batch; known before the forward pass, so ranks can agree on it."""
+        ...
+
     def loss(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
         """(sum of the loss over the counted units, how many units): tokens for language models, else examples.
 
@@ -60,7 +64,7 @@ class Objective(Protocol):
     def soft_loss(
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Mapping[str, torch.Tensor], temperature: float
     ) -> torch.Tensor:
-        """Summed distillation loss over the same units as `loss`: T^2 * KL(teacher || student) (Hinton et al., 2015)."""
+        """Distillation loss summed over the units of `loss`: T^2 * KL(teacher || student) (Hinton et al., 2015)."""
         ...
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:

@@ -1,0 +1,146 @@
+"""Structured pruning of feed-forward width: whole neurons leave, so that the model is smaller for every runtime.
+
+A transformer's feed-forward block maps hidden -> intermediate (one projection, or a gate and an up projection) and back
+(the down projection). Neuron j is column j going in and row j coming out; removing the same number in every layer
+leaves a model that its own config describes, with a smaller `intermediate_size`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from infra.errors import StageError
+from tasks.compression.distill import layer_stack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# How Hugging Face configs call the feed-forward width.
+WIDTH_FIELDS = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim")
+MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """One layer's block by module name: projections into the neurons, and the one out of them."""
+
+    inward: list[str]
+    outward: str
+
+
+def width_field(model: PreTrainedModel) -> str:
+    """The config field that holds the feed-forward width. Raises StageError for an unknown family."""
+    for name in WIDTH_FIELDS:
+        if hasattr(model.config, name):
+            return name
+    raise StageError(
+        f"the config of {type(model).__name__} names no feed-forward width",
+        hint=f"Looked for: {', '.join(WIDTH_FIELDS)}.",
+    )
+
+
+def find_feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
+    """The feed-forward block of every layer, found by shape outside the attention, not by a family's names."""
+    stack, layers = layer_stack(model)
+    hidden = model.config.hidden_size
+    blocks = []
+    for index, layer in enumerate(layers):
+        linears = {
+            f"{stack}.{index}.{name}": _shape(module)
+            for name, module in layer.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and "attn" not in name.lower() and "attention" not in name.lower()
+        }
+        outward = [name for name, (_, out) in linears.items() if out == hidden][-1:]
+        width = linears[outward[0]][0] if outward else None
+        inward = [name for name, shape in linears.items() if shape == (hidden, width) and name not in outward]
+        if not inward:
+            raise StageError(
+                f"layer {index} of {type(model).__name__} has no feed-forward block of the known form",
+                hint="It needs projections hidden -> width and one back; mixtures of experts are not supported.",
+            )
+        blocks.append(FeedForward(inward, outward[0]))
+    return blocks
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """(features in, features out)."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    rows, columns = module.weight.shape
+    return int(rows), int(columns)
+
+
+def neuron_importance(
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    loss: Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor],
+) -> list[torch.Tensor]:
+    """Per layer [width]: how far the loss would move without each neuron, to first order (Molchanov et al., 2019).
+
+    With a gate z_j = 1 on neuron j, dL/dz_j of one example is the sum over tokens of activation x gradient; the
+    importance is the sum of its square over examples.
+    """
+    blocks = find_feed_forwards(model)
+    modules = dict(model.named_modules())
+    scores = [torch.zeros(_shape(modules[block.outward])[0], dtype=torch.float64) for block in blocks]
+    activations: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            activations[layer] = inputs[0]
+
+        return hook
+
+    hooks = [modules[block.outward].register_forward_pre_hook(keep(i)) for i, block in enumerate(blocks)]
+    try:
+        model.eval()
+        for batch in batches:
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            total = loss(model(**inputs).logits, batch)
+            ordered = [activations[i] for i in range(len(blocks))]
+            for score, activation, gradient in zip(scores, ordered, torch.autograd.grad(total, ordered), strict=True):
+                score += (activation * gradient).detach().double().sum(1).square().sum(0)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return scores
+
+
+def pruned(model: PreTrainedModel, importance: list[torch.Tensor], keep: float) -> PreTrainedModel:
+    """A new model with the most important share `keep` of each layer's neurons, a multiple of 8 and at least 8.
+
+    Raises StageError if nothing would be removed.
+    """
+    width = len(importance[0])
+    kept = min(width, max(MULTIPLE, round(keep * width / MULTIPLE) * MULTIPLE))
+    if kept == width:
+        raise StageError(
+            f"keep {keep} leaves all {width} neurons of a layer",
+            where="keep",
+            hint=f"Widths go in steps of {MULTIPLE}: use at most {1 - MULTIPLE / width:.3f}.",
+        )
+    config = copy.deepcopy(model.config)
+    setattr(config, width_field(model), kept)
+    smaller = type(model)(config)
+    modules = dict(model.named_modules())
+    state = dict(model.state_dict())
+    for block, score in zip(find_feed_forwards(model), importance, strict=True):
+        # Kept neurons stay in their order, so that equal scores give equal bytes.
+        chosen = torch.sort(torch.argsort(score, descending=True, stable=True)[:kept]).values
+        for name in (*block.inward, block.outward):
+            module, inward = modules[name], name != block.outward
+            weight = state[f"{name}.weight"]
+            # nn.Linear stores [out, in], Conv1D [in, out].
+            axis = int(inward) if isinstance(module, Conv1D) else int(not inward)
+            state[f"{name}.weight"] = weight.index_select(axis, chosen)
+            if inward and state.get(f"{name}.bias") is not None:
+                state[f"{name}.bias"] = state[f"{name}.bias"].index_select(0, chosen)
+    smaller.load_state_dict(state)
+    return smaller.eval()

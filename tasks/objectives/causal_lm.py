@@ -1,0 +1,186 @@
+"""Causal language modelling: predict each token from those before it.
+
+Reads packed `tokens` (rows of a fixed context, memory-mapped) or the texts of a `dataset` (one example a text, cut to
+`max_length`). The unit of the loss is the predicted token; padding predicts nothing and is predicted by nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from infra.errors import StageError
+from tasks.compression.distill import distillation
+from tasks.objectives import Feature, Predictions
+from tasks.training.text_features import pad_token_ids, read_split, tokenized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from tasks.stage import InputArtifact
+
+IGNORED = -100
+
+
+class PackedTokens(Sequence[Feature]):
+    """Rows of a `tokens` file, read from the memory map when asked for: {"input_ids": uint16 or int32 [context]}."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as stream:
+            header_size = int.from_bytes(stream.read(8), "little")
+            entry = json.loads(stream.read(header_size))["input_ids"]
+        dtype = {"U16": "<u2", "I32": "<i4", "I64": "<i8"}[entry["dtype"]]
+        offset = 8 + header_size + entry["data_offsets"][0]
+        shape = tuple(entry["shape"])
+        self.rows = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape) if shape[0] else np.empty(shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {"input_ids": self.rows[index]}
+
+    def __iter__(self) -> Iterator[Feature]:
+        return (self[i] for i in range(len(self)))
+
+
+class CausalLM:
+    """See the module; the contract is `tasks.objectives.Objective`."""
+
+    name = "causal_lm"
+    auto_class = "AutoModelForCausalLM"
+    data_types = ("tokens", "dataset")
+    primary_metric = "cross_entropy"
+    greater_is_better = False
+
+    def head(self, data: InputArtifact) -> dict[str, Any]:
+        return {}
+
+    def features(
+        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    ) -> Sequence[Feature]:
+        if data.manifest.type == "dataset":
+            table = read_split(data, split, columns=("text",))
+            return [{"input_ids": ids} for ids in tokenized(table["text"], tokenizer, max_length)]
+        path = data.path / f"{split}.safetensors"
+        if not path.exists():
+            raise StageError(f"no split {split!r}", where=data.stage, hint=f"It has: {_splits(data.path)}.")
+        rows = PackedTokens(path)
+        if not len(rows):
+            raise StageError(f"split {split!r} is empty", where=data.stage, hint="Shorten `context` or add data.")
+        if rows.rows.shape[1] > max_length:
+            raise StageError(
+                f"rows of {rows.rows.shape[1]} tokens do not fit a model of {max_length}",
+                where=data.stage,
+                hint="Pack with a `context` the model can hold.",
+            )
+        return rows
+
+    def collate(self, features: Sequence[Feature], pad_token_id: int) -> dict[str, torch.Tensor]:
+        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], pad_token_id)
+        labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def units(self, batch: Mapping[str, torch.Tensor]) -> int:
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+    def loss(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        targets = batch["labels"][:, 1:]
+        total = F.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return total, int((targets != IGNORED).sum())
+
+    def soft_loss(
+        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Mapping[str, torch.Tensor], temperature: float
+    ) -> torch.Tensor:
+        counted = batch["labels"][:, 1:] != IGNORED
+        return distillation(logits[:, :-1][counted], teacher_logits[:, :-1][counted], temperature)
+
+    def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
+        """`nll`: float64 [B], summed negative log-likelihood in nats; `tokens`: int64 [B], how many it sums over."""
+        targets = torch.from_numpy(np.ascontiguousarray(batch["labels"][:, 1:])).long()
+        scores = torch.from_numpy(np.ascontiguousarray(logits, dtype=np.float32))[:, :-1]
+        nll = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return {
+            "nll": nll.view(targets.shape).double().sum(1).numpy(),
+            "tokens": (targets != IGNORED).sum(1).numpy(),
+        }
+
+    def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+        """Nats a token, its exponential, and the same in bits."""
+        nats = (weights @ predictions["nll"]) / (weights @ predictions["tokens"].astype(np.float64))
+        return {"cross_entropy": nats, "perplexity": np.exp(nats), "bits_per_token": nats / math.log(2)}
+
+    def baselines(self, train: Sequence[Feature], heldout: Sequence[Feature]) -> dict[str, float]:
+        """Nats a token of count models on the heldout tokens, each at the smoothing that suits it best *there*.
+
+        unigram: add-half counts. bigram: absolute discounting, interpolated with the Kneser-Ney continuation
+        distribution or with the unigram (Ney, Essen and Kneser, 1994), whichever is lower. Choosing on the heldout
+        data flatters the baselines, so beating them means something.
+        """
+        rows, targets = (
+            [np.asarray(f["input_ids"], np.int64) for f in train],
+            [np.asarray(f["input_ids"], np.int64) for f in heldout],
+        )
+        size = 1 + max(int(row.max()) for row in [*rows, *targets] if len(row))
+        counts = np.bincount(np.concatenate([row[1:] for row in rows]), minlength=size) + 0.5
+        unigram = counts / counts.sum()
+        seen, seen_count = np.unique(np.concatenate([row[:-1] * size + row[1:] for row in rows]), return_counts=True)
+        wanted = np.concatenate([row[:-1] * size + row[1:] for row in targets])
+        before, after = wanted // size, wanted % size
+        place = np.minimum(np.searchsorted(seen, wanted), len(seen) - 1)
+        pair = np.where(seen[place] == wanted, seen_count[place], 0)
+        total = np.bincount(seen // size, weights=seen_count, minlength=size)[before]
+        kinds = np.bincount(seen // size, minlength=size)[before]
+        continuation = np.bincount(seen % size, minlength=size) + 0.5
+        continuation /= continuation.sum()
+        bigram = math.inf
+        for discount in (0.5, 0.6, 0.7, 0.8, 0.9):
+            left = np.where(total > 0, discount * kinds / np.maximum(total, 1), 1.0)
+            direct = np.maximum(pair - discount, 0) / np.maximum(total, 1)
+            for lower in (continuation, unigram):
+                bigram = min(bigram, float(-np.log(direct + left * lower[after]).mean()))
+        return {"unigram": float(-np.log(unigram[after]).mean()), "bigram": bigram}
+
+    def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
+        """Four heldout beginnings, continued by sampling at temperature 0.8 among the 40 likeliest; always the same."""
+        shown = []
+        room = int(getattr(model.config, "max_position_embeddings", 0) or 256)
+        for i in np.linspace(0, len(heldout) - 1, min(4, len(heldout))).astype(int):
+            row = np.asarray(heldout[int(i)]["input_ids"], np.int64)
+            prompt = torch.from_numpy(row[: min(32, max(1, len(row) // 2), room // 2)])[None]
+            # The seed is the example's place, so that a report changes only where the model did.
+            torch.manual_seed(int(i))
+            with torch.no_grad():
+                output = model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    do_sample=True,
+                    temperature=0.8,
+                    top_k=40,
+                    max_new_tokens=min(64, room - prompt.shape[1]),
+                    pad_token_id=model.config.pad_token_id or 0,
+                )
+            shown.append(
+                {
+                    "prompt": tokenizer.decode(prompt[0].tolist()),
+                    "continuation": tokenizer.decode(output[0, prompt.shape[1] :].tolist()),
+                }
+            )
+        return shown
+
+
+def _splits(folder: Path) -> str:
+    return ", ".join(sorted(path.stem for path in folder.glob("*.safetensors"))) or "none"
+
+
+OBJECTIVE = CausalLM()

@@ -1,0 +1,114 @@
+"""Text classification: one label a text.
+
+Reads a `dataset` with `text` and `label`. The classes are numbered in the order of dataset.json, and the model carries
+their names. The unit of the loss is the example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from infra.errors import StageError
+from tasks.compression.distill import distillation
+from tasks.evaluation.classification import classification_metrics
+from tasks.objectives import Feature, Predictions
+from tasks.training.text_features import dataset_labels, pad_token_ids, read_split, tokenized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from tasks.stage import InputArtifact
+
+SHOWN = 8
+
+
+class TextClassification:
+    """See the module; the contract is `tasks.objectives.Objective`."""
+
+    name = "text_classification"
+    auto_class = "AutoModelForSequenceClassification"
+    data_types = ("dataset",)
+    primary_metric = "f1_macro"
+    greater_is_better = True
+
+    def head(self, data: InputArtifact) -> dict[str, Any]:
+        labels = dataset_labels(data)
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "problem_type": "single_label_classification",
+        }
+
+    def features(
+        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    ) -> Sequence[Feature]:
+        numbers = {label: i for i, label in enumerate(dataset_labels(data))}
+        table = read_split(data, split, columns=("text", "label"))
+        unknown = sorted({str(label) for label in table["label"]} - numbers.keys())
+        if unknown:
+            raise StageError(
+                f"split {split!r} has a label that dataset.json does not list: {unknown[0]!r}",
+                where=data.stage,
+                hint=f"Known labels: {', '.join(numbers)}.",
+            )
+        rows = tokenized(table["text"], tokenizer, max_length)
+        return [{"input_ids": ids, "label": numbers[label]} for ids, label in zip(rows, table["label"], strict=True)]
+
+    def collate(self, features: Sequence[Feature], pad_token_id: int) -> dict[str, torch.Tensor]:
+        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], pad_token_id)
+        labels = torch.tensor([f["label"] for f in features], dtype=torch.int64)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def units(self, batch: Mapping[str, torch.Tensor]) -> int:
+        return len(batch["labels"])
+
+    def loss(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        return F.cross_entropy(logits.float(), batch["labels"], reduction="sum"), len(batch["labels"])
+
+    def soft_loss(
+        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Mapping[str, torch.Tensor], temperature: float
+    ) -> torch.Tensor:
+        return distillation(logits, teacher_logits, temperature)
+
+    def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
+        """`labels`: int64 [B], the truth; `logits`: float32 [B, C]."""
+        return {"labels": np.asarray(batch["labels"], np.int64), "logits": np.asarray(logits, np.float32)}
+
+    def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+        return classification_metrics(predictions["labels"], predictions["logits"], weights)
+
+    def baselines(self, train: Sequence[Feature], heldout: Sequence[Feature]) -> dict[str, float]:
+        """Macro F1 of always naming the commonest class of the training split."""
+        labels = np.array([f["label"] for f in heldout])
+        counts = np.bincount([f["label"] for f in train], minlength=int(labels.max()) + 1)
+        logits = np.zeros((len(labels), len(counts)), np.float32)
+        logits[:, int(counts.argmax())] = 1.0
+        scores = classification_metrics(labels, logits, np.ones((1, len(labels))))
+        return {"majority": float(scores[self.primary_metric][0])}
+
+    def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
+        """Eight heldout texts spread over the split: how each begins, its class, and the class named."""
+        places = np.linspace(0, len(heldout) - 1, min(SHOWN, len(heldout))).astype(int)
+        chosen = [heldout[int(i)] for i in places]
+        batch = self.collate(chosen, model.config.pad_token_id or 0)
+        with torch.no_grad():
+            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        names = model.config.id2label
+        return [
+            {
+                "text": tokenizer.decode(feature["input_ids"].tolist())[:240],
+                "truth": str(names[feature["label"]]),
+                "prediction": str(names[guess]),
+            }
+            for feature, guess in zip(chosen, output.argmax(-1).tolist(), strict=True)
+        ]
+
+
+OBJECTIVE = TextClassification()

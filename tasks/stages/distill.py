@@ -1,0 +1,67 @@
+"""distill: a shallower student learns from a teacher's outputs and from the labels.
+
+The student is the teacher with fewer layers, started from evenly chosen teacher layers. Its loss is
+alpha x T^2 KL(teacher || student at temperature T) + (1 - alpha) x the objective's own loss (Hinton et al., 2015).
+Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from tasks.stage import Input, Job, Stage
+from tasks.training.settings import TrainingParams
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Params(TrainingParams):
+    """Whom the student learns from, on what, and how."""
+
+    teacher: Annotated[str, Input("model")] = Field(description="The model to learn from.")
+    data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples to learn on.")
+    layers: int = Field(ge=1, description="Layers of the student; at most the teacher's.")
+    temperature: float = Field(2.0, gt=0, description="Softens both outputs. 1: as they are.")
+    alpha: float = Field(0.7, ge=0, le=1, description="Share of the teacher's outputs in the loss. 0: labels only.")
+
+
+def run(job: Job[Params]) -> dict[str, float]:
+    import torch
+
+    from tasks.compression.distill import student_from
+    from tasks.stage import objective as objective_named
+    from tasks.training.engine import model_inputs
+    from tasks.training.evidence import finish
+    from tasks.training.features import train_and_validation
+    from tasks.training.loop import train
+    from tasks.training.model_files import load_model, load_tokenizer, read_card
+    from tasks.training.ranks import training_device
+
+    params, source, data = job.params, job.input("teacher").path, job.input("data")
+    card = read_card(source)
+    objective = objective_named(card.objective)
+    tokenizer = load_tokenizer(source)
+    features = train_and_validation(objective, data, tokenizer, card.max_length)
+    torch.manual_seed(params.seed)
+    teacher = load_model(source, objective.auto_class)
+    student = student_from(teacher, params.layers)
+    teacher = teacher.eval().requires_grad_(False).to(training_device(job.execution))  # type: ignore[arg-type]
+
+    def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        hard, _ = objective.loss(logits, batch)
+        if params.alpha == 0:
+            return hard
+        with torch.no_grad():
+            teacher_logits = teacher(**model_inputs(batch)).logits
+        soft = objective.soft_loss(logits, teacher_logits, batch, params.temperature)
+        return params.alpha * soft + (1 - params.alpha) * hard
+
+    result = train(job, student, objective, *features, params, loss_fn=loss)
+    return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
+
+
+STAGE = Stage(kind="distill", version=1, makes="model", params=Params, run=run, warm=True, distributed=True)

@@ -1,0 +1,67 @@
+"""pretrain: a model from random weights, trained on packed tokens.
+
+The architecture is any Hugging Face model type with its own config fields; vocabulary and special tokens come from the
+tokenizer the tokens were made with. Evidence in `records/`: train.jsonl (every step), validation.jsonl, baselines.json
+(what counting tokens alone achieves on the same data), samples.json.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.stage import Input, Job, Stage
+from tasks.training.settings import TrainingParams, WithObjective
+
+
+class ModelParams(BaseModel):
+    """The architecture. Fields other than `type` are those of the type's Hugging Face config."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str = Field(description="Hugging Face model type, e.g. `llama` or `gpt2`.")
+
+    def fields(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Params(WithObjective, TrainingParams):
+    """What is trained, on what, and how."""
+
+    data: Annotated[str, Input("tokens")] = Field(description="A `pack` stage: rows of token ids.")
+    model: ModelParams = Field(description="The architecture: `type` and any field of its Hugging Face config.")
+
+
+def run(job: Job[Params]) -> dict[str, float]:
+    import torch
+
+    from tasks.stage import objective as objective_named
+    from tasks.training.architecture import new_model
+    from tasks.training.evidence import finish
+    from tasks.training.features import train_and_validation
+    from tasks.training.loop import train
+    from tasks.training.model_files import ModelCard, load_tokenizer
+
+    params, data = job.params, job.input("data")
+    objective = objective_named(params.objective)
+    tokenizer_files = data.path / "tokenizer"
+    tokenizer = load_tokenizer(tokenizer_files)
+    torch.manual_seed(params.seed)
+    model = new_model(
+        objective.auto_class,
+        params.model.type,
+        params.model.fields() | objective.head(data),
+        tokenizer,
+        where=f"stages.{job.name}.model",
+    )
+    max_length = int(getattr(model.config, "max_position_embeddings", 0) or 0)
+    features = train_and_validation(objective, data, tokenizer, max_length)
+    result = train(job, model, objective, *features, params)
+    card = ModelCard(params.objective, max_length, None)
+    return finish(
+        job, result, objective, features, tokenizer, tokenizer_from=tokenizer_files, card=card, baselines=True
+    )
+
+
+STAGE = Stage(kind="pretrain", version=1, makes="model", params=Params, run=run, warm=True, distributed=True)

@@ -1,0 +1,58 @@
+"""Validation of a model under training: mean loss and the objective's metrics, the work split over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from tasks.objectives import Feature, Objective, Predictions
+from tasks.training.ranks import Ranks
+
+BATCH = 32
+
+
+def validate(
+    forward: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
+    objective: Objective,
+    features: Sequence[Feature],
+    pad_token_id: int,
+    ranks: Ranks,
+) -> dict[str, float]:
+    """{"loss": mean over units, metric: value ...} on rank 0, {} elsewhere and for an empty split. Collective.
+
+    forward: a batch on the device -> logits, with the model in eval mode.
+    Rank r takes batches r, r + world_size, ...; a rank without a batch left repeats one at weight zero, because
+    partitioned weights (ZeRO 3) are gathered by all ranks together.
+    """
+    if not features:
+        return {}
+    batches = range(-(-len(features) // BATCH))
+    rounds = -(-len(batches) // ranks.world_size)
+    loss_sum, units = 0.0, 0
+    found: list[Predictions] = []
+    with torch.no_grad():
+        for number in range(rounds):
+            place = number * ranks.world_size + ranks.rank
+            start = (place % len(batches)) * BATCH
+            batch = objective.collate(
+                [features[i] for i in range(start, min(start + BATCH, len(features)))], pad_token_id
+            )
+            on_device = {name: value.to(ranks.device) for name, value in batch.items()}
+            logits = forward(on_device)
+            if place >= len(batches):
+                continue
+            loss, count = objective.loss(logits, on_device)
+            loss_sum, units = loss_sum + float(loss), units + count
+            arrays = {name: value.numpy() for name, value in batch.items()}
+            found.append(objective.predictions(logits.float().cpu().numpy(), arrays))
+    loss_sum, total = ranks.sum(loss_sum, units)
+    gathered = ranks.gather(found)
+    if gathered is None:
+        return {}
+    parts = [part for rank in gathered for part in rank]
+    predictions = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    count = len(next(iter(predictions.values())))
+    metrics = objective.metrics(predictions, np.ones((1, count)))
+    return {"loss": loss_sum / max(total, 1.0), **{name: float(values[0]) for name, values in metrics.items()}}

@@ -1,0 +1,49 @@
+"""The end of every stage that trains: the model's files, and evidence that it learned something."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.objectives import Objective
+from tasks.stage import Job
+from tasks.training.features import Features
+from tasks.training.loop import TrainResult
+from tasks.training.model_files import ModelCard, count_parameters, save_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def finish(
+    job: Job[Any],
+    result: TrainResult,
+    objective: Objective,
+    features: Features,
+    tokenizer: PreTrainedTokenizerFast | None,
+    *,
+    tokenizer_from: Path,
+    card: ModelCard,
+    baselines: bool = False,
+) -> dict[str, float]:
+    """Write model, samples and (where asked for) baselines on rank 0; returns the stage's summary metrics."""
+    metrics = {**result.metrics(), "parameters": float(count_parameters(result.model))}
+    if job.rank:
+        return metrics
+    save_model(result.model, job.output, tokenizer_from=tokenizer_from, card=card)
+    if not features.validation:
+        return metrics
+    if baselines:
+        # Only what the model saw: a count model given more data would answer another question.
+        seen = [features.train[i] for i in result.seen]
+        values = objective.baselines(seen, features.validation)
+        _write(job.records / "baselines.json", {"metric": objective.primary_metric, "values": values})
+        metrics |= {f"baseline_{name}": value for name, value in values.items()}
+    if tokenizer is not None:
+        _write(job.records / "samples.json", objective.samples(result.model, tokenizer, features.validation))
+    return metrics
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,92 @@
+"""A model as files: `save_pretrained` output, the tokenizer beside it, and forgeline.json, which says what it is for.
+
+forgeline.json: {"objective": name, "max_length": tokens an example may have, "labels": [names] | null}.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.errors import StageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+CARD = "forgeline.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What forgeline.json holds."""
+
+    objective: str
+    max_length: int
+    labels: list[str] | None = None
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Raises StageError if the folder is not a model that Forgeline made."""
+    path = folder / CARD
+    if not path.exists():
+        raise StageError(
+            f"no {CARD} beside the model", where=str(folder.name), hint="Use a model a Forgeline stage made."
+        )
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return ModelCard(data["objective"], int(data["max_length"]), data.get("labels"))
+
+
+def load_model(folder: Path, auto_class: str, *, pretrained: bool = True, **fields: Any) -> PreTrainedModel:
+    """The model in fp32 on the CPU, its config fields overridden by `fields`.
+
+    auto_class: HF auto class name; where it adds a head that the files lack, the head is drawn from torch's global
+    random numbers. pretrained=False: the same architecture with all weights drawn so.
+    """
+    import torch
+    import transformers
+
+    _quiet()
+    config = transformers.AutoConfig.from_pretrained(folder, **fields)
+    cls = getattr(transformers, auto_class)
+    if not pretrained:
+        random: PreTrainedModel = cls.from_config(config)
+        return random
+    model: PreTrainedModel = cls.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True)
+    return model
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
+    """The tokenizer beside a model, or None for models that read no text."""
+    if not (folder / "tokenizer.json").exists():
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer
+
+
+def save_model(model: PreTrainedModel, folder: Path, *, tokenizer_from: Path, card: ModelCard) -> None:
+    """Write a model artifact's payload. The tokenizer's files are copied, so that their bytes never change."""
+    _quiet()
+    model.save_pretrained(folder, max_shard_size="5GB")
+    for name in TOKENIZER_FILES:
+        if (tokenizer_from / name).exists():
+            shutil.copyfile(tokenizer_from / name, folder / name)
+    (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+
+
+def _quiet() -> None:
+    """A log is read after the fact: no progress bars, and no warning that a new head is new."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Parameters, a shared one once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,78 @@
+"""Parameters shared by every stage that trains. All of them are identity: each changes the weights that come out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tasks.stage import StageParams, objective_names
+
+
+class OptimizerParams(StageParams):
+    """The optimizer, apart from its learning rate."""
+
+    name: Literal["adamw"] = Field("adamw", description="AdamW (Loshchilov and Hutter, 2019), torch's implementation.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Decoupled decay per unit of learning rate; matrices only, never norms and biases."
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="Decay rates of the running mean of gradients and of their squares."
+    )
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment, for numerical stability.")
+
+
+class ScheduleParams(StageParams):
+    """How the learning rate moves over the steps."""
+
+    name: Literal["cosine", "linear", "constant"] = Field("cosine", description="Shape of the decay after warm-up.")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps spent rising linearly to the peak.")
+    min_ratio: float = Field(
+        0.0, ge=0, le=1, description="Share of the peak left at the last step. 0: decays to nothing."
+    )
+
+
+class Budget(StageParams):
+    """How long to train and at which rate; exactly one of `epochs` and `max_steps`."""
+
+    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate.")
+    global_batch_size: int = Field(
+        32,
+        ge=1,
+        description="Examples an optimizer step. How they are split over ranks and micro-batches is execution.",
+    )
+    epochs: float | None = Field(None, gt=0, description="Passes over the training split. None: `max_steps` decides.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps. None: `epochs` decides.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Budget:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("give exactly one of `epochs` and `max_steps`")
+        return self
+
+
+class TrainingParams(Budget):
+    """What every training stage accepts beside its own fields."""
+
+    optimizer: OptimizerParams = Field(default_factory=OptimizerParams, description="The optimizer and its constants.")
+    schedule: ScheduleParams = Field(default_factory=ScheduleParams, description="The learning-rate schedule.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this global L2 norm. 0: never.")
+    seed: int = Field(0, ge=0, description="Decides initial weights, data order and dropout.")
+    eval_every: int = Field(
+        0, ge=0, description="Steps between evaluations on the validation split. 0: only after the last step."
+    )
+
+
+def known_objective(name: str) -> str:
+    """Validator of an `objective` field: the name of a file in `tasks/objectives/`."""
+    if name not in objective_names():
+        raise ValueError(f"unknown objective {name!r}; known: {', '.join(objective_names())}")
+    return name
+
+
+class WithObjective(StageParams):
+    """The field of a stage that chooses its objective; the others take it from the model they are given."""
+
+    objective: str = Field(description="What is learned: the name of a file in `tasks/objectives/`.")
+
+    _known = field_validator("objective")(known_objective)

@@ -1,0 +1,56 @@
+"""A `Job` made by hand, so that a stage can be run without a flow: real store, real checkpoints, no processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from infra.artifacts import Manifest
+from infra.checkpoints import CheckpointStore
+from infra.execution import Execution
+from infra.store import Store
+from infra.tracking import NullTracker
+from tasks.stage import InputArtifact, Job, StageParams
+
+
+def artifact(path: Path, type: str, *, stage: str = "source", split: str | None = None) -> InputArtifact:
+    """An input whose payload lies in `path`."""
+    manifest = Manifest(
+        kind=type, type=type, key="0" * 64, attempt="a", digest="0" * 64, payload=[], records=[], identity={}
+    )
+    return InputArtifact(stage, path, manifest, split)
+
+
+def make_job(
+    folder: Path,
+    params: StageParams,
+    inputs: dict[str, InputArtifact | list[InputArtifact]] | None = None,
+    *,
+    name: str = "stage",
+    execution: dict[str, Any] | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+    progress: Callable[..., None] = lambda *args, **values: None,
+    rank: int = 0,
+    world_size: int = 1,
+    store: Path | None = None,
+) -> Job[Any]:
+    """A job whose output, records and scratch lie in `folder`. Two jobs with the same `store` share checkpoints."""
+    for part in ("output", "records", "scratch"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    given = {k: v if isinstance(v, list) else [v] for k, v in (inputs or {}).items()}
+    return Job(
+        name=name,
+        params=params,
+        inputs=given,
+        output=folder / "output",
+        records=folder / "records",
+        scratch=folder / "scratch",
+        execution=Execution.model_validate(execution or {}),
+        progress=progress,
+        tracker=NullTracker(),
+        checkpoints=CheckpointStore(Store.open(str(store or folder / "store")), "kind", "0" * 64),
+        stop_requested=stop_requested,
+        rank=rank,
+        world_size=world_size,
+    )
