@@ -155,7 +155,9 @@ def status(arguments: argparse.Namespace) -> int:
     store = _open_store(arguments)
     for name in list_runs(store)[-10:]:
         record = read_run(store, name)
-        print(f"{name}  {record['pipeline']:20} {record['status']:12} {record['seconds']:8.1f} s  {stage_summary(record)}")
+        print(
+            f"{name}  {record['pipeline']:20} {record['status']:12} {record['seconds']:8.1f} s  {stage_summary(record)}"
+        )
     record = read_run(store, arguments.run)
     print(f"\n{record['run']}")
     for entry in record["stages"]:
@@ -177,7 +179,8 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(manifest.to_json(), indent=2))
         return 0
-    print(f"{arguments.ref} -> {manifest.type} made by {manifest.kind}\nkey      {manifest.key}\ncontent  {manifest.digest}")
+    print(f"{arguments.ref} -> {manifest.type} made by {manifest.kind}")
+    print(f"key      {manifest.key}\ncontent  {manifest.digest}")
     print(f"size     {manifest.size / 1e6:.2f} MB in {len(manifest.payload)} files")
     for title, values in (("params", manifest.identity["params"]), ("metrics", manifest.metrics)):
         print(f"{title}:")

@@ -6,7 +6,6 @@ before that, so that the two start-ups overlap.
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from flows.live import LiveView
 from flows.monitor import Monitor
+from flows.prefect_settings import log_to_file, prefect_environment
 from infra.artifacts import ArtifactRef
 from infra.errors import CorruptArtifact, ForgelineError, GateRefused, Preempted
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
-from infra.platform import prefect_server
 from infra.store import Store
 from tasks.execute import RunContext, StageResult
 from tasks.pipeline import Pipeline
@@ -60,9 +59,7 @@ def _note_reused(line: PlannedStage, record: RunRecord, store: Store, live: Live
     live.update(line.node.name, state="reused", reason=line.reason)
 
 
-def _run_flow(
-    pipeline: Pipeline, plan: list[PlannedStage], store: Store, record: RunRecord, live: LiveView
-) -> int:
+def _run_flow(pipeline: Pipeline, plan: list[PlannedStage], store: Store, record: RunRecord, live: LiveView) -> int:
     run = record.data["run"]
     folder = home() / "runs" / run
     folder.mkdir(parents=True)
@@ -83,28 +80,33 @@ def _run_flow(
             producer={"commit": _commit(pipeline.path), "cores": slots.total},
             notify=monitor.notify,
         )
-        _prepare_prefect(folder)
-        from flows.pipeline import run_with_prefect
+        with prefect_environment(home(), folder):
+            from flows.pipeline import run_with_prefect
 
-        _log_to_file(folder)
-        for _ in range(1 + REPAIR_ROUNDS):
-            monitor.failures.clear()
-            known: dict[str, ArtifactRef] = resolve_refs(pipeline, store)
-            try:
-                run_with_prefect(pipeline, known, context, monitor.end, monitor.percent)
-            except KeyboardInterrupt:
-                context.cancelled.set()
-            corrupt = [e for e in monitor.failures.values() if isinstance(e, CorruptArtifact)]
-            if not corrupt or context.cancelled.is_set():
-                break
-            for error in corrupt:
-                live.message(f"{error.where}: {error.what}; it is quarantined and will be made again")
-                store.quarantine(error.kind, error.key)
+            log_to_file(folder / "prefect.log")
+            for _ in range(1 + REPAIR_ROUNDS):
+                monitor.failures.clear()
+                known: dict[str, ArtifactRef] = resolve_refs(pipeline, store)
+                try:
+                    run_with_prefect(pipeline, known, context, monitor.end, monitor.percent)
+                except KeyboardInterrupt:
+                    context.cancelled.set()
+                if context.cancelled.is_set() or not _quarantined(monitor, store, live):
+                    break
         status, code = _verdict(list(monitor.failures.values()), context.cancelled)
         record.finish(status)
         return code
     finally:
         launcher.close()
+
+
+def _quarantined(monitor: Monitor, store: Store, live: LiveView) -> bool:
+    """Put artifacts that failed verification aside; True if there were any, so that another round makes them again."""
+    corrupt = [error for error in monitor.failures.values() if isinstance(error, CorruptArtifact)]
+    for error in corrupt:
+        live.message(f"{error.where}: {error.what}; it is quarantined and will be made again")
+        store.quarantine(error.kind, error.key)
+    return bool(corrupt)
 
 
 def _verdict(failures: list[ForgelineError], cancelled: threading.Event) -> tuple[str, int]:
@@ -115,38 +117,6 @@ def _verdict(failures: list[ForgelineError], cancelled: threading.Event) -> tupl
     if any(isinstance(e, Preempted) for e in failures):
         return "interrupted", Preempted.exit_code
     return ("refused", GateRefused.exit_code) if failures else ("ok", 0)
-
-
-def _prepare_prefect(folder: Path) -> None:
-    """Settings Prefect reads on import; what the user has set stays."""
-    url = prefect_server.running(home())
-    if url and "PREFECT_API_URL" not in os.environ:
-        os.environ["PREFECT_API_URL"] = url
-    defaults = {
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_LEVEL": "INFO",
-        "PREFECT_TASKS_DEFAULT_PERSIST_RESULT": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    if "PREFECT_API_URL" not in os.environ:
-        # One database a run: two ephemeral servers on one SQLite file lock each other out.
-        defaults["PREFECT_HOME"] = str((folder / "prefect").resolve())
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-
-
-def _log_to_file(folder: Path) -> None:
-    """Prefect's console log goes to `prefect.log`: the terminal belongs to the live view."""
-    handler = logging.FileHandler(folder / "prefect.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in ("", *[n for n in logging.root.manager.loggerDict if n.startswith("prefect")]):
-        logger = logging.getLogger(name)
-        consoles = [h for h in logger.handlers if "Console" in type(h).__name__ or type(h) is logging.StreamHandler]
-        for console in consoles:
-            logger.removeHandler(console)
-            logger.addHandler(handler)
 
 
 def _commit(path: Path) -> str | None:

@@ -18,6 +18,7 @@ from infra.errors import Problem
 from infra.yaml_source import Document, Path, dotted
 
 M = TypeVar("M", bound=BaseModel)
+MISSING = "required field is missing"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -40,10 +41,23 @@ def check(model: type[M], data: Any, path: Path, document: Document, problems: l
             messages = found.setdefault(where, [])
             if message not in messages:
                 messages.append(message)
+        for where in _misspelt(found):
+            del found[where]
         for where, messages in found.items():
             full = (*path, *where)
             problems.append(Problem(document.place(full), dotted(full), ", or ".join(messages)))
         return None
+
+
+def _misspelt(found: dict[Path, list[str]]) -> list[Path]:
+    """Missing fields that an unknown field beside them already explains: one typo is one fault."""
+    meant = {
+        (*where[:-1], text.rpartition("did you mean ")[2].rstrip("?"))
+        for where, messages in found.items()
+        for text in messages
+        if text.startswith("unknown field; did you mean")
+    }
+    return [where for where, messages in found.items() if where in meant and messages == [MISSING]]
 
 
 def _explain(model: type[BaseModel], data: Any, fault: Any) -> tuple[Path, str]:
@@ -64,7 +78,7 @@ def _explain(model: type[BaseModel], data: Any, fault: Any) -> tuple[Path, str]:
         known = {name for cls in _models_at(model, data, path[:-1]) for name in cls.model_fields}
         return path, f"unknown field; {did_you_mean(str(path[-1]), known)}"
     if fault["type"] == "missing":
-        return path, "required field is missing"
+        return path, MISSING
     shown = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool | None) else ""
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return path, (message if fault["type"] == "value_error" else f"expected {message}{shown}")

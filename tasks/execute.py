@@ -7,7 +7,6 @@ many threads and, through claims, from many machines: whoever does not get the c
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import uuid
@@ -63,14 +62,9 @@ def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunCon
     if manifest is not None:
         return _finish(node, StageResult("reuse", manifest, "nothing changed"), context)
     claim = _claim(node, resolved, context)
-    if claim is None:
-        manifest = stored(context.store, kind, resolved)
-        assert manifest is not None, "waiting for a claim ends with the claim or with the artifact"
-        return _finish(node, StageResult("reuse", manifest, "made by another run"), context)
+    if isinstance(claim, Manifest):
+        return _finish(node, StageResult("reuse", claim, "made by another run"), context)
     try:
-        manifest = stored(context.store, kind, resolved)
-        if manifest is not None:
-            return _finish(node, StageResult("reuse", manifest, "made by another run"), context)
         steps = CheckpointStore(context.store, kind, resolved.key).steps()
         manifest = _run_job(node, resolved, claim, context, resuming=bool(steps))
         reason = f"resumed at step {max(steps)}" if steps else ""
@@ -79,21 +73,17 @@ def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunCon
         claim.release()
 
 
-def _claim(node: StageNode, resolved: Resolved, context: RunContext) -> claims.Claim | None:
-    """The claim on the stage's key; None once another holder has committed the artifact."""
-    watch = claims.Watch(context.store, node.stage.kind, resolved.key)
-    told = False
-    while True:
-        claim = watch.try_acquire()
-        if claim is not None:
-            return claim
-        if stored(context.store, node.stage.kind, resolved) is not None:
-            return None
-        if not told:
-            context.notify(node.name, state="waiting", reason="another run is making it")
-            told = True
-        if context.cancelled.wait(POLL_SECONDS * 2):
-            raise Preempted("cancelled while waiting for another run", where=f"stage {node.name}")
+def _claim(node: StageNode, resolved: Resolved, context: RunContext) -> claims.Claim | Manifest:
+    """The claim on the stage's key, or the artifact if another holder committed it meanwhile."""
+    kind, key = node.stage.kind, resolved.key
+    claim = claims.try_acquire(context.store, kind, key)
+    if claim is None:
+        context.notify(node.name, state="waiting", reason="another run is making it")
+        return claims.wait_for(context.store, kind, key, cancelled=context.cancelled)
+    manifest = stored(context.store, kind, resolved)
+    if manifest is not None:
+        claim.release()
+    return manifest or claim
 
 
 def _run_job(
@@ -120,7 +110,8 @@ def _run_job(
     if code == Preempted.exit_code or context.cancelled.is_set():
         raise Preempted("stopped; it goes on from its last checkpoint when run again", where=f"stage {node.name}")
     if isinstance(outcome, ForgelineError):
-        outcome.where = f"stage {node.name}" if not outcome.where else f"stage {node.name}: {outcome.where}"
+        if not (outcome.where or "").startswith(f"stage {node.name}"):
+            outcome.where = f"stage {node.name}: {outcome.where}" if outcome.where else f"stage {node.name}"
         outcome.args = (str(outcome),)
         raise outcome
     raise TransientError(
@@ -145,7 +136,9 @@ def _wait(node: StageNode, handle: JobHandle, claim: claims.Claim, context: RunC
                 handle.cancel()
             if deadline is not None and time.monotonic() > deadline:
                 handle.cancel()
-                raise StageError(f"ran longer than its timeout of {node.execution.timeout} s", where=f"stage {node.name}")
+                raise StageError(
+                    f"ran longer than its timeout of {node.execution.timeout} s", where=f"stage {node.name}"
+                )
             claim.check_alive()
             context.notify(node.name, poll=True)
         return code
@@ -164,9 +157,7 @@ def job_size(node: StageNode, cores: int) -> tuple[int, int, int]:
     return ranks, threads, cores if node.stage.exclusive else min(cores, ranks * threads)
 
 
-def _job(
-    node: StageNode, resolved: Resolved, claim: claims.Claim, attempt: str, context: RunContext
-) -> dict[str, Any]:
+def _job(node: StageNode, resolved: Resolved, claim: claims.Claim, attempt: str, context: RunContext) -> dict[str, Any]:
     inputs: dict[str, list[dict[str, Any]]] = {}
     taken: dict[str, int] = {}
     for item in node.inputs:
@@ -207,8 +198,3 @@ def _finish(node: StageNode, result: StageResult, context: RunContext) -> StageR
             hint=f"See the verdict: forgeline show {name}",
         )
     return result
-
-
-def log_environment() -> dict[str, Any]:
-    """What is worth knowing about where a run was started, without naming the machine."""
-    return {"user_commit": os.environ.get("FORGELINE_COMMIT"), "cores": len(os.sched_getaffinity(0))}

@@ -47,9 +47,13 @@ class PipelineFile(BaseModel):
     name: str = Field(pattern=NAME.pattern, description="Name of the pipeline; its refs live under it.")
     description: str = Field("", description="One sentence on what it makes.")
     store: str = Field(DEFAULT_STORE, min_length=1, description="A folder, or s3://bucket/prefix.")
-    tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="Weights & Biases; offline by default.")
+    tracking: TrackingSettings = Field(
+        default_factory=TrackingSettings, description="Weights & Biases; offline by default."
+    )
     stages: dict[str, Any] = Field(min_length=1, description="Stage name -> {kind: params}.")
-    execution: dict[str, Any] = Field(default_factory=dict, description="`default` and stage names -> execution settings.")
+    execution: dict[str, Any] = Field(
+        default_factory=dict, description="`default` and stage names -> execution settings."
+    )
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,10 @@ def _executions(
 
 def _merged(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """`own` over `default`, nested mappings field by field."""
-    both = {k: _merged(default[k], v) if isinstance(v, dict) and isinstance(default.get(k), dict) else v for k, v in own.items()}
+    both = {
+        k: _merged(default[k], v) if isinstance(v, dict) and isinstance(default.get(k), dict) else v
+        for k, v in own.items()
+    }
     return {**default, **both}
 
 
@@ -308,9 +315,7 @@ def _split_path(path: str) -> tuple[str | int, ...]:
     return tuple(int(p) if p.isdigit() else p for p in re.split(r"[.\[\]]+", path) if p)
 
 
-def _in_order(
-    nodes: dict[str, StageNode], document: Document, problems: list[Problem]
-) -> dict[str, StageNode]:
+def _in_order(nodes: dict[str, StageNode], document: Document, problems: list[Problem]) -> dict[str, StageNode]:
     graph = {name: [n for n in node.needs if n in nodes] for name, node in nodes.items()}
     try:
         return {name: nodes[name] for name in TopologicalSorter(graph).static_order()}

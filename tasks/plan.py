@@ -69,7 +69,9 @@ def resolve(node: StageNode, made: dict[str, ArtifactRef], sources: list[SourceF
                 f"{item.stage!r} is a {ref.type}, but a {' or '.join(item.types)} is needed here",
                 where=f"stages.{node.name}.{node.stage.kind}.{item.path}",
             )
-        entries.append({"field": item.path, "digest": ref.digest, "type": ref.type, "split": item.split, **_label(item)})
+        entries.append(
+            {"field": item.path, "digest": ref.digest, "type": ref.type, "split": item.split, **_label(item)}
+        )
         inputs.setdefault(item.path.partition("[")[0], []).append(ref)
     if sources is None:
         sources = node.stage.sources(node.params) if node.stage.sources else []
@@ -89,7 +91,7 @@ def _label(item: Any) -> dict[str, str]:
 
 
 def stored(store: Store, kind: str, resolved: Resolved) -> Manifest | None:
-    """The committed artifact under a resolved key. Raises StoreError if its stored identity is not the one asked for."""
+    """The committed artifact under a resolved key. Raises StoreError if its stored identity differs."""
     manifest = store.manifest(kind, resolved.key)
     if manifest is not None and manifest.identity != resolved.identity:
         raise StoreError(
@@ -114,7 +116,9 @@ def read_ref(store: Store, name: str, where: str | None = None) -> ArtifactRef:
     """The artifact a ref points to. Raises UsageError with the nearest name if there is none."""
     entry = refs.get(store, name)
     if entry is None:
-        raise UsageError(f"no ref named {name!r}", where=where, hint=did_you_mean(name, refs.names(store)) or "No refs yet.")
+        raise UsageError(
+            f"no ref named {name!r}", where=where, hint=did_you_mean(name, refs.names(store)) or "No refs yet."
+        )
     return entry.artifact
 
 

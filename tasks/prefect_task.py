@@ -103,5 +103,10 @@ class _ProgressArtifact:
 def _table(run: str, node: StageNode, result: StageResult) -> None:
     manifest = result.manifest
     rows = [{"metric": name, "value": f"{value:.6g}"} for name, value in manifest.metrics.items()]
-    rows += [{"metric": "size_mb", "value": f"{manifest.size / 1e6:.2f}"}, {"metric": "key", "value": manifest.key[:16]}]
-    create_table_artifact(rows, key=artifact_key(run, node.name, "metrics"), description=f"{node.name}: {result.action}")
+    rows += [
+        {"metric": "size_mb", "value": f"{manifest.size / 1e6:.2f}"},
+        {"metric": "key", "value": manifest.key[:16]},
+    ]
+    create_table_artifact(
+        rows, key=artifact_key(run, node.name, "metrics"), description=f"{node.name}: {result.action}"
+    )

@@ -1,10 +1,11 @@
 """The record of a run: what was asked, what became of each stage, how long it took. JSON at `runs/<run>/run.json`.
 
-Written when the run starts, after every stage, and at its end, so that a run that was killed still tells how far it got.
+Written when the run starts, after every stage, and at its end, so that a killed run still tells how far it got.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import threading
@@ -84,7 +85,7 @@ class RunRecord:
     def save(self) -> None:
         with self._lock:
             self.data["seconds"] = round(time.monotonic() - self._started, 3)
-            self.store.write_json(f"runs/{self.data['run']}/run.json", self.data)
+            self.store.write_bytes(f"runs/{self.data['run']}/run.json", json.dumps(self.data, indent=1).encode())
 
     def summary(self) -> dict[str, Any]:
         """What `forgeline run --json` prints."""
@@ -113,7 +114,7 @@ def _waiting(node: StageNode) -> dict[str, Any]:
 
 def list_runs(store: Store) -> list[str]:
     """Ids of the runs in a store, oldest first."""
-    return sorted(name.split("/")[1] for name in store.list("runs/") if name.endswith("/run.json"))
+    return [name for name in store.list("runs") if store.exists(f"runs/{name}/run.json")]
 
 
 def read_run(store: Store, run: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from infra.artifacts import ArtifactRef, Manifest
 from infra.checkpoints import CheckpointStore
-from infra.claims import Claim
+from infra.claims import Fence
 from infra.errors import CorruptArtifact, ForgelineError, StageError, error_from_json
 from infra.execution import Execution
 from infra.store import Store
@@ -49,7 +49,7 @@ class Events:
 
 
 class Stop:
-    """Remembers a first SIGTERM for stages that can save their state; ends every other stage, and on a second one, at once."""
+    """Remembers a first SIGTERM for stages that can save their state; ends any other stage, and on a second one, at once."""
 
     def __init__(self, patient: bool) -> None:
         self.patient, self.requested = patient, False
@@ -73,11 +73,13 @@ def main(folder: Path) -> int:
         manifest = _run(folder, spec, rank, world_size)
         outcome, code = {"status": "ok", "artifact": asdict(manifest.ref) if manifest else None}, 0
     except ForgelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
         outcome, code = {"status": "failed", "error": error.to_json()}, error.exit_code
     except MemoryError:
         traceback.print_exc()
-        error = StageError("out of memory", where=spec["name"], hint="Lower the batch size, or run it on a larger machine.")
+        error = StageError(
+            "out of memory", where=spec["name"], hint="Lower the batch size, or run it on a larger machine."
+        )
         outcome, code = {"status": "failed", "error": error.to_json()}, error.exit_code
     except Exception as failure:
         traceback.print_exc()
@@ -108,7 +110,7 @@ def _run(folder: Path, spec: dict[str, Any], rank: int, world_size: int) -> Mani
     stage: Stage[Any] = stages()[spec["kind"]]
     stop = Stop(patient=stage.distributed)
     store = Store.open(spec["store"])
-    claim = Claim.from_json(store, spec["claim"])
+    fence = Fence.from_json(store, spec["claim"])
     events = Events(folder / "events.jsonl" if rank == 0 else Path(os.devnull))
     started = time.perf_counter()
     inputs, entries = _fetch(store, spec["inputs"])
@@ -118,7 +120,7 @@ def _run(folder: Path, spec: dict[str, Any], rank: int, world_size: int) -> Mani
     for name in ("payload", "records", "scratch"):
         (work / name).mkdir(parents=True)
     tracker: Tracker = JobTracker(folder / "metrics.jsonl" if rank == 0 else None)
-    checkpoints = CheckpointStore(store, spec["kind"], spec["key"], claim.check)
+    checkpoints = CheckpointStore(store, spec["kind"], spec["key"], fence.check)
     job: Job[Any] = Job(
         name=spec["name"],
         params=stage.params.model_validate(spec["params"]),
@@ -153,7 +155,7 @@ def _run(folder: Path, spec: dict[str, Any], rank: int, world_size: int) -> Mani
         producer={**spec["producer"], "versions": _versions(), "execution": spec["execution"], "ranks": world_size},
         metrics={name: float(value) for name, value in metrics.items()},
         timings={"fetch": round(fetched - started, 3), "run": round(ran - fetched, 3)},
-        fence=claim.check,
+        fence=fence.check,
         on_progress=lambda done, total: events.progress(done, total, uploading=1.0),
     )
     if stage.distributed:
