@@ -11,6 +11,7 @@ fetch the same set at once rename the same bytes over each other, which harms no
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,6 @@ def fetch_files(
             arrived = FileEntry(temporary.name, entry.size, entry.sha256)
             if (fault := problem(temporary.parent, arrived)) is not None:
                 raise DamagedFiles([fault.replace(temporary.name, entry.path)], where)
-            temporary.chmod(0o444)
             temporary.replace(target)
         except StoreError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SPACE | NOT_ALLOWED:
@@ -69,6 +69,12 @@ def fetch_files(
     if not folder.is_dir():
         raise StoreError("nothing to fetch", where=where)
     return folder
+
+
+def forget(folder: Path) -> None:
+    """Drop a fetched set that will not be read again. A folder store's own files are not a copy, and stay."""
+    if folder.is_relative_to(cache_folder()):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_strangers(folder: Path, expected: set[str]) -> None:

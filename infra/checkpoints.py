@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.artifacts import FileEntry, safe_relative_path
-from infra.cache import fetch_files
+from infra.cache import fetch_files, forget
 from infra.objects import json_bytes
 from infra.store import Store
 from infra.transfer import DamagedFiles, OnProgress, Progress, folder_files, upload
@@ -44,6 +44,7 @@ class CheckpointStore:
     def __init__(self, store: Store, kind: str, key: str, claim_check: Callable[[], None] | None = None) -> None:
         self.store, self.kind, self.key = store, kind, key
         self._claim_check = claim_check
+        self._fetched: list[Path] = []
         self._place = f"checkpoints/{kind}/{key}"
 
     def steps(self) -> list[int]:
@@ -91,10 +92,12 @@ class CheckpointStore:
             self._delete(step)
 
     def clear(self) -> None:
-        """Delete every checkpoint of the key, unfinished ones included: its artifact is committed."""
+        """Delete every checkpoint of the key, unfinished ones and local copies included: its artifact is committed."""
         for step in self.steps():
             self.store.delete(self._manifest(step))
         self.store.delete_tree(self._place)
+        for folder in self._fetched:
+            forget(folder)
 
     def _load(self, step: int, on_progress: OnProgress | None) -> Checkpoint:
         where = f"{self.store.url}/{self._step(step)}"
@@ -109,6 +112,7 @@ class CheckpointStore:
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedFiles([f"manifest.json: {error}"], where) from error
         folder = fetch_files(self.store, prefix, entries, on_progress)
+        self._fetched.append(folder)
         state = json.loads((folder / "state.json").read_bytes())
         return Checkpoint(step, folder / "files", state)
 

@@ -98,10 +98,13 @@ class StoreUnreachable(StoreError, TransientError):
 
 
 class CorruptArtifact(StoreError):
-    """Bytes differ from their manifest; carries the artifact's `kind` and `key` so that it can be re-made."""
+    """Bytes differ from their manifest; carries the artifact's `kind`, `key` and `attempt` so that it can be re-made.
 
-    def __init__(self, what: str, *, kind: str, key: str, hint: str | None = None) -> None:
-        self.kind, self.key = kind, key
+    `attempt` is empty where the manifest itself cannot be read.
+    """
+
+    def __init__(self, what: str, *, kind: str, key: str, attempt: str = "", hint: str | None = None) -> None:
+        self.kind, self.key, self.attempt = kind, key, attempt
         super().__init__(what, where=f"artifacts/{kind}/{key}", hint=hint)
 
 

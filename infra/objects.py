@@ -94,7 +94,7 @@ class Objects(ABC):
 
     @abstractmethod
     def list(self, prefix: str) -> list[str]:
-        """Sorted names directly under folder `prefix`: objects and sub-folders, a sub-folder just emptied perhaps too."""
+        """Sorted names directly under folder `prefix`: objects and sub-folders, perhaps also one just emptied."""
 
     @abstractmethod
     def walk(self, prefix: str) -> Iterator[str]:

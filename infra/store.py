@@ -150,13 +150,18 @@ class Store(Objects):
             return fetch_files(self, prefix, entries, on_progress)
         except DamagedFiles as error:
             raise CorruptArtifact(
-                f"{part} is damaged: {error.what}", kind=manifest.kind, key=manifest.key, hint=REMAKE
+                f"{part} is damaged: {error.what}",
+                kind=manifest.kind,
+                key=manifest.key,
+                attempt=manifest.attempt,
+                hint=REMAKE,
             ) from error
 
     def quarantine(self, kind: str, key: str, attempt: str | None = None) -> str | None:
         """Set a damaged artifact aside, so that it can be made anew; its files stay under their attempt.
 
-        Hold the claim on the key. attempt: leave it alone if another attempt has been committed meanwhile.
+        attempt: leave it alone if another attempt has been committed meanwhile; pass `CorruptArtifact.attempt`, because
+        another run may have seen the same damage and made it anew already.
         Returns the store path of the manifest's new place, or None if there was nothing to set aside.
         """
         source = f"artifacts/{kind}/{key}/manifest.json"
@@ -169,7 +174,7 @@ class Store(Objects):
             name = standing.attempt if standing else "removed"
         except StoreError:
             name = "unreadable"
-        if attempt is not None and name not in (attempt, "unreadable"):
+        if attempt and name not in (attempt, "unreadable"):
             return None
         number = 1
         while not self.create(target := f"quarantine/{kind}/{key}/{checked(name)}-{number}/manifest.json", data):

@@ -125,8 +125,6 @@ class FileStore(Store):
                     if on_bytes:
                         on_bytes(count)
                 os.fsync(writer.fileno())
-            # Read-only, so that a loader which opens files for writing cannot change an artifact in place.
-            temporary.chmod(0o444)
             self._into_place(lambda: temporary.replace(target), target)
             _sync_folder(target.parent)
         return size, sha.hexdigest()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 
 
 class FlakyProxy:
-    """Forwards to `port`. `break_next(b"PUT", after=0)` lets the next such request through, and cuts its answer."""
+    """Forwards to `port`. `break_next(rb"PUT", after=0)` lets the next such request through and cuts its answer."""
 
     def __init__(self, port: int) -> None:
         self._upstream, self._trap, self.broken = port, None, 0
@@ -34,7 +35,7 @@ class FlakyProxy:
     def _requests(self, client: socket.socket, server: socket.socket, doom: list[int]) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 16):
-                if self._trap and data.startswith(self._trap[0]):
+                if self._trap and re.match(self._trap[0], data):
                     doom.append(self._trap[1])
                     self._trap = None
                 server.sendall(data)

@@ -158,7 +158,7 @@ def test_a_flipped_bit_is_refused_and_the_artifact_can_be_made_again(
     damage(store, f"artifacts/pretrain/k1/a1/payload/{part}")
     with pytest.raises(CorruptArtifact, match=part) as caught:
         store.fetch(made)
-    assert (caught.value.kind, caught.value.key) == ("pretrain", "k1")
+    assert (caught.value.kind, caught.value.key, caught.value.attempt) == ("pretrain", "k1", "a1")
     moved = store.quarantine("pretrain", "k1", made.attempt)
     assert moved == "quarantine/pretrain/k1/a1-1/manifest.json" and store.exists(moved)
     assert store.manifest("pretrain", "k1") is None and store.quarantine("pretrain", "k1") is None
@@ -320,6 +320,7 @@ def test_the_newest_checkpoint_that_verifies_is_used(
     assert points.steps() == [100]
     points.clear()
     assert points.steps() == [] and list(store.walk("checkpoints")) == []
+    assert not list((tmp_path / "cache").glob("*/files")), "local copies go too"
 
 
 def test_an_uncommitted_or_fenced_checkpoint_does_not_count(store: Store, tmp_path: Path) -> None:

@@ -120,14 +120,14 @@ def test_a_create_whose_answer_was_lost_is_still_ours(seaweed: Any, proxy: Any) 
 def test_an_answer_that_breaks_off_is_fetched_again(seaweed: Any, proxy: Any, tmp_path: Path) -> None:
     store = Store.open(seaweed.url("cut"))
     made = commit(store, tmp_path / "out", size=200_000)
-    proxy.break_next(b"GET", after=50_000)
+    proxy.break_next(rb"GET \S+/weights", after=50_000)
     assert (store.fetch(made) / "weights").read_bytes() == (tmp_path / "out/weights").read_bytes()
     assert proxy.broken == 1
 
 
 def test_a_commit_killed_at_any_time_leaves_nothing_or_everything(seaweed: Any, tmp_path: Path) -> None:
-    commit(Store.open(seaweed.url("warm")), tmp_path / "out", size=12 << 20)
-    for number, delay in enumerate((0.02, 0.1, 0.2, 0.4, 0.8)):
+    commit(Store.open(seaweed.url("warm")), tmp_path / "out", size=9 << 20)
+    for number, delay in enumerate((0.05, 0.2, 0.5)):
         store = Store.open(seaweed.url("kill"))
         pid = os.fork()
         if pid == 0:
@@ -167,7 +167,6 @@ def test_a_cached_artifact_is_reused_after_verification(seaweed: Any, tmp_path: 
     made = commit(store, tmp_path / "out")
     folder = store.fetch(made)
     content = (folder / "weights").read_bytes()
-    (folder / "sub/config").chmod(0o644)
     (folder / "sub/config").write_text("[]")
     (folder / "stranger.json").write_text("{}")
     assert store.fetch(made) == folder
