@@ -88,7 +88,9 @@ class LocalJob:
         """The last few kilobytes of the job's log; empty if it never wrote one."""
         try:
             with self.spec.log.open("rb") as stream:
-                stream.seek(max(0, stream.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                start = stream.seek(max(0, stream.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                if start:
+                    stream.readline()  # the rest of a line
                 return stream.read().decode(errors="replace")
         except FileNotFoundError:
             return self._server.log_tail() if self._exit == LOST else ""

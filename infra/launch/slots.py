@@ -19,7 +19,7 @@ class Slots:
 
     @contextmanager
     def hold(self, count: int, cancelled: threading.Event) -> Iterator[None]:
-        """Hold `count` slots (at most `total`) for the duration; enters at once, empty-handed, when `cancelled` is set."""
+        """Hold `count` slots (at most `total`) for the duration; enters empty-handed when `cancelled` is set."""
         count, ticket = min(count, self.total), object()
         with self._changed:
             self._queue.append(ticket)

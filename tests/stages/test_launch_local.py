@@ -39,7 +39,7 @@ def torch_job(folder):
     assert not torch.cuda.is_initialized()
     assert get_accelerator().device_name() == ("cuda" if torch.cuda.is_available() else "cpu")
     (folder / "torch.json").write_text(json.dumps({
-        "started": time.time(), "threads": torch.get_num_threads(), 
+        "started": time.time(), "threads": torch.get_num_threads(),
         "sum": float((torch.ones(300, 300) @ torch.ones(300, 300)).sum()),
     }))
 
