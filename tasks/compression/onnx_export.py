@@ -125,7 +125,8 @@ def _anonymous(model: onnx_ir.Model) -> None:
 
     graph = model.graph
     sizes = {str(dim): name for value in graph.inputs for dim, name in zip(value.shape or (), DIMS, strict=True)}
-    for part in (graph, *model.functions.values()):
+    parts: list[Any] = [graph, *model.functions.values()]
+    for part in parts:
         part.metadata_props.clear()
         part.doc_string = None
         for node in part.all_nodes():

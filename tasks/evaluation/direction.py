@@ -1,0 +1,12 @@
+"""Which way a metric is good, told by the words of its name."""
+
+from __future__ import annotations
+
+ERRORS = ("loss", "entropy", "perplexity", "bits", "error", "brier", "nll", "ece", "wer", "cer", "mae", "mse", "rmse")
+COSTS = ("size", "parameters", "memory", "latency")
+LESS_IS_BETTER = frozenset({*ERRORS, *COSTS})
+
+
+def greater_is_better(metric: str) -> bool:
+    """False for losses, errors and costs, True for everything else."""
+    return LESS_IS_BETTER.isdisjoint(metric.replace("@", "_").split("_"))

@@ -1,0 +1,112 @@
+"""One face for every form a model ships in: a Hugging Face folder runs in torch, an ONNX file in ONNX Runtime.
+
+runtime = load_runtime(artifact)
+logits = runtime.logits(input_ids, attention_mask)      # int64 [B, T] twice -> float32 [B, C] or [B, T, V]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import StageError
+from tasks.release.model_files import ONNX, read_card
+from tasks.stage import objective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tasks.stage import InputArtifact
+
+Ids = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
+
+
+class Runtime(Protocol):
+    """A loaded model."""
+
+    parameters: int
+
+    def logits(self, input_ids: Ids, attention_mask: Ids) -> Logits:
+        """One forward pass."""
+        ...
+
+
+class TorchRuntime:
+    """A model folder in torch, in the number format it was saved in, on the CPU."""
+
+    def __init__(self, folder: Path, auto_class: str) -> None:
+        import torch
+        import transformers
+
+        self.torch = torch
+        found = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=False)
+        self.model: PreTrainedModel = found.eval()
+        self.parameters = int(self.model.num_parameters())
+
+    def logits(self, input_ids: Ids, attention_mask: Ids) -> Logits:
+        torch = self.torch
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=torch.from_numpy(input_ids), attention_mask=torch.from_numpy(attention_mask)
+            ).logits
+        result: Logits = output.float().numpy()
+        return result
+
+
+class OnnxRuntime:
+    """A graph in ONNX Runtime on the CPU."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(str(folder / ONNX), options, providers=["CPUExecutionProvider"])
+        self.parameters = onnx_parameters(folder / ONNX)
+
+    def logits(self, input_ids: Ids, attention_mask: Ids) -> Logits:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        result: Logits = self.session.run(["logits"], given)[0].astype(np.float32, copy=False)
+        return result
+
+
+def onnx_parameters(file: Path) -> int:
+    """Numbers in a graph's weights: its initializers of a weight type, without quantization scales and zero points."""
+    import onnx
+
+    weights = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    weights |= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+    graph = onnx.load(str(file), load_external_data=False).graph
+    return sum(
+        int(np.prod(tensor.dims))
+        for tensor in graph.initializer
+        if tensor.data_type in weights and len(tensor.dims) > 0 and not tensor.name.endswith(("_scale", "_zero_point"))
+    )
+
+
+def import_runtime(type: str, auto_class: str) -> None:
+    """Import what loading will need, so that the memory of the libraries is not counted as the model's."""
+    if type == "onnx":
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    else:
+        import transformers
+
+        getattr(transformers, auto_class)
+
+
+def load_runtime(artifact: InputArtifact, threads: int = 1) -> Runtime:
+    """Load a `model` or `onnx` artifact. Raises StageError on another type."""
+    kinds: dict[str, Any] = {
+        "model": lambda: TorchRuntime(artifact.path, objective(read_card(artifact.path)["objective"]).auto_class),
+        "onnx": lambda: OnnxRuntime(artifact.path, threads),
+    }
+    if artifact.manifest.type not in kinds:
+        raise StageError(f"a {artifact.manifest.type} cannot be run", where=artifact.stage)
+    runtime: Runtime = kinds[artifact.manifest.type]()
+    return runtime

@@ -1,0 +1,111 @@
+"""What was measured, as `scores.json`; and the examples models get wrong, for people to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.evaluation.bootstrap import interval
+from tasks.evaluation.direction import greater_is_better
+from tasks.release.model_files import shipped_bytes
+
+if TYPE_CHECKING:
+    from tasks.evaluation.comparison import Measured
+    from tasks.objectives import Objective
+    from tasks.stage import InputArtifact
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+SNIPPET = 400
+
+
+def scores_of(
+    objective: Objective, artifacts: Mapping[str, InputArtifact], measured: Mapping[str, Measured]
+) -> dict[str, Any]:
+    """scores.json without its `data` and `baselines`; `n` is the number of examples. Undefined numbers are null."""
+    n = len(next(iter(next(iter(measured.values())).predictions.values())))
+    models = {}
+    for name, found in measured.items():
+        artifact = artifacts[name]
+        manifest = artifact.manifest
+        models[name] = {
+            "type": manifest.type,
+            "artifact": {"kind": manifest.kind, "key": manifest.key, "digest": manifest.digest, "type": manifest.type},
+            "metrics": {m: _metric(objective, m, value, found.replicates[m], n) for m, value in found.point.items()},
+            "parameters": found.parameters,
+            "size_mb": shipped_bytes(artifact.path) / 1e6,
+            "latency_ms": {str(size): _quantiles(times) for size, times in found.latency_ms.items()},
+            "peak_memory_mb": round(found.peak_memory_mb, 2),
+        }
+        if (counts := confusion(found.predictions)) is not None:
+            models[name]["confusion"] = counts
+    return {
+        "objective": objective.name,
+        "primary_metric": objective.primary_metric,
+        "greater_is_better": objective.greater_is_better,
+        "n": n,
+        "models": models,
+    }
+
+
+def _metric(objective: Objective, name: str, value: float, drawn: npt.NDArray[np.float64], n: int) -> dict[str, Any]:
+    low, high = interval(drawn)
+    rises = objective.greater_is_better if name == objective.primary_metric else greater_is_better(name)
+    return {"value": _finite(value), "low": _finite(low), "high": _finite(high), "n": n, "greater_is_better": rises}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _quantiles(times: list[float]) -> dict[str, float]:
+    p50, p95 = np.quantile(times, [0.5, 0.95])
+    return {"p50": round(float(p50), 4), "p95": round(float(p95), 4), "n": len(times)}
+
+
+def confusion(predictions: Arrays) -> list[list[int]] | None:
+    """Counts [truth][guess] where the predictions are one label and C logits an example, else None."""
+    labels, logits = predictions.get("labels"), predictions.get("logits")
+    if labels is None or logits is None or labels.ndim != 1 or logits.ndim != 2:
+        return None
+    size = logits.shape[1]
+    cells = np.bincount(labels.astype(np.int64) * size + logits.argmax(1), minlength=size * size)
+    counts: list[list[int]] = cells.reshape(size, size).tolist()
+    return counts
+
+
+def misclassified(
+    predictions: Mapping[str, Arrays], ids: list[str], texts: list[str], labels: list[str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """Up to `limit` examples, spread over the split, that some model gets wrong: text, truth, each model's answer.
+
+    Those on which models disagree come first: they say what a smaller model lost.
+    """
+    usable = {name: p for name, p in predictions.items() if confusion(p) is not None}
+    if not usable:
+        return []
+    truth = next(iter(usable.values()))["labels"]
+    guesses = {name: p["logits"].argmax(1) for name, p in usable.items()}
+    table = np.stack(list(guesses.values()))
+    wrong = (table != truth).any(0)
+    split = wrong & (table != table[0]).any(0)
+    chosen: list[int] = []
+    for group in (np.flatnonzero(split), np.flatnonzero(wrong & ~split)):
+        room = min(limit - len(chosen), len(group))
+        chosen += [int(i) for i in group[np.linspace(0, len(group) - 1, room).astype(int)]] if room else []
+    return [
+        {
+            "id": ids[i],
+            "text": texts[i][:SNIPPET],
+            "truth": _name(labels, truth[i]),
+            "predictions": {name: _name(labels, guess[i]) for name, guess in guesses.items()},
+        }
+        for i in chosen
+    ]
+
+
+def _name(labels: list[str] | None, number: Any) -> str:
+    return labels[int(number)] if labels else str(int(number))

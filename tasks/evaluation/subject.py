@@ -1,0 +1,123 @@
+"""A model under evaluation, in a process of its own: predictions, metrics, latency, memory, samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tasks.evaluation.bootstrap import replicates
+from tasks.evaluation.memory import peak_mb, reset_peak, resident_mb
+from tasks.evaluation.runtime import TorchRuntime, import_runtime, load_runtime
+from tasks.release.model_files import read_card
+from tasks.stage import objective
+
+if TYPE_CHECKING:
+    from tasks.stage import InputArtifact
+
+BATCH = 32
+WARM_UP = 3
+
+
+class Subject:
+    """One model and the examples it is judged on, tokenized with the model's own tokenizer."""
+
+    def __init__(self, model: InputArtifact, data: InputArtifact, split: str, threads: int) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        torch.set_num_threads(threads)
+        self.artifact, self.data = model, data
+        card = read_card(model.path)
+        self.max_length = int(card["max_length"])
+        self.objective: Any = objective(card["objective"])
+        self.tokenizer = load_tokenizer(model.path)
+        self.pad = pad_token_id(model.path, self.tokenizer)
+        self.heldout = self.objective.features(data, split, self.tokenizer, self.max_length)
+        self.threads = threads
+        self.runtime: Any = None
+
+    def load(self) -> dict[str, float]:
+        """Load the model; from here on memory is counted."""
+        import_runtime(self.artifact.manifest.type, self.objective.auto_class)
+        reset_peak()
+        self.before = resident_mb()
+        self.runtime = load_runtime(self.artifact, self.threads)
+        return {"n": len(self.heldout), "parameters": self.runtime.parameters}
+
+    def batch(self, features: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
+        return {name: tensor.numpy() for name, tensor in self.objective.collate(features, self.pad).items()}
+
+    def predict(self) -> dict[str, npt.NDArray[Any]]:
+        """Predictions for every example, in frozen order. Short examples run together, so that little is padding."""
+        order = np.argsort([len(f["input_ids"]) for f in self.heldout], kind="stable")
+        parts: list[dict[str, npt.NDArray[Any]]] = []
+        for start in range(0, len(order), BATCH):
+            batch = self.batch([self.heldout[int(i)] for i in order[start : start + BATCH]])
+            parts.append(self.objective.predictions(self._forward(batch), batch))
+        back = np.argsort(order, kind="stable")
+        self.predictions = {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+        return self.predictions
+
+    def peak_memory(self) -> float:
+        """MB added at most by loading and running the model, over what the libraries and the examples take."""
+        return max(0.0, peak_mb() - self.before)
+
+    def score(self, resamples: int, seed: int) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
+        """Point estimates, and each metric on every bootstrap resample."""
+        return replicates(
+            lambda weights: self.objective.metrics(self.predictions, weights), len(self.heldout), resamples, seed
+        )
+
+    def time(self, batch_size: int, repeats: int, warm: bool) -> list[float]:
+        """Milliseconds of each of `repeats` forward passes over the first `batch_size` examples."""
+        chosen = [self.heldout[i % len(self.heldout)] for i in range(batch_size)]
+        batch = self.batch(chosen)
+        for _ in range(0 if warm else WARM_UP):
+            self._forward(batch)
+        found = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self._forward(batch)
+            found.append((time.perf_counter() - start) * 1e3)
+        return found
+
+    def _forward(self, batch: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = self.runtime.logits(batch["input_ids"], batch["attention_mask"])
+        return logits
+
+    def samples(self) -> list[dict[str, str]]:
+        """Outputs for people to read; empty for a runtime that cannot be asked for them."""
+        if not isinstance(self.runtime, TorchRuntime) or self.tokenizer is None:
+            return []
+        found: list[dict[str, str]] = self.objective.samples(self.runtime.model, self.tokenizer, self.heldout)
+        return found
+
+    def baselines(self) -> dict[str, float]:
+        """What a model must beat, computed from the training split; needs no model."""
+        train = self.objective.features(self.data, "train", self.tokenizer, self.max_length)
+        found: dict[str, float] = self.objective.baselines(train, self.heldout)
+        return found
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer that ships with a model, or None."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def pad_token_id(folder: Path, tokenizer: Any) -> int:
+    """The model's padding id: of its config, else of its tokenizer, else 0 (the mask hides it)."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for value in (config.get("pad_token_id"), getattr(tokenizer, "pad_token_id", None)):
+        if isinstance(value, int):
+            return value
+    return 0

@@ -1,0 +1,212 @@
+"""A gate's requirements: what a candidate must reach, alone or against another model, and with how much certainty.
+
+Quality metrics are judged with their sampling error: with `confidence` the bound of the paired bootstrap must meet the
+limit, not only the point estimate (percentile method; Efron, 1979). Costs are measured, not sampled, and take no
+confidence: `size_mb`, `parameters`, `peak_memory_mb`, `latency_p50_ms@1`, `latency_p95_ms@32`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from infra.errors import StageError
+from tasks.evaluation.direction import greater_is_better
+from tasks.stage import StageParams
+
+ABSOLUTE = ("min", "max")
+RELATIVE = ("max_drop", "min_gain", "max_ratio", "min_ratio")
+Array = npt.NDArray[np.float64]
+Replicates = Mapping[str, Array]
+
+
+class Requirement(StageParams):
+    """One limit on one metric."""
+
+    metric: str = Field(
+        min_length=1, description="A metric of the evaluation, or a cost such as `size_mb`, `latency_p50_ms@1`."
+    )
+    min: float | None = Field(None, description="The candidate's value is at least this.")
+    max: float | None = Field(None, description="The candidate's value is at most this.")
+    max_drop: float | None = Field(None, description="The candidate is worse than `against` by at most this much.")
+    min_gain: float | None = Field(None, description="The candidate is better than `against` by at least this much.")
+    max_ratio: float | None = Field(None, gt=0, description="candidate / against is at most this.")
+    min_ratio: float | None = Field(None, gt=0, description="candidate / against is at least this.")
+    confidence: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="Certainty asked of the limit, one-sided, e.g. 0.95. None: the point estimate decides.",
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Requirement:
+        given = [rule for rule in (*ABSOLUTE, *RELATIVE) if getattr(self, rule) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join((*ABSOLUTE, *RELATIVE))}")
+        return self
+
+    @property
+    def rule(self) -> str:
+        return next(rule for rule in (*ABSOLUTE, *RELATIVE) if getattr(self, rule) is not None)
+
+    @property
+    def limit(self) -> float:
+        return float(getattr(self, self.rule))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one requirement came out. `bound` is what was held against the limit: the point, or its confidence bound."""
+
+    metric: str
+    rule: str
+    limit: float
+    confidence: float | None
+    candidate: float
+    against: float | None
+    difference: float | None
+    bound: float
+    passed: bool
+    sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def judge(
+    requirement: Requirement,
+    scores: Mapping[str, Any],
+    replicates: Mapping[str, Replicates],
+    candidate: str,
+    against: str | None,
+) -> Outcome:
+    """Hold one requirement against scores.json. `replicates`: model -> metric -> [R], paired over models.
+
+    Raises StageError on an unknown metric, an undefined value, or a confidence for a cost.
+    """
+    metric, rule = requirement.metric, requirement.rule
+    mine = value_of(scores["models"][candidate], metric)
+    theirs = value_of(scores["models"][against], metric) if against is not None and rule in RELATIVE else None
+    rises = _rises(scores, candidate, metric)
+    point = _quantity(rule, mine, theirs, rises)
+    at_most = rule in ("max", "max_drop", "max_ratio")
+    bound = float(point)
+    if requirement.confidence is not None:
+        drawn = _drawn(replicates, metric, candidate)
+        other = _drawn(replicates, metric, against) if theirs is not None and against is not None else None
+        bound = _bound(_quantity(rule, drawn, other, rises), requirement.confidence, at_most)
+    passed = bool(bound <= requirement.limit if at_most else bound >= requirement.limit)
+    return Outcome(
+        metric=metric,
+        rule=rule,
+        limit=requirement.limit,
+        confidence=requirement.confidence,
+        candidate=mine,
+        against=theirs,
+        difference=None if theirs is None else mine - theirs,
+        bound=bound,
+        passed=passed,
+        sentence=_sentence(requirement, candidate, against, mine, theirs, float(point), bound, passed),
+    )
+
+
+def value_of(model: Mapping[str, Any], metric: str) -> float:
+    """A metric or cost of one model of scores.json. Raises StageError, with the names there are, on an unknown one."""
+    known = available(model)
+    if metric not in known:
+        close = difflib.get_close_matches(metric, known, n=1)
+        guess = f"Did you mean {close[0]}? " if close else ""
+        raise StageError(f"the scores hold no {metric!r}", where="require", hint=f"{guess}Known: {', '.join(known)}.")
+    value = known[metric]
+    if value is None or not math.isfinite(value):
+        raise StageError(
+            f"{metric} is not defined on these examples",
+            where="require",
+            hint="Is a class missing from the test split?",
+        )
+    return float(value)
+
+
+def available(model: Mapping[str, Any]) -> dict[str, float | None]:
+    """Every metric and cost of one model of scores.json by the name a requirement uses."""
+    found: dict[str, float | None] = {name: entry["value"] for name, entry in model["metrics"].items()}
+    found |= {name: model.get(name) for name in ("size_mb", "parameters", "peak_memory_mb")}
+    for size, quantiles in model.get("latency_ms", {}).items():
+        found |= {f"latency_{q}_ms@{size}": value for q, value in quantiles.items() if q.startswith("p")}
+    return found
+
+
+def _rises(scores: Mapping[str, Any], model: str, metric: str) -> bool:
+    entry = scores["models"][model]["metrics"].get(metric) or {}
+    return bool(entry.get("greater_is_better", greater_is_better(metric)))
+
+
+def _quantity(rule: str, mine: Any, theirs: Any, rises: bool) -> Any:
+    """What the limit is held against: the value, the drop, the gain or the ratio; numbers or arrays alike."""
+    if rule in ABSOLUTE:
+        return mine
+    if rule in ("max_ratio", "min_ratio"):
+        return np.divide(mine, theirs) if np.all(np.not_equal(theirs, 0)) else np.full(np.shape(mine), np.nan)[()]
+    gain = mine - theirs if rises else theirs - mine
+    return gain if rule == "min_gain" else -gain
+
+
+def _drawn(replicates: Mapping[str, Replicates], metric: str, model: str) -> Array:
+    if metric not in replicates[model]:
+        raise StageError(
+            f"{metric} is measured, not estimated from examples, and has no sampling error",
+            where="require",
+            hint="Leave `confidence` out for it.",
+        )
+    return replicates[model][metric]
+
+
+def _bound(values: Array, confidence: float, upper: bool) -> float:
+    """One-sided percentile bound; a resample without a value counts against the candidate."""
+    worst = np.inf if upper else -np.inf
+    known = np.where(np.isnan(values), worst, values)
+    return float(
+        np.quantile(known, confidence, method="higher") if upper else np.quantile(known, 1 - confidence, method="lower")
+    )
+
+
+def _sentence(
+    requirement: Requirement,
+    candidate: str,
+    against: str | None,
+    mine: float,
+    theirs: float | None,
+    point: float,
+    bound: float,
+    passed: bool,
+) -> str:
+    """The outcome as one sentence for a person."""
+    metric, limit = requirement.metric, requirement.limit
+    quantity = {
+        "min": f"{candidate} has {metric} {mine:.4g}",
+        "max": f"{candidate} has {metric} {mine:.4g}",
+        "max_drop": f"{candidate} is {_worse(point)} than {against} in {metric}",
+        "min_gain": f"{candidate} is {_worse(-point)} than {against} in {metric}",
+        "max_ratio": f"{metric} of {candidate} is {point:.4g} of that of {against}",
+        "min_ratio": f"{metric} of {candidate} is {point:.4g} of that of {against}",
+    }[requirement.rule]
+    if theirs is not None:
+        quantity += f" ({mine:.4g} against {theirs:.4g})"
+    asked = {
+        "min": "at least", "max": "at most", "max_drop": "a drop of at most", "min_gain": "a gain of at least",
+        "max_ratio": "at most", "min_ratio": "at least",
+    }[requirement.rule]  # fmt: skip
+    sure = f"; with {requirement.confidence:.0%} confidence {bound:.4g}" if requirement.confidence is not None else ""
+    return f"{quantity}{sure}; {asked} {limit:.4g} is required: {'passed' if passed else 'refused'}."
+
+
+def _worse(by: float) -> str:
+    return f"{abs(by):.4g} {'worse' if by > 0 else 'better'}" if by else "no worse or better"

@@ -1,0 +1,147 @@
+"""evaluate: models as they ship, side by side on the same frozen examples.
+
+Payload: `scores.json`, `predictions.safetensors` (`<model>/<array>`, one row an example, in frozen order) and
+`replicates.safetensors` (`<model>/<metric>`, one value a bootstrap resample, the same resamples for every model: what a
+gate compares). Evidence in `records/`: `latency.json` (every single time), `samples.json`, `misclassified.json`.
+
+Latency is of one forward pass over the first examples, tokenized and padded; memory is what loading and running the
+model adds to the libraries; size counts weight and graph files. MB are 10^6 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from infra.errors import StageError
+from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
+
+SHOWN_WRONG = 24
+
+
+class Latency(StageParams):
+    """How latency is measured."""
+
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=lambda: [1], min_length=1, description="Examples in a pass."
+    )
+    repeats: int = Field(50, ge=2, description="Passes timed at each batch size.")
+    threads: int = Field(1, ge=1, description="CPU threads a model may use.")
+    max_seconds: float = Field(0.5, gt=0, description="A model's time at one batch size, after which repeats stop.")
+
+
+class Params(StageParams):
+    """What is compared on what."""
+
+    models: Annotated[list[str], Input("model", "onnx")] = Field(min_length=1, description="Models, each as it ships.")
+    data: Annotated[str, Input("dataset", "tokens")] = Field(
+        description="Data, with the split (`functions.test`); default test."
+    )
+    latency: Latency = Field(default_factory=lambda: Latency(), description="Latency measurement.")
+    resamples: int = Field(1000, ge=100, description="Bootstrap resamples behind each interval.")
+    seed: int = Field(0, ge=0, description="Seed of the resamples.")
+
+
+def run(job: Job[Params]) -> dict[str, float]:
+    from safetensors.numpy import save_file
+
+    from tasks.evaluation.comparison import Timing, compare
+    from tasks.evaluation.scores import scores_of
+    from tasks.stage import objective
+
+    params, data, models = job.params, job.input("data"), job.inputs["models"]
+    split = data.split or "test"
+    kind, labels = _agree(models, data)
+    chosen = objective(kind)
+    _import_for_children(models, chosen.auto_class)
+    latency = params.latency
+    measured, baselines = compare(
+        models,
+        data,
+        split,
+        timing=Timing(tuple(latency.batch_sizes), latency.repeats, latency.threads, latency.max_seconds * 1e3),
+        resamples=params.resamples,
+        seed=params.seed,
+        cores=max(1, len(os.sched_getaffinity(0)) // latency.threads),
+        has_train=split != "train" and (data.path / _file_of(data, "train")).is_file(),
+        progress=lambda done, total: job.progress(done, total),
+    )
+    artifacts = {model.stage: model for model in models}
+    scores = scores_of(chosen, artifacts, measured)
+    scores["data"] = {"stage": data.stage, "split": split, "n": scores.pop("n"), "digest": data.manifest.digest}
+    scores |= {"labels": labels, "baselines": baselines, "resamples": params.resamples, "seed": params.seed}
+    (job.output / "scores.json").write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    tensors = {f"{name}/{key}": array for name, m in measured.items() for key, array in m.predictions.items()}
+    save_file(tensors, job.output / "predictions.safetensors")
+    drawn = {f"{name}/{key}": array for name, m in measured.items() for key, array in m.replicates.items()}
+    save_file(drawn, job.output / "replicates.safetensors")
+    _record(job, measured, data, split, labels)
+    primary = {name: m.point[chosen.primary_metric] for name, m in measured.items()}
+    return {f"{chosen.primary_metric} {name}": value for name, value in primary.items() if value == value}
+
+
+def _agree(models: list[InputArtifact], data: InputArtifact) -> tuple[str, list[str] | None]:
+    """The objective and labels all models share with the data. Raises StageError where they do not."""
+    from tasks.release.model_files import read_card
+
+    names = [model.stage for model in models]
+    if len(set(names)) < len(names):
+        raise StageError("a model is listed twice", where="models", hint="Name each stage once.")
+    cards = {model.stage: read_card(model.path) for model in models}
+    kinds = {card["objective"] for card in cards.values()}
+    if len(kinds) > 1:
+        told = ", ".join(f"{name}: {card['objective']}" for name, card in cards.items())
+        raise StageError(f"the models were trained for different objectives ({told})", where="models")
+    description = data.path / "dataset.json"
+    truth = json.loads(description.read_text(encoding="utf-8")).get("labels") if description.is_file() else None
+    for name, card in cards.items():
+        if card.get("labels") and truth and list(card["labels"]) != list(truth):
+            raise StageError(
+                f"{name!r} knows the labels {card['labels']}, the data have {truth}",
+                where="models",
+                hint="Evaluate on a dataset with the labels it was trained on.",
+            )
+    return kinds.pop(), truth
+
+
+def _file_of(data: InputArtifact, split: str) -> str:
+    return f"{split}.parquet" if data.manifest.type == "dataset" else f"{split}.safetensors"
+
+
+def _import_for_children(models: list[InputArtifact], auto_class: str) -> None:
+    """Import once, before forking, what every child would otherwise import for itself. No torch operation runs here."""
+    import transformers
+    from transformers import PreTrainedTokenizerFast  # noqa: F401
+
+    from tasks.evaluation.runtime import import_runtime
+
+    for model in models:
+        import_runtime(model.manifest.type, auto_class)
+        config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
+        for name in config.get("architectures") or []:
+            getattr(transformers, name, None)
+
+
+def _record(
+    job: Job[Params], measured: dict[str, Any], data: InputArtifact, split: str, labels: list[str] | None
+) -> None:
+    """Evidence for people: every latency, what models said, and what they got wrong."""
+    from tasks.evaluation.scores import misclassified
+
+    times = {name: {str(size): t for size, t in m.latency_ms.items()} for name, m in measured.items()}
+    samples = {name: m.samples for name, m in measured.items() if m.samples}
+    evidence: dict[str, Any] = {"latency.json": times, "samples.json": samples}
+    if data.manifest.type == "dataset":
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(data.path / f"{split}.parquet", columns=["id", "text"]).to_pydict()
+        predictions = {name: m.predictions for name, m in measured.items()}
+        evidence["misclassified.json"] = misclassified(predictions, table["id"], table["text"], labels, SHOWN_WRONG)
+    for name, content in evidence.items():
+        (job.records / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+STAGE = Stage(kind="evaluate", version=1, makes="scores", params=Params, run=run, warm=True, exclusive=True)
