@@ -51,7 +51,7 @@ def find_feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
     stack, layers = layer_stack(model)
     hidden = model.config.hidden_size
     blocks = []
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(layers.children()):
         linears = {
             f"{stack}.{index}.{name}": _shape(module)
             for name, module in layer.named_modules()
@@ -73,8 +73,8 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     """(features in, features out)."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    rows, columns = module.weight.shape
-    return int(rows), int(columns)
+    weight = module.get_parameter("weight")
+    return weight.shape[0], weight.shape[1]
 
 
 def neuron_importance(
@@ -100,7 +100,7 @@ def neuron_importance(
 
     hooks = [modules[block.outward].register_forward_pre_hook(keep(i)) for i, block in enumerate(blocks)]
     try:
-        model.eval()
+        model.train(False)
         for batch in batches:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
             total = loss(model(**inputs).logits, batch)
@@ -128,7 +128,7 @@ def pruned(model: PreTrainedModel, importance: list[torch.Tensor], keep: float) 
         )
     config = copy.deepcopy(model.config)
     setattr(config, width_field(model), kept)
-    smaller = type(model)(config)
+    smaller: PreTrainedModel = type(model)(config).train(False)
     modules = dict(model.named_modules())
     state = dict(model.state_dict())
     for block, score in zip(find_feed_forwards(model), importance, strict=True):
@@ -143,4 +143,4 @@ def pruned(model: PreTrainedModel, importance: list[torch.Tensor], keep: float) 
             if inward and state.get(f"{name}.bias") is not None:
                 state[f"{name}.bias"] = state[f"{name}.bias"].index_select(0, chosen)
     smaller.load_state_dict(state)
-    return smaller.eval()
+    return smaller

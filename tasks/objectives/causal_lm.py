@@ -154,6 +154,7 @@ class CausalLM:
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Four heldout beginnings, continued by sampling at temperature 0.8 among the 40 likeliest; always the same."""
         shown = []
+        generate: Any = model.generate
         room = int(getattr(model.config, "max_position_embeddings", 0) or 256)
         for i in np.linspace(0, len(heldout) - 1, min(4, len(heldout))).astype(int):
             row = np.asarray(heldout[int(i)]["input_ids"], np.int64)
@@ -161,7 +162,7 @@ class CausalLM:
             # The seed is the example's place, so that a report changes only where the model did.
             torch.manual_seed(int(i))
             with torch.no_grad():
-                output = model.generate(
+                output = generate(
                     prompt,
                     attention_mask=torch.ones_like(prompt),
                     do_sample=True,

@@ -100,7 +100,7 @@ class TextClassification:
         batch = self.collate(chosen, model.config.pad_token_id or 0)
         with torch.no_grad():
             output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        names = model.config.id2label
+        names: Any = model.config.id2label
         return [
             {
                 "text": tokenizer.decode(feature["input_ids"].tolist())[:240],

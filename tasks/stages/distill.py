@@ -49,15 +49,15 @@ def run(job: Job[Params]) -> dict[str, float]:
     torch.manual_seed(params.seed)
     teacher = load_model(source, objective.auto_class)
     student = student_from(teacher, params.layers)
-    teacher = teacher.eval().requires_grad_(False).to(training_device(job.execution))  # type: ignore[arg-type]
+    torch.nn.Module.to(teacher.train(False).requires_grad_(False), training_device(job.execution))
 
     def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        hard, _ = objective.loss(logits, batch)
+        hard: torch.Tensor = objective.loss(logits, batch)[0]
         if params.alpha == 0:
             return hard
         with torch.no_grad():
             teacher_logits = teacher(**model_inputs(batch)).logits
-        soft = objective.soft_loss(logits, teacher_logits, batch, params.temperature)
+        soft: torch.Tensor = objective.soft_loss(logits, teacher_logits, batch, params.temperature)
         return params.alpha * soft + (1 - params.alpha) * hard
 
     result = train(job, student, objective, *features, params, loss_fn=loss)

@@ -158,9 +158,9 @@ class Engine:
             safe_set_full_fp32_param(parameter, value)
             # The copy that the forward pass reads is another one, renewed only by a step.
             if self.zero_stage == 3:
-                from deepspeed.zero import GatheredParameters
+                import deepspeed
 
-                with GatheredParameters([parameter], modifier_rank=0):
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                     parameter.data.copy_(value)
             else:
                 parameter.data.copy_(value)

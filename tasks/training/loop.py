@@ -54,7 +54,7 @@ class TrainResult:
         cls, model: PreTrainedModel, objective: Objective, validation_features: Sequence[Feature]
     ) -> TrainResult:
         """A model as it is, on the CPU, measured like a trained one."""
-        model.eval()
+        model.train(False)
         values = validate(
             lambda batch: model(**model_inputs(batch)).logits,
             objective,
@@ -298,7 +298,7 @@ class _Training:
             model.tie_weights()
         speeds = [entry["tokens_per_second"] for entry in self.steps.entries]
         return TrainResult(
-            model=model.eval(),
+            model=model.train(False),
             steps=self.total,
             tokens=self.tokens,
             tokens_per_second=statistics.median(speeds) if speeds else 0.0,

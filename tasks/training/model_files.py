@@ -81,10 +81,10 @@ def save_model(model: PreTrainedModel, folder: Path, *, tokenizer_from: Path, ca
 
 def _quiet() -> None:
     """A log is read after the fact: no progress bars, and no warning that a new head is new."""
-    import transformers
+    from transformers.utils import logging
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def count_parameters(model: PreTrainedModel) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from infra.errors import StageError
 from infra.execution import Execution
@@ -54,7 +55,7 @@ class Ranks:
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         if self.world_size == 1:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         else:
             dist.init_process_group(backend, rank=self.rank, world_size=self.world_size)
 

@@ -1,0 +1,146 @@
+"""Models and inputs small enough that a stage takes a second: functions of three standard-library packages."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+PACKAGES = ("json", "logging", "wsgiref")
+CONTEXT = 32
+VOCABULARY = 320
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "llama": {"intermediate_size": 64, "initializer_range": 0.1},
+    "gpt2": {"n_inner": 64, "initializer_range": 0.1},
+    "bert": {"intermediate_size": 64},
+}
+
+
+def model(
+    type: str = "llama", auto: Any = AutoModelForCausalLM, *, layers: int = 2, vocabulary: int = 50, **fields: Any
+) -> PreTrainedModel:
+    """Hidden size 32, 2 heads; the same weights whenever the arguments are the same."""
+    torch.manual_seed(0)
+    given = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **FIELDS[type],
+        **fields,
+    }
+    made: PreTrainedModel = auto.from_config(AutoConfig.for_model(type, **given))
+    return made.train(False)
+
+
+def lm_features(count: int, *, vocabulary: int = 50, shortest: int = 4, longest: int = 16) -> list[dict[str, Any]]:
+    """Token rows of unequal lengths, each counting upwards from a random token."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(shortest, longest + 1, count)
+    starts = random.integers(3, vocabulary, count)
+    return [{"input_ids": (s - 3 + np.arange(n)) % (vocabulary - 3) + 3} for s, n in zip(starts, lengths, strict=True)]
+
+
+def plain_training(
+    model: PreTrainedModel,
+    objective: Any,
+    features: Sequence[Mapping[str, Any]],
+    batches: Sequence[Sequence[int]],
+    rate: Callable[[int], float],
+    *,
+    weight_decay: float,
+    max_grad_norm: float,
+) -> list[float]:
+    """The reference: whole global batches in a bare torch loop, mean loss over units. Returns the losses."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0}]
+    )
+    losses = []
+    model.train()
+    for step, batch in enumerate(batches):
+        data = objective.collate([features[i] for i in batch], 0)
+        logits = model(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits
+        total, units = objective.loss(logits, data)
+        (total / units).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(total.detach() / units))
+    return losses
+
+
+def functions() -> list[tuple[str, str, str]]:
+    """(id, text, package) of the functions of three small packages of the running Python."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found = []
+    for package in PACKAGES:
+        for path in sorted((root / package).glob("*.py")):
+            source = path.read_text(encoding="utf-8")
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.FunctionDef):
+                    text = ast.get_source_segment(source, node) or ""
+                    found.append((f"{package}/{path.name}::{node.name}:{node.lineno}", text, package))
+    return found
+
+
+def write_inputs(folder: Path) -> Path:
+    """`dataset/`, `tokenizer/` and `tokens/` as the data stages lay them out."""
+    rows = functions()
+    splits = {"train": [r for i, r in enumerate(rows) if i % 5 > 1], "validation": rows[::5], "test": rows[1::5]}
+    (folder / "dataset").mkdir()
+    for split, part in splits.items():
+        columns = {"id": [r[0] for r in part], "text": [r[1] for r in part], "group": [r[0] for r in part]}
+        pq.write_table(pa.table({**columns, "label": [r[2] for r in part]}), folder / "dataset" / f"{split}.parquet")
+    sizes = {split: len(part) for split, part in splits.items()}
+    (folder / "dataset/dataset.json").write_text(
+        json.dumps({"splits": sizes, "labels": list(PACKAGES), "columns": ["id", "text", "group", "label"]})
+    )
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<bos>", "<eos>", "<unk>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    raw.train_from_iterator([r[1] for r in splits["train"]], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+    tokens = folder / "tokens"
+    for place in (folder / "tokenizer", tokens / "tokenizer"):
+        tokenizer.save_pretrained(place)
+    counts = {}
+    for split, part in splits.items():
+        stream = [token for row in part for token in [*tokenizer(row[1])["input_ids"], tokenizer.eos_token_id]]
+        count = len(stream) // CONTEXT
+        packed = np.array(stream[: count * CONTEXT], np.uint16).reshape(count, CONTEXT)
+        save_file({"input_ids": packed}, tokens / f"{split}.safetensors")
+        counts[split] = count
+    (tokens / "tokens.json").write_text(
+        json.dumps({"context": CONTEXT, "vocab_size": len(tokenizer), "splits": counts})
+    )
+    return folder
