@@ -16,6 +16,8 @@ from tasks.release.svg import Scale, padded, picture, tag
 
 CHARACTER = 6.3
 """Width of an average character at the charts' 11 px text, for deciding what fits."""
+LARGE_CHARACTER = 8.2
+"""The same on a phone, where text is set larger against the picture."""
 MAX_POINTS = 220
 
 
@@ -67,7 +69,7 @@ def buckets(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> l
 def line_chart(label: str, series: Sequence[Series], baselines: Sequence[tuple[str, float]]) -> Markup:
     """Values over steps; `baselines` are dashed lines labelled at the right edge. Needs one non-empty series."""
     width, height, top, bottom, left = 480.0, 270.0, 12.0, 238.0, 44.0
-    right = width - (12 + max((len(name) for name, _ in baselines), default=0) * CHARACTER if baselines else 14)
+    right = width - (12 + max((len(name) for name, _ in baselines), default=0) * LARGE_CHARACTER if baselines else 14)
     values = [y for s in series for _, y in s.points] + [value for _, value in baselines]
     steps = [x for s in series for x, _ in s.points]
     y_low, y_high = padded(values)
