@@ -32,6 +32,9 @@ from tasks.release.scores_view import scores_view
 __all__ = ["Evidence", "Load", "render_report"]
 
 
+UNREACHED = ("skipped", "waiting")
+
+
 @dataclass(frozen=True)
 class CurveView:
     """The loss chart of one stage, its legend [(name, series colour)], and what the chart does not show."""
@@ -81,6 +84,7 @@ def render_report(run: dict[str, Any], load: Load) -> str:
         releases=[release_view(name, release, evidence[name].history) for name, release in releases],
         samples=samples_views(evidence, notes),
         lineage=[_lineage(s, evidence.get(s["name"])) for s in stages],
+        reasons=any(s.get("reason") for s in stages),
         config=run.get("config") or "",
         notes=list(dict.fromkeys(notes)),
     )
@@ -114,23 +118,31 @@ def _trouble(stage: dict[str, Any]) -> dict[str, Any]:
 
 def _timeline(stages: list[dict[str, Any]], total: Any) -> list[dict[str, Any]]:
     """Rows of the time chart in order of start; offsets and lengths in percent of the run."""
-    timed = [s for s in stages if readable.is_number(s.get("seconds")) and s.get("action") != "skipped"]
-    ends = [(s.get("started_at") or 0) + s["seconds"] for s in timed]
+
+    def figure(stage: dict[str, Any], name: str) -> float:
+        value = stage.get(name)
+        return value if readable.is_number(value) and value > 0 else 0.0
+
+    reached = [s for s in stages if s.get("action") not in UNREACHED]
+    ends = [figure(s, "started_at") + figure(s, "seconds") for s in reached]
     whole = max([*ends, total if readable.is_number(total) else 0, 1e-9])
     rows = [
         {
             "name": s["name"],
             "kind": s.get("kind", ""),
             "action": s.get("action", ""),
-            "start": f"{100 * (s.get('started_at') or 0) / whole:.2f}",
-            "length": f"{100 * s['seconds'] / whole:.2f}",
-            "told": readable.seconds(s["seconds"]) if s.get("action") != "reuse" else "reused",
-            "share": readable.percent(s["seconds"] / whole),
-            "order": s.get("started_at") or 0,
+            "start": f"{100 * figure(s, 'started_at') / whole:.2f}",
+            "length": f"{100 * figure(s, 'seconds') / whole:.2f}",
+            "told": readable.seconds(figure(s, "seconds")) if s.get("action") != "reuse" else "reused",
+            "share": readable.percent(figure(s, "seconds") / whole),
         }
-        for s in timed
+        for s in sorted(reached, key=lambda s: figure(s, "started_at"))
     ]
-    return sorted(rows, key=lambda row: row["order"])
+    unreached = [s for s in stages if s.get("action") in UNREACHED]
+    return rows + [
+        {"name": s["name"], "kind": s.get("kind", ""), "action": s["action"], "told": ACTIONS[s["action"]], "start": ""}
+        for s in unreached
+    ]
 
 
 def _curve(stage: dict[str, Any], found: Evidence | None, notes: list[str]) -> CurveView | None:

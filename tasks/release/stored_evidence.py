@@ -1,9 +1,8 @@
-"""Evidence straight from a store: the records of every artifact, and the payload files that are small and readable."""
+"""Evidence straight from a store: the records of every artifact, and the payloads that are small and readable."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infra.artifacts import ArtifactRef
@@ -13,7 +12,7 @@ from tasks.release.evidence import Evidence, Load
 if TYPE_CHECKING:
     from infra.store import Store
 
-READABLE = ("dataset.json", "scores.json", "verdict.json", "release.json")
+READABLE = ("scores", "verdict", "release")
 
 
 def evidence_loader(store: Store) -> Load:
@@ -25,15 +24,14 @@ def evidence_loader(store: Store) -> Load:
         manifest = store.manifest(ref.kind, ref.key)
         if manifest is None:
             raise StoreError("it is no longer in the store", where=ref.prefix, hint="Run the pipeline again.")
-        wanted = [entry for entry in manifest.payload if entry.path in READABLE]
-        payload = store.fetch(replace(manifest, payload=wanted)) if wanted else None
-        history = []
+        payload = store.fetch(manifest) if manifest.type in READABLE else None
+        moves = []
         if manifest.type == "release" and payload is not None:
             name = json.loads((payload / "release.json").read_text(encoding="utf-8"))["ref"]
-            history = [
+            moves = [
                 {"at": e.at, "kind": e.kind, "key": e.key, "by": e.by, "note": e.note}
                 for e in refs.history(store, name)
             ]
-        return Evidence(manifest.to_json(), payload, store.fetch_records(manifest), history)
+        return Evidence(manifest.to_json(), payload, store.fetch_records(manifest), moves)
 
     return load
