@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, wait
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from infra.artifacts import ArtifactRef
@@ -33,11 +34,14 @@ def run_with_prefect(
     known: artifacts of refs; filled with each stage's artifact as it is made.
     """
 
+    # One thread a stage: those that wait for others, or for a slot, hold theirs.
+    runner: Any = ThreadPoolTaskRunner(max_workers=len(pipeline.stages))
+
     @flow(
         name=pipeline.name,
         description=pipeline.description or None,
         flow_run_name=context.run,
-        task_runner=ThreadPoolTaskRunner(max_workers=len(pipeline.stages)),
+        task_runner=runner,
         persist_result=False,
         validate_parameters=False,
     )
@@ -46,7 +50,7 @@ def run_with_prefect(
         try:
             for node in pipeline.stages.values():
                 wrapped = stage_task(node, known, context, on_end, read_progress)
-                futures[node.name] = wrapped.submit(wait_for=[futures[name] for name in node.needs])
+                futures[node.name] = wrapped.submit(return_state=False, wait_for=[futures[name] for name in node.needs])
             wait(list(futures.values()))
         except BaseException:
             context.cancelled.set()

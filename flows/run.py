@@ -19,6 +19,7 @@ from infra.errors import CorruptArtifact, ForgelineError, GateRefused, Preempted
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
 from infra.store import Store
+from infra.wandb_replay import WandbReplay
 from tasks.execute import RunContext, StageResult
 from tasks.pipeline import Pipeline
 from tasks.plan import PlannedStage, make_plan, resolve_refs
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import threading
 
 REPAIR_ROUNDS = 2
+TORCH_PRELOAD = ("tasks.training.loop", "tasks.training.engine")
 
 
 def home() -> Path:
@@ -65,7 +67,8 @@ def _run_flow(pipeline: Pipeline, plan: list[PlannedStage], store: Store, record
     folder.mkdir(parents=True)
     record.save()
     slots = Slots(len(os.sched_getaffinity(0)))
-    launcher = LocalLauncher()
+    launcher = LocalLauncher(folder, preload=TORCH_PRELOAD)
+    tracking = WandbReplay(pipeline.tracking, project=pipeline.name, group=run, folder=folder)
     try:
         for warm in {line.node.stage.warm for line in plan if line.action != "reuse"}:
             launcher.prestart(warm=warm)
@@ -79,6 +82,7 @@ def _run_flow(pipeline: Pipeline, plan: list[PlannedStage], store: Store, record
             folder=folder,
             producer={"commit": _commit(pipeline.path), "cores": slots.total},
             notify=monitor.notify,
+            tracking=tracking,
         )
         with prefect_environment(home(), folder):
             from flows.pipeline import run_with_prefect
@@ -98,6 +102,8 @@ def _run_flow(pipeline: Pipeline, plan: list[PlannedStage], store: Store, record
         return code
     finally:
         launcher.close()
+        for warning in tracking.close():
+            live.message(warning)
 
 
 def _quarantined(monitor: Monitor, store: Store, live: LiveView) -> bool:
@@ -105,7 +111,7 @@ def _quarantined(monitor: Monitor, store: Store, live: LiveView) -> bool:
     corrupt = [error for error in monitor.failures.values() if isinstance(error, CorruptArtifact)]
     for error in corrupt:
         live.message(f"{error.where}: {error.what}; it is quarantined and will be made again")
-        store.quarantine(error.kind, error.key)
+        store.quarantine(error.kind, error.key, error.attempt or None)
     return bool(corrupt)
 
 
@@ -122,7 +128,7 @@ def _verdict(failures: list[ForgelineError], cancelled: threading.Event) -> tupl
 def _commit(path: Path) -> str | None:
     """The git commit of the folder the pipeline file lies in, for lineage; None outside a repository."""
     try:
-        found = subprocess.run(  # noqa: S603
+        found = subprocess.run(
             ["git", "-C", str(path.resolve().parent), "rev-parse", "HEAD"],  # noqa: S607
             capture_output=True, text=True, timeout=5, check=False,
         )  # fmt: skip

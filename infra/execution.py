@@ -42,6 +42,8 @@ class Execution(Settings):
         "`auto`: the global batch divided by the ranks.",
     )
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings, description="Checkpoint cadence.")
-    deepspeed: dict[str, Any] = Field(default_factory=dict, description="Further DeepSpeed config keys, passed through.")
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="Further DeepSpeed config keys, passed through."
+    )
     retries: int = Field(2, ge=0, description="Attempts after a transient failure. A bad config is never retried.")
     timeout: float | None = Field(None, gt=0, description="Seconds after which the job is ended. None: no limit.")

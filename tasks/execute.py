@@ -22,9 +22,10 @@ from infra.errors import ForgelineError, GateRefused, Preempted, StageError, Tra
 from infra.launch.launcher import JobHandle, JobSpec, Launcher
 from infra.launch.slots import Slots
 from infra.store import Store
+from infra.wandb_replay import WandbReplay
 from tasks.pipeline import StageNode
 from tasks.plan import Resolved, latest_ref, resolve, stored
-from tasks.worker import read_outcome
+from tasks.worker import METRICS_FILE, read_outcome
 
 POLL_SECONDS = 0.2
 Notify = Callable[..., None]
@@ -51,6 +52,7 @@ class RunContext:
     folder: Path
     producer: dict[str, Any]
     notify: Notify
+    tracking: WandbReplay
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -94,14 +96,19 @@ def _run_job(
     folder = context.folder / node.name / attempt
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps(_job(node, resolved, claim, attempt, context)), encoding="utf-8")
-    spec = JobSpec(name=node.name, folder=folder.resolve(), ranks=ranks, threads=threads, warm=node.stage.warm)
+    env = {"DS_ACCELERATOR": "cpu"} if node.execution.device == "cpu" else {}
+    spec = JobSpec(node.name, folder.resolve(), ranks=ranks, threads=threads, warm=node.stage.warm, env=env)
     context.notify(node.name, state="queued", folder=folder)
     with context.slots.hold(slots, context.cancelled):
         if context.cancelled.is_set():
             raise Preempted("cancelled before it started", where=f"stage {node.name}")
         context.notify(node.name, state="resuming" if resuming else "running", folder=folder)
         handle = context.launcher.submit(spec)
+        metrics = folder / METRICS_FILE
+        config = node.params.model_dump(mode="json")
+        context.tracking.follow(metrics, name=node.name, job_type=node.stage.kind, config=config)
         code = _wait(node, handle, claim, context)
+        context.tracking.end(metrics, code or 0)
     outcome = read_outcome(folder, ranks)
     if code == 0 and isinstance(outcome, ArtifactRef):
         manifest = context.store.manifest(outcome.kind, outcome.key)
@@ -115,7 +122,7 @@ def _run_job(
         outcome.args = (str(outcome),)
         raise outcome
     raise TransientError(
-        f"its process ended without a word (exit code {code}{_signal_name(code)})",
+        f"its process ended without a word (exit code {code}{_signal_name(code)}) {handle.reason}".rstrip(),
         where=f"stage {node.name}",
         hint=f"Killed from outside, or out of memory. Log: {spec.log}\n{handle.logs()[-2000:]}",
     )
@@ -172,7 +179,7 @@ def _job(node: StageNode, resolved: Resolved, claim: claims.Claim, attempt: str,
         "kind": node.stage.kind,
         "key": resolved.key,
         "identity": resolved.identity,
-        "params": node.params.model_dump(mode="json"),
+        "params": node.params.model_dump(mode="json", by_alias=True),
         "inputs": inputs,
         "execution": node.execution.model_dump(mode="json"),
         "store": context.store.url,

@@ -29,6 +29,7 @@ from infra.store import Store
 from infra.tracking import JobTracker, Tracker
 from tasks.stage import InputArtifact, Job, Stage, stages
 
+METRICS_FILE = "metrics.jsonl"
 EVENT_INTERVAL = 0.25
 PACKAGES = ("torch", "transformers", "deepspeed", "tokenizers", "pyarrow", "onnx", "onnxruntime", "safetensors")
 
@@ -49,7 +50,7 @@ class Events:
 
 
 class Stop:
-    """Remembers a first SIGTERM for stages that can save their state; ends any other stage, and on a second one, at once."""
+    """Remembers a first SIGTERM for stages that can save their state; any other stage, or a second one, ends at once."""
 
     def __init__(self, patient: bool) -> None:
         self.patient, self.requested = patient, False
@@ -77,15 +78,14 @@ def main(folder: Path) -> int:
         outcome, code = {"status": "failed", "error": error.to_json()}, error.exit_code
     except MemoryError:
         traceback.print_exc()
-        error = StageError(
-            "out of memory", where=spec["name"], hint="Lower the batch size, or run it on a larger machine."
-        )
-        outcome, code = {"status": "failed", "error": error.to_json()}, error.exit_code
+        hint = "Lower the batch size, or run it on a larger machine."
+        crash = StageError("out of memory", where=f"stage {spec['name']}", hint=hint)
+        outcome, code = {"status": "failed", "error": crash.to_json()}, crash.exit_code
     except Exception as failure:
         traceback.print_exc()
         what = f"{type(failure).__name__}: {failure}"
-        error = StageError(what, where=f"stage {spec['name']}", hint=f"The full traceback is in {folder / 'log.txt'}.")
-        outcome, code = {"status": "failed", "error": error.to_json()}, error.exit_code
+        crash = StageError(what, where=f"stage {spec['name']}", hint=f"The traceback is in {folder / 'log.txt'}.")
+        outcome, code = {"status": "failed", "error": crash.to_json()}, crash.exit_code
     partial = folder / f"outcome-{rank}.json.part"
     partial.write_text(json.dumps(outcome), encoding="utf-8")
     partial.replace(folder / f"outcome-{rank}.json")
@@ -119,7 +119,7 @@ def _run(folder: Path, spec: dict[str, Any], rank: int, world_size: int) -> Mani
     shutil.rmtree(work, ignore_errors=True)
     for name in ("payload", "records", "scratch"):
         (work / name).mkdir(parents=True)
-    tracker: Tracker = JobTracker(folder / "metrics.jsonl" if rank == 0 else None)
+    tracker: Tracker = JobTracker(folder / METRICS_FILE if rank == 0 else None)
     checkpoints = CheckpointStore(store, spec["kind"], spec["key"], fence.check)
     job: Job[Any] = Job(
         name=spec["name"],
@@ -137,7 +137,8 @@ def _run(folder: Path, spec: dict[str, Any], rank: int, world_size: int) -> Mani
         world_size=world_size,
     )
     try:
-        metrics = stage.run(job)
+        metrics = {name: float(value) for name, value in stage.run(job).items()}
+        tracker.summary(metrics)
     finally:
         tracker.close()
     if rank != 0:
@@ -153,7 +154,7 @@ def _run(folder: Path, spec: dict[str, Any], rank: int, world_size: int) -> Mani
         identity=spec["identity"],
         inputs=entries,
         producer={**spec["producer"], "versions": _versions(), "execution": spec["execution"], "ranks": world_size},
-        metrics={name: float(value) for name, value in metrics.items()},
+        metrics=metrics,
         timings={"fetch": round(fetched - started, 3), "run": round(ran - fetched, 3)},
         fence=fence.check,
         on_progress=lambda done, total: events.progress(done, total, uploading=1.0),

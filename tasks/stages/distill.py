@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from tasks.stage import Input, Job, Stage
+from tasks.training.batch import batch_faults
 from tasks.training.settings import TrainingParams
 
 if TYPE_CHECKING:
@@ -64,4 +65,6 @@ def run(job: Job[Params]) -> dict[str, float]:
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
 
 
-STAGE = Stage(kind="distill", version=1, makes="model", params=Params, run=run, warm=True, distributed=True)
+STAGE = Stage(
+    kind="distill", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=batch_faults
+)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tasks.stage import Input, Job, Stage
+from tasks.training.batch import batch_faults
 from tasks.training.settings import TrainingParams, WithObjective
 
 
@@ -50,4 +51,6 @@ def run(job: Job[Params]) -> dict[str, float]:
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card, baselines=True)
 
 
-STAGE = Stage(kind="finetune", version=1, makes="model", params=Params, run=run, warm=True, distributed=True)
+STAGE = Stage(
+    kind="finetune", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=batch_faults
+)

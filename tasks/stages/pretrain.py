@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.stage import Input, Job, Stage
+from tasks.training.batch import batch_faults
 from tasks.training.settings import TrainingParams, WithObjective
 
 
@@ -64,4 +65,6 @@ def run(job: Job[Params]) -> dict[str, float]:
     )
 
 
-STAGE = Stage(kind="pretrain", version=1, makes="model", params=Params, run=run, warm=True, distributed=True)
+STAGE = Stage(
+    kind="pretrain", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=batch_faults
+)

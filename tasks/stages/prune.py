@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tasks.stage import Input, Job, Stage, StageParams
+from tasks.training.batch import batch_faults
 from tasks.training.settings import TrainingParams
 
 
@@ -60,4 +61,6 @@ def run(job: Job[Params]) -> dict[str, float]:
     return {**metrics, "parameters_before": float(before), "parameters_ratio": after / before}
 
 
-STAGE = Stage(kind="prune", version=1, makes="model", params=Params, run=run, warm=True, distributed=True)
+STAGE = Stage(
+    kind="prune", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=batch_faults
+)

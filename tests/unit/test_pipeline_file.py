@@ -55,7 +55,11 @@ def test_good_file_becomes_a_dag(tmp_path: Path) -> None:
 
 
 def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
-    text = GOOD.replace("vocab_size", "vocab_sze").replace("context: 16", "context: many").replace("data: tokens", "data: token")
+    text = (
+        GOOD.replace("vocab_size", "vocab_sze")
+        .replace("context: 16", "context: many")
+        .replace("data: tokens", "data: token")
+    )
     found = faults(tmp_path, text)
     assert len(found) == 3
     assert found[0] == "p.yaml:6: stages.words.tokenizer.vocab_sze: unknown field; did you mean vocab_size?"
@@ -117,7 +121,8 @@ def test_overrides(tmp_path: Path) -> None:
     assert pipeline.name == "other"
     assert "no such stage; did you mean base?" in faults(tmp_path, GOOD, "stages.bsae.learning_rate=1")[0]
     assert "did you mean learning_rate?" in faults(tmp_path, GOOD, "stages.base.learning_rte=1")[0]
-    assert faults(tmp_path, GOOD, "stages.base.learning_rate=fast")[0].startswith("--set stages.base.learning_rate=fast")
+    fault = faults(tmp_path, GOOD, "stages.base.learning_rate=fast")[0]
+    assert fault.startswith("--set stages.base.learning_rate=fast")
     assert "PATH=VALUE" in faults(tmp_path, GOOD, "stages.base")[0]
 
 

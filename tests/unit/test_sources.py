@@ -129,7 +129,7 @@ def test_two_sources_with_one_name_need_a_prefix(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "f.txt").write_text(folder)
     both = [{"files": f"{tmp_path}/one/*"}, {"files": f"{tmp_path}/two/*"}]
-    with pytest.raises(StageError, match="two sources hold a file named f.txt"):
+    with pytest.raises(StageError, match=r"two sources hold a file named f\.txt"):
         find_files([Source.model_validate(s) for s in both])
     named = [Source.model_validate({**s, "name": n}) for s, n in zip(both, ("x", "y"), strict=True)]
     assert [f.path for f in find_files(named)] == ["x/f.txt", "y/f.txt"]

@@ -19,7 +19,8 @@ def problems(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "value"),
     [("5e-4", 5e-4), ("1.0e-4", 1e-4), ("12", 12), ("-3", -3), (".5", 0.5), ("no", "no"), ("on", "on"), ("true", True),
-     ("null", None), ("1_000", "1_000"), ("0x1f", "0x1f"), ("12:30:00", "12:30:00"), ("2026-01-01", "2026-01-01"), ("", "")],
+     ("null", None), ("1_000", "1_000"), ("0x1f", "0x1f"), ("12:30:00", "12:30:00"), ("2026-01-01", "2026-01-01"),
+     ("", "")],
 )  # fmt: skip
 def test_plain_scalars_mean_what_yaml_1_2_says(text: str, value: Any) -> None:
     found = parse_scalar(text)
