@@ -1,0 +1,243 @@
+"""evaluate: every number against a second way to compute it; children that die; then the gate on what it wrote."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.numpy import load_file
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+from infra.errors import StageError
+from tasks.compression.onnx_export import export_onnx
+from tasks.evaluation.forked import forked
+from tasks.release.model_files import copy_companions, shipped_bytes, write_card
+from tasks.stages import evaluate, gate
+
+LABELS = ["json", "logging", "wsgiref"]
+
+
+def save(tiny: ModuleType, inputs: Path, folder: Path, **fields: Any) -> Path:
+    model = tiny.model("llama", AutoModelForSequenceClassification, vocabulary=320, num_labels=3, **fields)
+    model.save_pretrained(folder)
+    for path in (inputs / "tokenizer").iterdir():
+        shutil.copy(path, folder)
+    write_card(folder, {"objective": "text_classification", "max_length": 32, "labels": LABELS})
+    return folder
+
+
+def with_digest(artifact: Any, digest: str) -> Any:
+    return replace(artifact, manifest=replace(artifact.manifest, digest=digest))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Two torch models and the export of the first, on the test split."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    big = save(tiny, tiny_inputs, folder / "big")
+    small = save(tiny, tiny_inputs, folder / "small", layers=1)
+    (folder / "onnx").mkdir()
+    model = AutoModelForSequenceClassification.from_pretrained(big).eval()
+    export_onnx(model, folder / "onnx/model.onnx", 32)
+    copy_companions(big, folder / "onnx")
+    write_card(folder / "onnx", {"objective": "text_classification", "max_length": 32, "labels": LABELS})
+    inputs = {
+        "models": [
+            with_digest(jobs.artifact(big, "model", stage="big"), "1" * 64),
+            with_digest(jobs.artifact(small, "model", stage="small"), "2" * 64),
+            with_digest(jobs.artifact(folder / "onnx", "onnx", stage="onnx"), "3" * 64),
+        ],
+        "data": jobs.artifact(tiny_inputs / "dataset", "dataset", stage="functions", split="test"),
+    }
+    params = evaluate.Params(
+        models=["big", "small", "onnx"],
+        data="functions.test",
+        latency=evaluate.Latency(batch_sizes=[1, 4], repeats=10, max_seconds=0.2),
+        resamples=200,
+    )
+    job = jobs.make_job(folder / "job", params, inputs)
+    job.metrics = evaluate.run(job)
+    job.scores = json.loads((job.output / "scores.json").read_text())
+    return job
+
+
+def test_predictions_are_the_models_own_in_frozen_order(evaluated: Any, tiny_inputs: Path) -> None:
+    """One example at a time, unpadded, through plain transformers."""
+    rows = pq.read_table(tiny_inputs / "dataset/test.parquet").to_pylist()
+    folder = evaluated.inputs["models"][0].path
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    given = load_file(evaluated.output / "predictions.safetensors")
+    assert given["big/labels"].tolist() == [LABELS.index(row["label"]) for row in rows]
+    for i in (0, len(rows) // 2, len(rows) - 1):
+        ids = torch.tensor([tokenizer(rows[i]["text"], truncation=True, max_length=32)["input_ids"]])
+        with torch.no_grad():
+            np.testing.assert_allclose(given["big/logits"][i], model(ids).logits[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(given["onnx/logits"], given["big/logits"], atol=1e-5)
+    assert not np.allclose(given["small/logits"], given["big/logits"], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["big", "small", "onnx"])
+def test_metrics_equal_scikit_learn(evaluated: Any, name: str) -> None:
+    arrays = load_file(evaluated.output / "predictions.safetensors")
+    truth, logits = arrays[f"{name}/labels"], arrays[f"{name}/logits"]
+    guess, probabilities = logits.argmax(1), torch.softmax(torch.from_numpy(logits).double(), 1).numpy()
+    expected = {
+        "accuracy": accuracy_score(truth, guess),
+        "f1_macro": f1_score(truth, guess, average="macro", zero_division=0),
+        "cross_entropy": log_loss(truth, probabilities, labels=[0, 1, 2]),
+    }
+    model = evaluated.scores["models"][name]
+    for metric, value in expected.items():
+        found = model["metrics"][metric]
+        assert found["value"] == pytest.approx(value)
+        assert found["low"] <= found["value"] <= found["high"]
+        assert found["n"] == len(truth)
+    assert model["confusion"] == confusion_matrix(truth, guess, labels=[0, 1, 2]).tolist()
+
+
+def test_scores_say_what_was_measured_on_what(evaluated: Any, tiny_inputs: Path) -> None:
+    scores = evaluated.scores
+    count = pq.read_table(tiny_inputs / "dataset/test.parquet").num_rows
+    assert scores["data"] == {"stage": "functions", "split": "test", "n": count, "digest": "0" * 64}
+    assert (scores["objective"], scores["primary_metric"], scores["labels"]) == (
+        "text_classification",
+        "f1_macro",
+        LABELS,
+    )
+    assert list(scores["models"]) == ["big", "small", "onnx"]
+    assert scores["models"]["onnx"]["artifact"]["digest"] == "3" * 64
+    assert 0 < scores["baselines"]["majority"] < 1
+    for model, given in zip(scores["models"].values(), evaluated.inputs["models"], strict=True):
+        assert model["size_mb"] == pytest.approx(shipped_bytes(given.path) / 1e6)
+        assert model["peak_memory_mb"] > 0
+        assert set(model["latency_ms"]) == {"1", "4"}
+        assert all(0 < t["p50"] <= t["p95"] for t in model["latency_ms"].values())
+    assert scores["models"]["small"]["parameters"] < scores["models"]["big"]["parameters"]
+    assert evaluated.metrics["f1_macro big"] == scores["models"]["big"]["metrics"]["f1_macro"]["value"]
+
+
+def test_replicates_are_paired(evaluated: Any) -> None:
+    drawn = load_file(evaluated.output / "replicates.safetensors")
+    assert len(drawn["big/f1_macro"]) == 200
+    np.testing.assert_allclose(drawn["onnx/cross_entropy"], drawn["big/cross_entropy"], atol=1e-5)
+    assert drawn["big/cross_entropy"].std() > 0
+
+
+def test_misclassified_examples_are_real(evaluated: Any, tiny_inputs: Path) -> None:
+    rows = {row["id"]: row for row in pq.read_table(tiny_inputs / "dataset/test.parquet").to_pylist()}
+    shown = json.loads((evaluated.records / "misclassified.json").read_text())
+    assert shown
+    for example in shown:
+        assert rows[example["id"]]["label"] == example["truth"]
+        assert any(guess != example["truth"] for guess in example["predictions"].values())
+    assert set(json.loads((evaluated.records / "samples.json").read_text())) == {"big", "small"}
+
+
+def test_gate_on_real_scores(evaluated: Any, jobs: ModuleType, tmp_path: Path) -> None:
+    scores = jobs.artifact(evaluated.output, "scores", stage="scores")
+    require = [{"metric": "cross_entropy", "max_drop": 1e-4, "confidence": 0.95}, {"metric": "size_mb", "max_ratio": 2}]
+    params = {"scores": "scores", "candidate": "onnx", "against": "big"}
+    job = jobs.make_job(tmp_path / "a", gate.Params.model_validate({**params, "require": require}), {"scores": scores})
+    assert gate.run(job)["passed"] == 1
+    verdict = json.loads((job.output / "verdict.json").read_text())
+    assert verdict["candidate"]["digest"] == "3" * 64
+    assert [r["passed"] for r in verdict["requirements"]] == [True, True]
+    stricter = [*require, {"metric": "accuracy", "min": 1}]
+    job = jobs.make_job(tmp_path / "b", gate.Params.model_validate({**params, "require": stricter}), {"scores": scores})
+    assert gate.run(job) == {"passed": 0.0, "requirements": 3.0, "met": 2.0}
+    wrong = gate.Params.model_validate({**params, "candidate": "onxx", "require": require})
+    with pytest.raises(StageError, match="Did you mean onnx"):
+        gate.run(jobs.make_job(tmp_path / "c", wrong, {"scores": scores}))
+
+
+def test_language_model_on_packed_tokens(tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path: Path) -> None:
+    model = tiny.model("llama", AutoModelForCausalLM, vocabulary=320)
+    model.save_pretrained(tmp_path / "lm")
+    for path in (tiny_inputs / "tokenizer").iterdir():
+        shutil.copy(path, tmp_path / "lm")
+    write_card(tmp_path / "lm", {"objective": "causal_lm", "max_length": 32, "labels": None})
+    inputs = {
+        "models": [jobs.artifact(tmp_path / "lm", "model", stage="lm")],
+        "data": jobs.artifact(tiny_inputs / "tokens", "tokens", stage="tokens", split="validation"),
+    }
+    params = evaluate.Params(
+        models=["lm"], data="tokens.validation", resamples=100, latency=evaluate.Latency(repeats=2, max_seconds=0.05)
+    )
+    job = jobs.make_job(tmp_path / "job", params, inputs)
+    evaluate.run(job)
+    metrics = json.loads((job.output / "scores.json").read_text())["models"]["lm"]["metrics"]
+    rows = load_file(tiny_inputs / "tokens/validation.safetensors")["input_ids"].astype(np.int64)
+    with torch.no_grad():
+        expected = float(model(torch.from_numpy(rows), labels=torch.from_numpy(rows)).loss)
+    assert metrics["cross_entropy"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert metrics["perplexity"]["value"] == pytest.approx(math.exp(expected), rel=1e-3)
+    assert not metrics["perplexity"]["greater_is_better"]
+
+
+def test_models_of_other_labels_or_objectives_are_refused(
+    tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path: Path
+) -> None:
+    folder = save(tiny, tiny_inputs, tmp_path / "m", layers=1)
+    data = jobs.artifact(tiny_inputs / "dataset", "dataset", stage="functions", split="test")
+
+    def run(*models: Any) -> None:
+        params = evaluate.Params(models=[m.stage for m in models], data="functions.test")
+        evaluate.run(jobs.make_job(tmp_path / "job", params, {"models": list(models), "data": data}))
+
+    first = jobs.artifact(folder, "model", stage="m")
+    with pytest.raises(StageError, match="listed twice"):
+        run(first, first)
+    other = shutil.copytree(folder, tmp_path / "other")
+    write_card(other, {"objective": "text_classification", "max_length": 32, "labels": LABELS[::-1]})
+    with pytest.raises(StageError, match="knows the labels"):
+        run(jobs.artifact(other, "model", stage="other"))
+    write_card(other, {"objective": "causal_lm", "max_length": 32, "labels": None})
+    with pytest.raises(StageError, match="different objectives"):
+        run(first, jobs.artifact(other, "model", stage="other"))
+
+
+class Worker:
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+    def fail(self) -> None:
+        raise StageError("no such split", where="data", hint="Split it.")
+
+    def crash(self) -> None:
+        raise KeyError("nothing")
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def test_children_answer_fail_and_die_cleanly() -> None:
+    make: dict[str, Callable[[], Any]] = {"a": Worker, "b": Worker}
+    with forked(make) as children:
+        assert children["a"].call("add", 1, 2) == 3
+        with pytest.raises(StageError, match=r"data: no such split\n  Split it."):
+            children["a"].call("fail")
+        with pytest.raises(StageError, match="KeyError: 'nothing'"):
+            children["a"].call("crash")
+        assert children["a"].call("add", 2, 2) == 4
+        with pytest.raises(StageError, match=r"the process evaluating 'b' was ended by SIGKILL"):
+            children["b"].call("die")
+        left = children["a"].call("pid")
+    with pytest.raises(ProcessLookupError):
+        os.kill(left, 0)

@@ -1,0 +1,90 @@
+"""promote: only the judged bytes, only after a pass; a ref moves once for each release and never undoes a roll-back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from infra import refs
+from infra.artifacts import ArtifactRef, Manifest
+from infra.errors import GateRefused
+from infra.store import Store
+from tasks.stages import promote
+
+MODEL = ArtifactRef("quantize", "b" * 64, "a" * 64, "onnx")
+
+
+@pytest.fixture
+def run(load: Callable[[str], Any], tmp_path: Path) -> Callable[..., Any]:
+    jobs = load("stages/jobs.py")
+
+    def go(*, passed: bool = True, judged: str = MODEL.digest) -> Any:
+        verdict = {
+            "passed": passed,
+            "candidate": {"name": "int8", "digest": judged},
+            "requirements": [{"passed": passed, "sentence": "f1 0.4 is required to be 0.5: refused."}],
+        }
+        (tmp_path / "verdict.json").write_text(json.dumps(verdict))
+        given = jobs.artifact(tmp_path, "onnx", stage="int8")
+        manifest = replace(given.manifest, kind=MODEL.kind, key=MODEL.key, digest=MODEL.digest)
+        inputs = {
+            "model": replace(given, manifest=manifest),
+            "gate": jobs.artifact(tmp_path, "verdict", stage="gate"),
+        }
+        params = promote.Params(model="int8", gate="gate", ref="code/production")
+        job = jobs.make_job(tmp_path / "job", params, inputs)
+        promote.run(job)
+        return job
+
+    return go
+
+
+def committed(store: Store, job: Any, key: str = "c" * 64) -> Manifest:
+    return store.commit(
+        kind="promote", type="release", key=key, attempt="one", payload_dir=job.output, identity={"key": key}
+    )
+
+
+def test_release_moves_the_ref_with_history(run: Callable[..., Any], tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    assert promote.STAGE.publish
+    promote.STAGE.publish(store, committed(store, run()))
+    entry = refs.get(store, "code/production")
+    assert entry and entry.artifact == MODEL
+    assert entry.note.startswith("release ")
+
+
+def test_a_reused_release_does_not_undo_a_roll_back(run: Callable[..., Any], tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    manifest = committed(store, run())
+    assert promote.STAGE.publish
+    promote.STAGE.publish(store, manifest)
+    older = ArtifactRef("quantize", "d" * 64, "e" * 64, "onnx")
+    refs.advance(store, "code/production", older, note="roll-back")
+    promote.STAGE.publish(store, manifest)
+    entry = refs.get(store, "code/production")
+    assert entry and entry.artifact == older
+    assert len(refs.history(store, "code/production")) == 2
+
+
+def test_a_refused_verdict_is_not_promoted(run: Callable[..., Any]) -> None:
+    with pytest.raises(GateRefused, match=r"f1 0\.4 is required") as caught:
+        run(passed=False)
+    assert caught.value.exit_code == 4
+
+
+def test_a_verdict_on_other_bytes_is_not_promoted(run: Callable[..., Any]) -> None:
+    with pytest.raises(GateRefused, match="not on this model"):
+        run(judged="f" * 64)
+
+
+def test_a_ref_is_a_name_and_not_a_path() -> None:
+    for name in ("../up", "/abs", "a//b", "", "a b"):
+        with pytest.raises(ValidationError):
+            promote.Params(model="m", gate="g", ref=name)
