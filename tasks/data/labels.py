@@ -6,26 +6,34 @@ import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from infra.errors import StageError
 from tasks.data.reading import Row
 from tasks.stage import StageParams
 
+_FROM = Field(
+    pattern=r"^(package|column:.+)$",
+    description="`package`: first folder of the file's path. `column:NAME`: a column of the rows.",
+)
+# `from` is a keyword of Python; an alias would show another name in messages, schema and plans.
+_From: Any = create_model("_From", __base__=StageParams, **{"from": (str, _FROM)})  # type: ignore[call-overload]
 
-class Label(StageParams):
+
+class Label(_From):
     """What the class of an example is."""
 
-    source: str = Field(
-        alias="from",
-        pattern=r"^(package|column:.+)$",
-        description="`package`: first folder of the file's path. `column:NAME`: a column of the rows.",
-    )
     keep: list[str] | None = Field(None, min_length=1, description="Labels kept; other rows go. None: all.")
     max_per_class: int | None = Field(
         None, ge=1, description="Most training examples of one class, chosen by a hash of their ids. None: all."
     )
+
+    @property
+    def source(self) -> str:
+        """`package` or `column:NAME`."""
+        return str(getattr(self, "from"))
 
     @property
     def column(self) -> str | None:

@@ -53,25 +53,38 @@ def read_rows(files: Iterable[FoundFile], columns: Columns) -> Iterator[Row | Re
             raw = file.location.read_bytes()
         except OSError as error:
             raise unreadable(file, error) from error
-        if file.source.format in ("text", "python_functions"):
-            yield from _documents(file, raw, columns)
-        else:
-            yield from _records(file, raw, columns)
+        found = _documents if file.source.format in ("text", "python_functions") else _records
+        for line, item in found(file, raw, columns):
+            wrong = _not_text(item) if isinstance(item, Row) else None
+            yield Rejected(file.path, line, wrong) if wrong else item
 
 
-def _documents(file: FoundFile, raw: bytes, columns: Columns) -> Iterator[Row | Rejected]:
+def _not_text(row: Row) -> str | None:
+    """JSON can spell half a surrogate pair, which no file can hold as UTF-8."""
+    try:
+        "".join((row.id, row.text, row.group, row.label or "")).encode()
+    except UnicodeEncodeError:
+        return "half a surrogate pair is no character"
+    return None
+
+
+Numbered = Iterator[tuple[int | None, Row | Rejected]]
+
+
+def _documents(file: FoundFile, raw: bytes, columns: Columns) -> Numbered:
     label = file.package if columns.label_from_package else None
     try:
         text = decode(raw, python=file.path.endswith(".py"))
         if file.source.format == "text":
-            yield Row(file.path, text, file.path, label)
+            yield None, Row(file.path, text, file.path, label)
             return
         found = python_functions(text)
-    except (UnicodeDecodeError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        yield Rejected(file.path, getattr(error, "lineno", None), _reason(error))
+    except (UnicodeError, LookupError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None)
+        yield line, Rejected(file.path, line, _reason(error))
         return
     for name, source in found:
-        yield Row(f"{file.path}::{name}", source, file.path, label)
+        yield None, Row(f"{file.path}::{name}", source, file.path, label)
 
 
 def decode(raw: bytes, *, python: bool) -> str:
@@ -91,23 +104,26 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _records(file: FoundFile, raw: bytes, columns: Columns) -> Iterator[Row | Rejected]:
+def _records(file: FoundFile, raw: bytes, columns: Columns) -> Numbered:
     taken: dict[str, int] = {}
     for line, record in _parsed(file, raw):
         if isinstance(record, str):
-            yield Rejected(file.path, line, record)
+            yield line, Rejected(file.path, line, record)
             continue
         text = record.get(file.source.text_column)
         if not isinstance(text, str):
             known = ", ".join(sorted(map(str, record))[:8])
-            yield Rejected(file.path, line, f"column {file.source.text_column!r} holds no text (columns: {known})")
+            yield (
+                line,
+                Rejected(file.path, line, f"column {file.source.text_column!r} holds no text (columns: {known})"),
+            )
             continue
         name = _cell(record, file.source.id_column) or hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
         taken[name] = taken.get(name, 0) + 1
         if taken[name] > 1:
             name = f"{name}-{taken[name]}"
         label = file.package if columns.label_from_package else _cell(record, columns.label)
-        yield Row(f"{file.path}#{name}", text, _cell(record, columns.group) or file.path, label)
+        yield line, Row(f"{file.path}#{name}", text, _cell(record, columns.group) or file.path, label)
 
 
 def _cell(record: dict[str, Any], column: str | None) -> str | None:

@@ -211,6 +211,8 @@ def test_python_files_say_their_own_encoding(tmp_path: Path) -> None:
     assert isinstance(row, Row) and "é" in row.text
     (bad,) = read(tmp_path, "b.py", b"# coding: no-such\n")
     assert isinstance(bad, Rejected) and "unknown encoding" in bad.reason
+    (bad,) = read(tmp_path, "c.py", b"# coding: rot13\n")
+    assert isinstance(bad, Rejected) and "not a text encoding" in bad.reason
 
 
 def test_files_of_functions_with_wrong_syntax_are_rejected(tmp_path: Path) -> None:
@@ -234,9 +236,9 @@ def test_jsonl_rows_keep_their_names_when_lines_are_added(tmp_path: Path) -> Non
 
 
 def test_bad_jsonl_lines_are_rejected_by_line(tmp_path: Path) -> None:
-    raw = b'{"text": "ok"}\n{bad\n\n[1]\n{"text": 3}\n{"text": "\xff"}\n'
+    raw = b'{"text": "ok"}\n{bad\n\n[1]\n{"text": 3}\n{"text": "\xff"}\n{"text": "\\ud800"}\n'
     found = read(tmp_path, "a.jsonl", raw, format="jsonl")
-    assert [r.line for r in found if isinstance(r, Rejected)] == [2, 4, 5, 6]
+    assert [r.line for r in found if isinstance(r, Rejected)] == [2, 4, 5, 6, 7]
     assert "columns: text" in found[3].reason  # type: ignore[union-attr]
 
 
