@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flows.live import LiveView
-from infra.errors import ForgelineError, GateRefused
+from infra.errors import ForgelineError
 from tasks.execute import StageResult
 from tasks.run_record import RunRecord
 
@@ -22,10 +21,10 @@ class Monitor:
     def __init__(self, live: LiveView, record: RunRecord) -> None:
         self.live, self.record = live, record
         self.failures: dict[str, ForgelineError] = {}
+        self.refused: set[str] = set()
         self._folders: dict[str, Path] = {}
         self._on_poll: dict[str, Callable[[], None] | None] = {}
         self._events: dict[str, dict[str, Any]] = {}
-        self._lock = threading.Lock()
 
     def notify(self, stage: str, **news: Any) -> None:
         """News of a stage: state, reason, its job folder, a hook to call on each poll, or just that it was polled."""
@@ -55,18 +54,15 @@ class Monitor:
     def end(self, stage: str, result: StageResult | ForgelineError) -> None:
         """A stage's attempt ended."""
         self.record.end(stage, result)
-        with self._lock:
-            if isinstance(result, ForgelineError):
-                self.failures[stage] = result
-            else:
-                self.failures.pop(stage, None)
-        if isinstance(result, GateRefused):
-            self.live.update(stage, state="refused", reason=result.what)
-        elif isinstance(result, ForgelineError):
-            self.live.update(stage, state="failed", reason=str(result))
-        else:
-            state = "reused" if result.action == "reuse" else "done"
-            self.live.update(stage, state=state, reason=result.reason)
+        if isinstance(result, ForgelineError):
+            self.failures[stage] = result
+            self.live.update(stage, state="failed", reason=result.what)
+            return
+        self.failures.pop(stage, None)
+        if result.refused:
+            self.refused.add(stage)
+        state = "refused" if result.refused else "reused" if result.action == "reuse" else "done"
+        self.live.update(stage, state=state, reason=result.reason)
 
 
 def last_event(path: Path) -> dict[str, Any] | None:

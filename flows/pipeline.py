@@ -19,7 +19,7 @@ from infra.artifacts import ArtifactRef
 from infra.errors import ForgelineError
 from tasks.execute import RunContext, StageResult
 from tasks.pipeline import Pipeline
-from tasks.prefect_task import stage_task
+from tasks.prefect_task import UiUpdates, stage_task
 
 
 def run_with_prefect(
@@ -49,7 +49,7 @@ def run_with_prefect(
         futures: dict[str, PrefectFuture[Any]] = {}
         try:
             for node in pipeline.stages.values():
-                wrapped = stage_task(node, known, context, on_end, read_progress)
+                wrapped = stage_task(node, known, context, on_end, read_progress, updates)
                 futures[node.name] = wrapped.submit(return_state=False, wait_for=[futures[name] for name in node.needs])
             wait(list(futures.values()))
         except BaseException:
@@ -59,4 +59,8 @@ def run_with_prefect(
         bad = [name for name, future in futures.items() if not future.state.is_completed()]
         return Failed(message=f"not completed: {', '.join(bad)}") if bad else Completed(message="all stages completed")
 
-    run_stages(return_state=True)
+    updates = UiUpdates()
+    try:
+        run_stages(return_state=True)
+    finally:
+        updates.close(1.0 if context.cancelled.is_set() else 5.0)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import psutil
 
 from flows.live import LiveView
 from flows.monitor import Monitor
 from flows.prefect_settings import log_to_file, prefect_environment
 from infra.artifacts import ArtifactRef
-from infra.errors import CorruptArtifact, ForgelineError, GateRefused, Preempted
+from infra.errors import CorruptArtifact, GateRefused, Preempted
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
 from infra.store import Store
@@ -25,10 +28,8 @@ from tasks.pipeline import Pipeline
 from tasks.plan import PlannedStage, make_plan, resolve_refs
 from tasks.run_record import RunRecord, new_run_id
 
-if TYPE_CHECKING:
-    import threading
-
 REPAIR_ROUNDS = 2
+EXIT_SECONDS = 2.0
 TORCH_PRELOAD = ("tasks.training.loop", "tasks.training.engine")
 
 
@@ -40,7 +41,7 @@ def home() -> Path:
 def run_pipeline(pipeline: Pipeline, *, quiet: bool = False) -> tuple[RunRecord, int]:
     """Run a pipeline to its end. Returns its record and the exit code; stage failures are in the record, not raised."""
     store = Store.open(pipeline.store, probe=True)
-    plan = make_plan(pipeline, store)
+    plan = _plan_around_damage(pipeline, store)
     record = RunRecord(new_run_id(), pipeline, store)
     with LiveView([(line.node.name, line.node.stage.kind) for line in plan], quiet=quiet) as live:
         if all(line.action == "reuse" for line in plan):
@@ -49,6 +50,16 @@ def run_pipeline(pipeline: Pipeline, *, quiet: bool = False) -> tuple[RunRecord,
             record.finish("ok")
             return record, 0
         return record, _run_flow(pipeline, plan, store, record, live)
+
+
+def _plan_around_damage(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
+    """The plan; manifests that cannot be read are set aside first, so that what they described is made again."""
+    while True:
+        try:
+            return make_plan(pipeline, store)
+        except CorruptArtifact as error:
+            if store.quarantine(error.kind, error.key) is None:
+                raise
 
 
 def _note_reused(line: PlannedStage, record: RunRecord, store: Store, live: LiveView) -> None:
@@ -66,63 +77,81 @@ def _run_flow(pipeline: Pipeline, plan: list[PlannedStage], store: Store, record
     folder = home() / "runs" / run
     folder.mkdir(parents=True)
     record.save()
+    monitor = Monitor(live, record)
     slots = Slots(len(os.sched_getaffinity(0)))
-    launcher = LocalLauncher(folder, preload=TORCH_PRELOAD)
-    tracking = WandbReplay(pipeline.tracking, project=pipeline.name, group=run, folder=folder)
+    context = RunContext(
+        run=run,
+        pipeline=pipeline.name,
+        store=store,
+        launcher=LocalLauncher(folder, preload=TORCH_PRELOAD),
+        slots=slots,
+        folder=folder,
+        producer={"commit": _commit(pipeline.path), "cores": slots.total},
+        notify=monitor.notify,
+        tracking=WandbReplay(pipeline.tracking, project=pipeline.name, group=run, folder=folder),
+    )
+    ended = threading.Event()
+    threading.Thread(target=_stop_when_cancelled, args=(context, record, ended), daemon=True).start()
     try:
-        for warm in {line.node.stage.warm for line in plan if line.action != "reuse"}:
-            launcher.prestart(warm=warm)
-        monitor = Monitor(live, record)
-        context = RunContext(
-            run=run,
-            pipeline=pipeline.name,
-            store=store,
-            launcher=launcher,
-            slots=slots,
-            folder=folder,
-            producer={"commit": _commit(pipeline.path), "cores": slots.total},
-            notify=monitor.notify,
-            tracking=tracking,
-        )
+        for warm in sorted({line.node.stage.warm for line in plan if line.action != "reuse"}):
+            context.launcher.prestart(warm=warm)
         with prefect_environment(home(), folder):
-            from flows.pipeline import run_with_prefect
-
-            log_to_file(folder / "prefect.log")
-            for _ in range(1 + REPAIR_ROUNDS):
-                monitor.failures.clear()
-                known: dict[str, ArtifactRef] = resolve_refs(pipeline, store)
-                try:
-                    run_with_prefect(pipeline, known, context, monitor.end, monitor.percent)
-                except KeyboardInterrupt:
-                    context.cancelled.set()
-                if context.cancelled.is_set() or not _quarantined(monitor, store, live):
-                    break
-        status, code = _verdict(list(monitor.failures.values()), context.cancelled)
-        record.finish(status)
-        return code
+            _run_rounds(pipeline, context, monitor)
+    except KeyboardInterrupt:
+        context.cancelled.set()
     finally:
-        launcher.close()
-        for warning in tracking.close():
+        context.launcher.close()
+        for warning in context.tracking.close(1.0 if context.cancelled.is_set() else 20.0):
             live.message(warning)
+        ended.set()
+    status, code = _verdict(monitor, context.cancelled)
+    record.finish(status)
+    return code
 
 
-def _quarantined(monitor: Monitor, store: Store, live: LiveView) -> bool:
+def _run_rounds(pipeline: Pipeline, context: RunContext, monitor: Monitor) -> None:
+    """Run the flow; again, a bounded number of times, if a stage found its input damaged and that was set aside."""
+    from flows.pipeline import run_with_prefect
+
+    log_to_file(context.folder / "prefect.log")
+    for _ in range(1 + REPAIR_ROUNDS):
+        monitor.failures.clear()
+        known: dict[str, ArtifactRef] = resolve_refs(pipeline, context.store)
+        run_with_prefect(pipeline, known, context, monitor.end, monitor.percent)
+        if context.cancelled.is_set() or not _quarantined(monitor, context.store):
+            return
+
+
+def _quarantined(monitor: Monitor, store: Store) -> bool:
     """Put artifacts that failed verification aside; True if there were any, so that another round makes them again."""
     corrupt = [error for error in monitor.failures.values() if isinstance(error, CorruptArtifact)]
     for error in corrupt:
-        live.message(f"{error.where}: {error.what}; it is quarantined and will be made again")
+        monitor.live.message(f"{error.where}: {error.what}; it is quarantined and will be made again")
         store.quarantine(error.kind, error.key, error.attempt or None)
     return bool(corrupt)
 
 
-def _verdict(failures: list[ForgelineError], cancelled: threading.Event) -> tuple[str, int]:
+def _verdict(monitor: Monitor, cancelled: threading.Event) -> tuple[str, int]:
+    failures = monitor.failures.values()
     if cancelled.is_set():
         return "interrupted", 130
-    if any(not isinstance(e, GateRefused | Preempted) for e in failures):
+    if any(not isinstance(error, Preempted) for error in failures):
         return "failed", 3
-    if any(isinstance(e, Preempted) for e in failures):
+    if failures:
         return "interrupted", Preempted.exit_code
-    return ("refused", GateRefused.exit_code) if failures else ("ok", 0)
+    return ("refused", GateRefused.exit_code) if monitor.refused else ("ok", 0)
+
+
+def _stop_when_cancelled(context: RunContext, record: RunRecord, ended: threading.Event) -> None:
+    """End the run within seconds of a Ctrl-C or SIGTERM, even if Prefect cannot reach its (just interrupted) server."""
+    context.cancelled.wait()
+    context.launcher.close()
+    if ended.wait(EXIT_SECONDS):
+        return
+    record.finish("interrupted")
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(130)
 
 
 def _commit(path: Path) -> str | None:

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from infra.launch.launcher import JobHandle, JobSpec, Launcher
 from infra.launch.slots import Slots
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
+from tasks.explain import why_it_runs
 from tasks.pipeline import StageNode
 from tasks.plan import Resolved, latest_ref, resolve, stored
 from tasks.worker import METRICS_FILE, read_outcome
@@ -33,11 +34,12 @@ Notify = Callable[..., None]
 
 @dataclass(frozen=True)
 class StageResult:
-    """What became of a stage: `action` is how the artifact came about in this run."""
+    """What became of a stage: how its artifact came about, why, and whether it is a gate's refusal."""
 
     action: Literal["run", "reuse", "resume"]
     manifest: Manifest
     reason: str = ""
+    refused: bool = False
 
 
 @dataclass
@@ -68,8 +70,10 @@ def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunCon
         return _finish(node, StageResult("reuse", claim, "made by another run"), context)
     try:
         steps = CheckpointStore(context.store, kind, resolved.key).steps()
-        manifest = _run_job(node, resolved, claim, context, resuming=bool(steps))
-        reason = f"resumed at step {max(steps)}" if steps else ""
+        reason = (
+            f"resumed at step {max(steps)}" if steps else why_it_runs(context.pipeline, node, resolved, context.store)
+        )
+        manifest = _run_job(node, resolved, claim, context, reason, resuming=bool(steps))
         return _finish(node, StageResult("resume" if steps else "run", manifest, reason), context)
     finally:
         claim.release()
@@ -89,7 +93,7 @@ def _claim(node: StageNode, resolved: Resolved, context: RunContext) -> claims.C
 
 
 def _run_job(
-    node: StageNode, resolved: Resolved, claim: claims.Claim, context: RunContext, *, resuming: bool
+    node: StageNode, resolved: Resolved, claim: claims.Claim, context: RunContext, reason: str, *, resuming: bool
 ) -> Manifest:
     ranks, threads, slots = job_size(node, context.slots.total)
     attempt = uuid.uuid4().hex[:12]
@@ -102,7 +106,7 @@ def _run_job(
     with context.slots.hold(slots, context.cancelled):
         if context.cancelled.is_set():
             raise Preempted("cancelled before it started", where=f"stage {node.name}")
-        context.notify(node.name, state="resuming" if resuming else "running", folder=folder)
+        context.notify(node.name, state="resuming" if resuming else "running", folder=folder, reason=reason)
         handle = context.launcher.submit(spec)
         metrics = folder / METRICS_FILE
         config = node.params.model_dump(mode="json")
@@ -190,7 +194,7 @@ def _job(node: StageNode, resolved: Resolved, claim: claims.Claim, attempt: str,
 
 
 def _finish(node: StageNode, result: StageResult, context: RunContext) -> StageResult:
-    """Move the stage's `latest` ref, publish what the stage publishes, and turn a refusal into its error."""
+    """Move the stage's `latest` ref, publish what the stage publishes, and note a refusal."""
     manifest = result.manifest
     name = latest_ref(context.pipeline, node.name)
     current = refs.get(context.store, name)
@@ -198,10 +202,13 @@ def _finish(node: StageNode, result: StageResult, context: RunContext) -> StageR
         refs.advance(context.store, name, manifest.ref, note=f"run {context.run}")
     if node.stage.publish:
         node.stage.publish(context.store, manifest)
-    if node.stage.refuses and not manifest.metrics.get("passed"):
-        raise GateRefused(
-            "the requirements were not met; what depends on it does not run",
-            where=f"stage {node.name}",
-            hint=f"See the verdict: forgeline show {name}",
-        )
-    return result
+    return replace(result, refused=node.stage.refuses and not manifest.metrics.get("passed"))
+
+
+def refusal(node: StageNode, context: RunContext) -> GateRefused:
+    """The error that stops what depends on a gate that said no."""
+    return GateRefused(
+        "the requirements were not met; what depends on it does not run",
+        where=f"stage {node.name}",
+        hint=f"See the verdict: forgeline show {latest_ref(context.pipeline, node.name)}",
+    )

@@ -6,7 +6,12 @@ cache stays off, and what passes between tasks is references, never weights.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import logging
+import queue
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +24,11 @@ from prefect.states import Completed
 
 from infra.artifacts import ArtifactRef
 from infra.errors import ForgelineError
-from tasks.execute import RunContext, StageResult, execute_stage
+from tasks.execute import RunContext, StageResult, execute_stage, refusal
 from tasks.pipeline import StageNode
 
 PROGRESS_INTERVAL = 5.0
+log = logging.getLogger(__name__)
 
 
 def stage_task(
@@ -31,6 +37,7 @@ def stage_task(
     context: RunContext,
     on_end: Callable[[str, StageResult | ForgelineError], None],
     read_progress: Callable[[str], float | None],
+    updates: UiUpdates,
 ) -> Task[[], Any]:
     """A Prefect task that executes `node`. On success the stage's reference is put into `made` for those that wait."""
 
@@ -46,7 +53,7 @@ def stage_task(
         log_prints=False,
     )
     def run_stage() -> State[Any]:
-        progress = _ProgressArtifact(context.run, node.name, read_progress)
+        progress = _ProgressArtifact(context.run, node.name, read_progress, updates)
         context.notify(node.name, on_poll=progress.update)
         try:
             result = execute_stage(node, made, context)
@@ -58,7 +65,9 @@ def stage_task(
         made[node.name] = result.manifest.ref
         on_end(node.name, result)
         progress.finish()
-        _table(context.run, node, result)
+        updates.later(lambda: _table(context.run, node, result))
+        if result.refused:
+            raise refusal(node, context)
         name = {"reuse": "Reused", "resume": "Resumed", "run": "Completed"}[result.action]
         return Completed(name=name, message=f"{result.manifest.type} {result.manifest.key[:12]}", data=node.name)
 
@@ -75,29 +84,60 @@ def artifact_key(*parts: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
+class UiUpdates:
+    """Calls that only show something in the UI, made from a thread of their own: a slow or dead API delays no stage."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue(maxsize=100)
+        self._thread = threading.Thread(target=self._work, name="ui-updates", daemon=True)
+        self._thread.start()
+
+    def later(self, call: Callable[[], object]) -> None:
+        """Make `call` soon, in the caller's Prefect context; dropped when a hundred are waiting."""
+        context = contextvars.copy_context()
+        try:
+            self._queue.put_nowait(lambda: context.run(call))
+        except queue.Full:
+            log.warning("the Prefect API is slow; an update of the UI was dropped")
+
+    def close(self, timeout: float) -> None:
+        """Wait for what is queued, at most `timeout` seconds."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(None)
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while (call := self._queue.get()) is not None:
+            try:
+                call()
+            except Exception as error:  # whatever the API client raises, a picture is not worth a run
+                log.warning("the Prefect UI could not be updated: %s", error)
+
+
 class _ProgressArtifact:
     """A progress bar in the UI, made once the job reports steps and updated every few seconds."""
 
-    def __init__(self, run: str, stage: str, read: Callable[[str], float | None]) -> None:
+    def __init__(self, run: str, stage: str, read: Callable[[str], float | None], updates: UiUpdates) -> None:
         self.key, self.stage, self.read = artifact_key(run, stage, "progress"), stage, read
+        self.updates, self.next = updates, 0.0
         self.id: Any = None
-        self.next = 0.0
 
     def update(self) -> None:
-        if time.monotonic() < self.next:
+        percent = self.read(self.stage)
+        if percent is None or time.monotonic() < self.next:
             return
         self.next = time.monotonic() + PROGRESS_INTERVAL
-        percent = self.read(self.stage)
-        if percent is None:
-            return
+        self.updates.later(lambda: self._show(percent))
+
+    def finish(self) -> None:
+        if self.next:
+            self.updates.later(lambda: self._show(100.0))
+
+    def _show(self, percent: float) -> None:
         if self.id is None:
             self.id = create_progress_artifact(percent, key=self.key, description=f"{self.stage}: steps done")
         else:
             update_progress_artifact(self.id, percent)
-
-    def finish(self) -> None:
-        if self.id is not None:
-            update_progress_artifact(self.id, 100.0)
 
 
 def _table(run: str, node: StageNode, result: StageResult) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import ForgelineError, GateRefused, UsageError
+from infra.errors import ForgelineError, UsageError
 
 if TYPE_CHECKING:
     from infra.store import Store
@@ -59,8 +59,7 @@ class RunRecord:
             entry, begun = self._stages[name], self._begun.get(name, now)
             entry["seconds"], entry["started_at"] = round(now - begun, 3), round(begun - self._started, 3)
             if isinstance(result, ForgelineError):
-                entry["action"] = "refused" if isinstance(result, GateRefused) else "failed"
-                entry["error"] = result.to_json()
+                entry.update(action="failed", error=result.to_json())
             else:
                 entry["error"] = None
                 self.note(name, result)
@@ -70,7 +69,10 @@ class RunRecord:
         """A stage that was reused without a job; saved with the next save."""
         manifest = result.manifest
         self._stages[name].update(
-            action=result.action, reason=result.reason, artifact=asdict(manifest.ref), metrics=manifest.metrics
+            action="refused" if result.refused else result.action,
+            reason=result.reason,
+            artifact=asdict(manifest.ref),
+            metrics=manifest.metrics,
         )
 
     def finish(self, status: str) -> None:

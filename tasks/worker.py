@@ -50,7 +50,7 @@ class Events:
 
 
 class Stop:
-    """Remembers a first SIGTERM for stages that can save their state; any other stage, or a second one, ends at once."""
+    """Remembers a first SIGTERM for stages that can save their state; others, or a second one, end at once."""
 
     def __init__(self, patient: bool) -> None:
         self.patient, self.requested = patient, False

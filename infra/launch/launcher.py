@@ -50,6 +50,10 @@ class JobHandle(Protocol):
 class Launcher(Protocol):
     """Runs jobs somewhere."""
 
+    def prestart(self, warm: bool = False) -> None:
+        """Get ready for jobs of that warmth in the background, if the launcher can; returns at once."""
+        ...
+
     def submit(self, spec: JobSpec) -> JobHandle:
         """Start the job's ranks and return at once."""
         ...

@@ -3,7 +3,7 @@
 `quickstart_run` writes the evidence of a whole chain the size of the quickstart, by code, into a folder.
 """
 
-# ruff: noqa: E501, RUF001 (sample texts are easier to read unbroken; the report writes real minus signs)
+# ruff: noqa: RUF001 (sample texts are easier to read unbroken; the report writes real minus signs)
 from __future__ import annotations
 
 import json
