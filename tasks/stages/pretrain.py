@@ -7,6 +7,7 @@ tokenizer the tokens were made with. Evidence in `records/`: train.jsonl (every 
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -56,7 +57,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         tokenizer,
         where=f"stages.{job.name}.model",
     )
-    max_length = int(getattr(model.config, "max_position_embeddings", 0) or 0)
+    max_length = int(json.loads((data.path / "tokens.json").read_text(encoding="utf-8"))["context"])
     features = train_and_validation(objective, data, tokenizer, max_length)
     result = train(job, model, objective, *features, params)
     card = ModelCard(params.objective, max_length, None)

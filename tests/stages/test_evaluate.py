@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerFast
 
 from infra.errors import StageError
 from tasks.compression.onnx_export import export_onnx
@@ -31,7 +31,7 @@ LABELS = ["json", "logging", "wsgiref"]
 
 
 def save(tiny: ModuleType, inputs: Path, folder: Path, **fields: Any) -> Path:
-    model = tiny.model("llama", AutoModelForSequenceClassification, vocabulary=320, num_labels=3, **fields)
+    model = tiny.model("llama", AutoModelForTokenClassification, vocabulary=320, num_labels=3, **fields)
     model.save_pretrained(folder)
     for path in (inputs / "tokenizer").iterdir():
         shutil.copy(path, folder)
@@ -50,7 +50,7 @@ def evaluated(tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path_fa
     big = save(tiny, tiny_inputs, folder / "big")
     small = save(tiny, tiny_inputs, folder / "small", layers=1)
     (folder / "onnx").mkdir()
-    model = AutoModelForSequenceClassification.from_pretrained(big).eval()
+    model = AutoModelForTokenClassification.from_pretrained(big).eval()
     export_onnx(model, folder / "onnx/model.onnx", 32)
     copy_companions(big, folder / "onnx")
     write_card(folder / "onnx", {"objective": "text_classification", "max_length": 32, "labels": LABELS})
@@ -79,7 +79,7 @@ def test_predictions_are_the_models_own_in_frozen_order(evaluated: Any, tiny_inp
     rows = pq.read_table(tiny_inputs / "dataset/test.parquet").to_pylist()
     folder = evaluated.inputs["models"][0].path
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model = AutoModelForTokenClassification.from_pretrained(folder).eval()
     given = load_file(evaluated.output / "predictions.safetensors")
     assert given["big/labels"].tolist() == [LABELS.index(row["label"]) for row in rows]
     for i in (0, len(rows) // 2, len(rows) - 1):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import StageError
 from tasks.compression.onnx_export import export_onnx, largest_difference, random_batches
@@ -19,7 +19,7 @@ from tasks.evaluation.runtime import OnnxRuntime, TorchRuntime, onnx_parameters
 from tasks.release.model_files import read_card, shipped_bytes, write_card
 from tasks.stages import export, quantize
 
-CLASSIFIER = ("text_classification", AutoModelForSequenceClassification)
+CLASSIFIER = ("text_classification", AutoModelForTokenClassification)
 GENERATOR = ("causal_lm", AutoModelForCausalLM)
 
 
@@ -33,7 +33,7 @@ def save(tiny: ModuleType, folder: Path, type: str, kind: Any, **fields: Any) ->
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
-    labels = [f"c{i}" for i in range(model.config.num_labels)] if auto is AutoModelForSequenceClassification else None
+    labels = [f"c{i}" for i in range(model.config.num_labels)] if auto is AutoModelForTokenClassification else None
     write_card(folder, {"objective": objective, "max_length": 48, "labels": labels})
     return folder
 
@@ -56,7 +56,7 @@ def exported(jobs: ModuleType, parent: Path, tmp_path_factory: pytest.TempPathFa
 
 def test_export_equals_its_parent_on_shapes_it_was_not_traced_with(exported: Any, parent: Path) -> None:
     """An independent comparison: sizes of batch and sequence that neither the trace nor the stage's proof used."""
-    torch_runtime = TorchRuntime(parent, "AutoModelForSequenceClassification")
+    torch_runtime = TorchRuntime(parent, "AutoModelForTokenClassification")
     onnx_runtime = OnnxRuntime(exported.output, threads=1)
     shapes = [(1, 2), (3, 48), (7, 11), (17, 5)]
     for batch in random_batches(torch_runtime.model.config, 48, seed=9, shapes=shapes):
@@ -87,7 +87,7 @@ def test_language_models_are_exported_with_a_row_a_token(tiny: ModuleType, tmp_p
 
 def test_another_models_graph_is_refused(exported: Any, tiny: ModuleType, tmp_path: Path) -> None:
     other = save(tiny, tmp_path, "llama", CLASSIFIER, num_labels=5, initializer_range=0.2)
-    model = AutoModelForSequenceClassification.from_pretrained(other)
+    model = AutoModelForTokenClassification.from_pretrained(other)
     assert largest_difference(model, exported.output / "model.onnx", 48) > 1e-3
 
 

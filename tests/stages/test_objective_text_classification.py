@@ -90,11 +90,11 @@ def test_features_are_labelled_cut_and_end_alike(jobs: ModuleType, tiny_inputs: 
 
 
 def test_padding_does_not_change_a_prediction(jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path) -> None:
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForTokenClassification
 
     data = jobs.artifact(tiny_inputs / "dataset", "dataset")
     features = OBJECTIVE.features(data, "test", load_tokenizer(tiny_inputs / "tokenizer"), 40)
-    model = tiny.model(auto=AutoModelForSequenceClassification, vocabulary=320, **OBJECTIVE.head(data))
+    model = tiny.model(auto=AutoModelForTokenClassification, vocabulary=320, **OBJECTIVE.head(data))
     short = min(features, key=lambda f: len(f["input_ids"]))
     alone, together = OBJECTIVE.collate([short], 0), OBJECTIVE.collate([short, *features[:3]], 0)
     assert together["input_ids"].shape[1] > alone["input_ids"].shape[1]
