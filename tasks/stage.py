@@ -194,6 +194,8 @@ def identity_params(params: BaseModel) -> dict[str, Any]:
         if any(isinstance(m, Input | Located) for m in info.metadata):
             continue
         kept[name] = _plain(getattr(params, name))
+    # Fields a model takes beyond those it declares (`model: {type, ...}` of a pretrain stage) decide just as much.
+    kept.update({name: _plain(value) for name, value in (params.model_extra or {}).items()})
     return kept
 
 
