@@ -70,9 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run", nargs="?", default="latest", help="run id (default: the newest)")
     sub.add_argument("-o", "--output", type=Path, help="file to write (default: .forgeline/reports/RUN.html)")
     sub = command("up", up, "start a Prefect server with its UI, and a worker, in the background")
-    sub.add_argument("--port", type=int, default=4200, help="port of the UI and API on 127.0.0.1")
+    sub.add_argument("--port", type=_port, default=4200, help="port of the UI and API on 127.0.0.1")
     command("down", down, "stop what `forgeline up` started")
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: use a number from 1 to 65535")
+    return int(text)
 
 
 def _load(arguments: argparse.Namespace) -> Pipeline:

@@ -7,6 +7,7 @@ part of a union was expected.
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from infra.yaml_source import Document, Path, dotted
 
 M = TypeVar("M", bound=BaseModel)
 MISSING = "required field is missing"
+SHOULD_HAVE = re.compile(r"^\w+ should have (at (?:least|most) \d+ \w+).*")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -81,6 +83,7 @@ def _explain(model: type[BaseModel], data: Any, fault: Any) -> tuple[Path, str]:
         return path, MISSING
     shown = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool | None) else ""
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = SHOULD_HAVE.sub(r"\1", message)
     return path, (message if fault["type"] == "value_error" else f"expected {message}{shown}")
 
 

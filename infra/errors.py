@@ -93,6 +93,10 @@ class StoreError(ForgelineError):
     """The store refused or cannot be used: credentials, bucket, permissions, space, missing guarantees."""
 
 
+class BadStoreUrl(StoreError, UsageError):
+    """The name given for a store cannot be one; nothing was tried."""
+
+
 class StoreUnreachable(StoreError, TransientError):
     """The store did not answer in time."""
 

@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from infra.artifacts import FileEntry, Manifest, payload_digest
 from infra.cache import fetch_files
-from infra.errors import CorruptArtifact, StageError, StoreError
+from infra.errors import BadStoreUrl, CorruptArtifact, StageError, StoreError
 from infra.objects import Objects, checked, json_bytes
 from infra.transfer import DamagedFiles, OnProgress, Progress, folder_files, upload
 
@@ -193,19 +193,19 @@ def _store_for(url: str) -> Store:
         parts = urlsplit(url)
         folder = unquote(parts.path) if separator else rest
         if not folder or (separator and (parts.netloc or not folder.startswith("/"))):
-            raise StoreError("not a folder", where=url, hint="Write file:///absolute/folder, or a plain folder.")
+            raise BadStoreUrl("not a folder", where=url, hint="Write file:///absolute/folder, or a plain folder.")
         return FileStore(Path(folder).expanduser())
     if scheme == "s3":
         from infra.store_s3 import S3Store
 
         bucket, _, prefix = rest.partition("/")
         if not bucket or "@" in bucket or ":" in bucket:
-            raise StoreError(
+            raise BadStoreUrl(
                 "not a bucket",
                 where="s3://...",
                 hint="Write s3://bucket/prefix; credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
             )
         return S3Store(bucket, checked(prefix.strip("/")) if prefix.strip("/") else "")
-    raise StoreError(
+    raise BadStoreUrl(
         f"unknown store scheme {scheme!r}", where=url, hint="Use a folder, file:///folder or s3://bucket/prefix."
     )

@@ -102,7 +102,11 @@ def translate(error: Exception, where: str) -> StoreError:
             f"not writable ({_short(error)})", where=where, hint="Make the folder writable, or choose another store."
         )
     if number in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-        return StoreError(f"a file is where a folder should be, or the other way round ({_short(error)})", where=where)
+        return StoreError(
+            f"a file is where a folder should be, or the other way round ({_short(error)})",
+            where=where,
+            hint="Name another folder for the store, or move that file away.",
+        )
     if isinstance(error, ValueError) and "endpoint" in str(error).lower():
         return StoreError(_short(error), where=where, hint="AWS_ENDPOINT_URL must look like http://host:port.")
     return StoreError(f"{type(error).__name__}: {_short(error)}", where=where)

@@ -153,6 +153,7 @@ def _check(
             data[section] = _with_environment(data[section], (section,), document, problems)
     for section in data.keys() - {"store", "tracking", "execution"}:
         _refuse_environment(data[section], (section,), document, problems)
+    unset, before = {problem.field for problem in problems}, len(problems)
     file = check(PipelineFile, data, (), document, problems)
     raw_stages = data.get("stages")
     raw_execution = data.get("execution") or {}
@@ -165,6 +166,8 @@ def _check(
                 nodes[name] = node
         _check_references(nodes, raw_stages, document, problems)
         nodes = _in_order(nodes, document, problems)
+    # What is wrong with a field because its variable is not set has been said already.
+    problems[before:] = [problem for problem in problems[before:] if problem.field not in unset]
     if file is None or problems:
         return None
     return Pipeline(

@@ -14,7 +14,7 @@ from infra import refs
 from infra.artifacts import ArtifactRef, Manifest
 from infra.checkpoints import CheckpointStore
 from infra.config_check import did_you_mean
-from infra.errors import StoreError, UsageError
+from infra.errors import StageError, StoreError, UsageError
 from infra.keys import content_digest, digest
 from tasks.explain import why_it_runs
 from tasks.pipeline import Pipeline, StageNode
@@ -74,7 +74,7 @@ def resolve(node: StageNode, made: dict[str, ArtifactRef], sources: list[SourceF
         )
         inputs.setdefault(item.path.partition("[")[0], []).append(ref)
     if sources is None:
-        sources = node.stage.sources(node.params) if node.stage.sources else []
+        sources = _sources(node)
     identity = {
         "kind": node.stage.kind,
         "version": node.stage.version,
@@ -83,6 +83,16 @@ def resolve(node: StageNode, made: dict[str, ArtifactRef], sources: list[SourceF
         "sources": content_digest((s.path, s.sha256) for s in sources) if node.stage.sources else None,
     }
     return Resolved(digest(identity), identity, inputs, sources)
+
+
+def _sources(node: StageNode) -> list[SourceFile]:
+    """The files a stage reads from outside the store. Raises StageError that names the stage's field."""
+    try:
+        return node.stage.sources(node.params) if node.stage.sources else []
+    except StageError as error:
+        place = f"stages.{node.name}.{node.stage.kind}"
+        where = f"{place}.{error.where}" if error.where else place
+        raise StageError(error.what, where=where, hint=error.hint) from error
 
 
 def _label(item: Any) -> dict[str, str]:
@@ -116,9 +126,8 @@ def read_ref(store: Store, name: str, where: str | None = None) -> ArtifactRef:
     """The artifact a ref points to. Raises UsageError with the nearest name if there is none."""
     entry = refs.get(store, name)
     if entry is None:
-        raise UsageError(
-            f"no ref named {name!r}", where=where, hint=did_you_mean(name, refs.names(store)) or "No refs yet."
-        )
+        hint = did_you_mean(name, refs.names(store)) or "This store holds no refs yet: run a pipeline first."
+        raise UsageError(f"no ref named {name!r}", where=where, hint=hint)
     return entry.artifact
 
 
