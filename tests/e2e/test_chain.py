@@ -1,0 +1,268 @@
+"""The whole chain through the real command line: two kinds of store, two runs at once, kills, damage, refusals.
+
+`FORGELINE_KILLS=20` kills that many runs instead of 3 (`make soak`); `FORGELINE_KILL_SEED` repeats a sequence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import refs
+from infra.artifacts import ArtifactRef
+from infra.checkpoints import CheckpointStore
+from infra.platform import prefect_server
+from infra.store import Store
+from tasks.pipeline import load_pipeline
+from tasks.plan import make_plan
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+KILLS = int(os.environ.get("FORGELINE_KILLS", "3"))
+NOT_REPRODUCED = {"evaluate", "gate", "promote"}  # their payloads hold measured times, or follow from them
+Start = Callable[..., Any]
+
+
+@dataclass
+class Finished:
+    """A pipeline that ran to its end on a folder store, and how long that took."""
+
+    file: Path
+    store: Path
+    result: Any
+
+
+@pytest.fixture(scope="module")
+def chain(load: Any) -> Any:
+    return load("e2e/chain.py")
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One Prefect server for all runs but one: starting one takes longer than a run."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    try:
+        yield prefect_server.up(home, port).api_url
+    finally:
+        prefect_server.down(home)
+
+
+@pytest.fixture(scope="module")
+def project(chain: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file: Path = chain.write_project(tmp_path_factory.mktemp("project"))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(chain: Any, api: str, project: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    run = chain.Forgeline(project, str(folder / "store"), folder / "home", PREFECT_API_URL=api)
+    return Finished(project, folder / "store", run.end().must(0))
+
+
+@pytest.fixture
+def copy(finished: Finished, tmp_path: Path) -> Store:
+    """A copy of the finished run's store, to be changed."""
+    return Store.open(str(shutil.copytree(finished.store, tmp_path / "store")))
+
+
+@pytest.fixture
+def start(chain: Any, api: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts `forgeline run`; what is still alive at the end of the test is killed."""
+    started: list[Any] = []
+
+    def start(file: Path, store: str, *overrides: str, home: str = "home", **environment: str) -> Any:
+        environment = {"PREFECT_API_URL": api, **environment}
+        started.append(chain.Forgeline(file, store, tmp_path / home, *overrides, **environment))
+        return started[-1]
+
+    yield start
+    for run in started:
+        run.kill()
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+# --- to the end -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_nothing_but_a_folder(chain: Any, project: Path, tmp_path: Path) -> None:
+    """As `make run`: an ephemeral Prefect server, W&B offline. The second run starts no server at all."""
+    store, home = Store.open(str(tmp_path / "store")), tmp_path / "home"
+    run = chain.Forgeline(project, store.url, home, TINY_TRACKING="offline")
+    result = run.end().must(0)
+    assert set(result.json) == {"run", "status", "stages"} and result.json["status"] == "ok"
+    kinds = {stage["kind"] for stage in result.json["stages"]}
+    assert len(kinds) == 12 and set(result.actions.values()) == {"run"}
+    for stage in result.json["stages"]:
+        assert set(stage) == {"name", "kind", "action", "seconds", "artifact", "metrics"}
+        assert store.manifest(stage["kind"], stage["artifact"]["key"]).ref == ArtifactRef(**stage["artifact"])
+    production = refs.get(store, "tiny/production")
+    int8 = next(stage for stage in result.json["stages"] if stage["name"] == "int8")
+    assert production.artifact == ArtifactRef(**int8["artifact"])
+    assert "<html" in (home / "reports" / f"{result.json['run']}.html").read_text()[:200].lower()
+    assert list(home.glob("runs/*/**/offline-run-*")), "W&B has offline runs to sync"
+    assert not run.processes(), "nothing stays behind"
+
+    again = chain.Forgeline(
+        project,
+        store.url,
+        tmp_path / "again",
+        PREFECT_API_URL="http://127.0.0.1:1/api",
+        PREFECT_HOME=str(tmp_path / "p"),
+    ).end()
+    assert set(again.must(0).actions.values()) == {"reuse"}
+    assert not (tmp_path / "p").exists() and not (tmp_path / "again/prefect").exists()
+    say(f"first run {result.seconds:.1f} s with an ephemeral server, second {again.seconds:.2f} s")
+
+
+def test_a_run_on_s3(seaweed: Any, finished: Finished, start: Start, chain: Any, tmp_path: Path) -> None:
+    environment = {**seaweed.env, "FORGELINE_CACHE": str(tmp_path / "cache")}
+    url = seaweed.url("chain")
+    result = start(finished.file, url, **environment).end().must(0)
+    assert set(result.actions.values()) == {"run"}
+    same = {
+        s["name"]: s["artifact"]["digest"] for s in finished.result.json["stages"] if s["kind"] not in NOT_REPRODUCED
+    }
+    there = {stage["name"]: stage["artifact"]["digest"] for stage in result.json["stages"]}
+    assert {name: there[name] for name in same} == same, "the store decides where, not what"
+    again = start(finished.file, url, **environment).end().must(0)
+    assert set(again.actions.values()) == {"reuse"}
+    say(f"on S3 {result.seconds:.1f} s, again {again.seconds:.2f} s; in a folder {finished.result.seconds:.1f} s")
+
+
+def test_two_runs_at_once_share_the_work(finished: Finished, start: Start, chain: Any, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    runs = [start(finished.file, store.url) for _ in range(2)]
+    one, other = (run.end().must(0).actions for run in runs)
+    assert {name: sorted((one[name], other[name])) for name in one} == {name: ["reuse", "run"] for name in one}
+    assert [len(names) for names in chain.attempts(store).values()] == [1] * len(one)
+
+
+# --- cut short --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_at_any_moment_is_finished_by_the_next(
+    finished: Finished, start: Start, chain: Any, tmp_path: Path
+) -> None:
+    seed = int(os.environ.get("FORGELINE_KILL_SEED") or secrets.randbelow(1 << 32))
+    say(f"{KILLS} kills, FORGELINE_KILL_SEED={seed}, moments uniform over {finished.result.seconds:.1f} s")
+    drawn = random.Random(seed)
+    expected = {s["name"]: s["artifact"] for s in finished.result.json["stages"] if s["kind"] not in NOT_REPRODUCED}
+    for number in range(KILLS):
+        moment = drawn.uniform(0, finished.result.seconds)
+        store, home = Store.open(str(tmp_path / f"store{number}")), f"home{number}"
+        run = start(finished.file, store.url, home=home)
+        time.sleep(max(0.0, run.began + moment - time.monotonic()))
+        killed = run.kill()
+        for manifest in chain.manifests(store):
+            store.fetch(manifest)
+            store.fetch_records(manifest)
+        plan = make_plan(load_pipeline(finished.file, store=store.url), store)
+        before = {line.node.name: line.action for line in plan}
+
+        result = start(finished.file, store.url, home=home).end().must(0)
+        follows = {"reuse": {"reuse"}, "resume": {"resume"}, "run": {"run"}, "unknown": {"run"}}
+        wrong = {
+            name: (before[name], action)
+            for name, action in result.actions.items()
+            if action not in follows[before[name]]
+        }
+        assert not wrong, f"kill {number} at {moment:.2f} s"
+        made = {stage["name"]: stage["artifact"] for stage in result.json["stages"]}
+        assert {name: made[name] for name in expected} == expected, "a resumed run ends in the same bytes"
+        assert len(chain.manifests(store)) == len(made)
+        done = sum(action == "reuse" for action in before.values())
+        resumed = [f"{line.node.name} @ {line.step}" for line in plan if line.action == "resume"]
+        say(f"kill {number} at {moment:5.2f} s: {killed} processes, {done} stages done, resumed {resumed}, ok")
+        shutil.rmtree(tmp_path / f"store{number}")
+
+
+def test_ctrl_c_ends_every_process_and_the_next_run_resumes(
+    finished: Finished, start: Start, chain: Any, tmp_path: Path, copy: Store
+) -> None:
+    longer = "stages.base.max_steps=20000"
+    pipeline = load_pipeline(finished.file, [longer], copy.url)
+    key = next(line.key for line in make_plan(pipeline, copy) if line.node.name == "base")
+    assert key is not None
+    run = start(finished.file, copy.url, longer)
+    until(lambda: CheckpointStore(copy, "pretrain", key).steps())
+    assert len(run.processes()) > 3
+    os.killpg(run.process.pid, signal.SIGINT)
+    asked = time.monotonic()
+    until(lambda: not run.processes(), 10)
+    took = time.monotonic() - asked
+    result = run.end().must(130)
+    assert result.json["status"] == "interrupted" and result.actions["corpus"] == "reuse"
+    line = next(line for line in make_plan(pipeline, copy) if line.node.name == "base")
+    assert line.action == "resume"
+    say(f"Ctrl-C: every process gone after {took:.1f} s, resumable at step {line.step}")
+
+
+# --- damage and refusal -----------------------------------------------------------------------------------------------
+
+
+def flip_a_bit(path: Path) -> None:
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_artifact_is_refused_and_made_again(
+    finished: Finished, start: Start, chain: Any, tmp_path: Path, copy: Store
+) -> None:
+    onnx = next(m for m in chain.manifests(copy) if m.kind == "export")
+    flip_a_bit(tmp_path / "store" / onnx.ref.prefix / onnx.attempt / "payload/model.onnx")
+    result = start(finished.file, copy.url, "stages.int8.per_channel=true").end().must(0)
+    ran = {name for name, action in result.actions.items() if action == "run"}
+    assert ran == {"onnx", "int8", "scores", "gate", "release"}
+    assert copy.list(f"quarantine/export/{onnx.key}") == [f"{onnx.attempt}-1"]
+    anew = copy.manifest("export", onnx.key)
+    assert anew.attempt != onnx.attempt and anew.digest == onnx.digest
+    assert copy.fetch(anew).is_dir()
+    assert "quarantined" in result.stderr
+
+
+def test_a_refusing_gate_stops_the_promotion(finished: Finished, start: Start, copy: Store) -> None:
+    before = refs.get(copy, "tiny/production")
+    result = start(finished.file, copy.url, "stages.gate.require.0.min=1.01").end().must(4)
+    assert result.json["status"] == "refused"
+    assert (result.actions["gate"], result.actions["release"]) == ("refused", "skipped")
+    verdict = next(stage["artifact"] for stage in result.json["stages"] if stage["name"] == "gate")
+    folder = copy.fetch(copy.manifest("gate", verdict["key"]))
+    assert json.loads((folder / "verdict.json").read_text())["passed"] is False
+    assert refs.get(copy, "tiny/production") == before
+
+
+def test_a_failing_stage_lets_the_other_branch_finish(finished: Finished, start: Start, copy: Store) -> None:
+    overrides = ["stages.functions.label.keep=[orchard]", "stages.base.max_steps=8"]
+    result = start(finished.file, copy.url, *overrides).end().must(3)
+    assert result.json["status"] == "failed"
+    ended = {"corpus": "reuse", "tokenizer": "reuse", "tokens": "reuse", "base": "run", "functions": "failed"}
+    assert result.actions == {name: ended.get(name, "skipped") for name in result.actions}
+    assert "at least two classes" in result.stderr
