@@ -120,7 +120,7 @@ class TextClassification:
 
 
 def _votes(logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """[B, T, C] scores of tokens and [B, T] mask -> float32 [B, C]: the mean over each text's tokens, padding left out."""
+    """Token scores [B, T, C] and mask [B, T] -> float32 [B, C]: the mean over each text's tokens, without padding."""
     weights = attention_mask.to(torch.float32).unsqueeze(-1)
     return (logits.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
