@@ -73,19 +73,24 @@ class TextClassification:
     def units(self, batch: Mapping[str, torch.Tensor]) -> int:
         return len(batch["labels"])
 
+    def scores(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The model's output [B, T, C] -> float32 [B, C]: the mean over each text's tokens, without padding."""
+        weights = batch["attention_mask"].to(torch.float32).unsqueeze(-1)
+        return (logits.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+
     def loss(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-        scores = _votes(logits, batch["attention_mask"])
+        scores = self.scores(logits, batch)
         return F.cross_entropy(scores, batch["labels"], reduction="sum"), len(batch["labels"])
 
     def soft_loss(
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Mapping[str, torch.Tensor], temperature: float
     ) -> torch.Tensor:
-        mask = batch["attention_mask"]
-        return distillation(_votes(logits, mask), _votes(teacher_logits, mask), temperature)
+        return distillation(self.scores(logits, batch), self.scores(teacher_logits, batch), temperature)
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """`labels`: int64 [B], the truth; `logits`: float32 [B, C]."""
-        scores = _votes(torch.from_numpy(np.asarray(logits)), torch.from_numpy(np.asarray(batch["attention_mask"])))
+        tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in batch.items()}
+        scores = self.scores(torch.from_numpy(np.asarray(logits)), tensors)
         return {"labels": np.asarray(batch["labels"], np.int64), "logits": scores.numpy()}
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
@@ -107,7 +112,7 @@ class TextClassification:
         batch = self.collate(chosen, model.config.pad_token_id or 0)
         with torch.no_grad():
             output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        guesses = _votes(output, batch["attention_mask"]).argmax(-1).tolist()
+        guesses = self.scores(output, batch).argmax(-1).tolist()
         names: Any = model.config.id2label
         return [
             {
@@ -117,12 +122,6 @@ class TextClassification:
             }
             for feature, guess in zip(chosen, guesses, strict=True)
         ]
-
-
-def _votes(logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Token scores [B, T, C] and mask [B, T] -> float32 [B, C]: the mean over each text's tokens, without padding."""
-    weights = attention_mask.to(torch.float32).unsqueeze(-1)
-    return (logits.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
 
 OBJECTIVE = TextClassification()

