@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check setup lock clean
+.PHONY: run test soak check setup lock clean
 
 run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest
+
+# 20 kills of the whole chain in a folder and 20 on S3; about 20 minutes.
+soak: .venv/ready-dev
+	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/e2e/test_chain.py -k killed -s
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .

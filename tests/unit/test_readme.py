@@ -1,0 +1,81 @@
+"""What the README shows works: its pipeline, its commands, its links, the variables it names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows import cli
+from infra.store import Store
+from tasks.pipeline import load_pipeline
+from tasks.plan import make_plan
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]
+
+
+@pytest.fixture(scope="module")
+def readme(load: Any) -> Any:
+    return load("readme_examples.py")
+
+
+def test_its_pipeline_and_its_example_stage_can_be_planned(
+    readme: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGELINE_STORE", str(tmp_path / "store"))
+    pipeline, extra = readme.blocks("yaml")
+    data = yaml.safe_load(pipeline)
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(pipeline)
+    loaded = load_pipeline(file)
+    assert len({node.stage.kind for node in loaded.stages.values()}) == 12, "every kind of stage is shown"
+
+    data["stages"] |= yaml.safe_load(extra)
+    data["stages"]["scratch"] = data["stages"]["teacher"]
+    file.write_text(yaml.safe_dump(data))
+    with readme.registered(tmp_path):
+        lines = make_plan(load_pipeline(file), Store.open(str(tmp_path / "store")))
+    soup = next(line for line in lines if line.node.name == "soup")
+    assert soup.node.needs == ("teacher", "scratch") and soup.action == "unknown"
+
+
+def test_its_commands_are_the_commands(readme: Any) -> None:
+    commands = [line for block in readme.blocks("console") for line in block.splitlines()]
+    shown = [shlex.split(line, comments=True)[1:] for line in commands if line.startswith("forgeline ")]
+    for arguments in shown:
+        cli._parser().parse_args(arguments)
+    known = re.search(r"\{(.*?)\}|`forgeline (.*?)`", cli.__doc__ or "")
+    assert known and {arguments[0] for arguments in shown} == set(known[2].split("|"))
+    targets = {line.split()[1] for line in commands if line.startswith("make ")}
+    rules = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M))
+    assert targets == {"run", "test"} and targets <= rules
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_points_to_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    tracked = set(
+        subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout.split()
+    )  # fmt: skip
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert str(((ROOT / page).parent / target).resolve().relative_to(ROOT)) in tracked, target
+    for path in re.findall(r"`((?:flows|tasks|infra|tests|configs)/[\w/.-]+\.\w+)`", text):
+        assert path in tracked or path in text.partition("## Add a stage")[2], path
+
+
+def test_the_variables_it_names_are_read(readme: Any) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(FORGELINE_\w+)`", text))
+    code = "".join(path.read_text() for room in ("infra", "tasks", "flows") for path in (ROOT / room).rglob("*.py"))
+    used = set(re.findall(r"[\"'](FORGELINE_[A-Z]+)[\"']", code))
+    assert named == used
