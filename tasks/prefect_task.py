@@ -53,7 +53,7 @@ def stage_task(
         log_prints=False,
     )
     def run_stage() -> State[Any]:
-        progress = _ProgressArtifact(context.run, node.name, read_progress, updates)
+        progress = _ProgressArtifact(context.pipeline, node.name, read_progress, updates)
         context.notify(node.name, on_poll=progress.update)
         try:
             result = execute_stage(node, made, context)
@@ -65,7 +65,7 @@ def stage_task(
         made[node.name] = result.manifest.ref
         on_end(node.name, result)
         progress.finish()
-        updates.later(lambda: _table(context.run, node, result))
+        updates.later(lambda: _table(context, node, result))
         if result.refused:
             raise refusal(node, context)
         name = {"reuse": "Reused", "resume": "Resumed", "run": "Completed"}[result.action]
@@ -80,7 +80,7 @@ def _worth_another_attempt(task_: Any, run: TaskRun, state: State[Any]) -> bool:
 
 
 def artifact_key(*parts: str) -> str:
-    """A Prefect artifact key: lower-case letters, digits and dashes."""
+    """A Prefect artifact key: lower-case letters, digits and dashes. Without the run in it, the UI shows a history."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
@@ -117,8 +117,8 @@ class UiUpdates:
 class _ProgressArtifact:
     """A progress bar in the UI, made once the job reports steps and updated every few seconds."""
 
-    def __init__(self, run: str, stage: str, read: Callable[[str], float | None], updates: UiUpdates) -> None:
-        self.key, self.stage, self.read = artifact_key(run, stage, "progress"), stage, read
+    def __init__(self, pipeline: str, stage: str, read: Callable[[str], float | None], updates: UiUpdates) -> None:
+        self.key, self.stage, self.read = artifact_key(pipeline, stage, "progress"), stage, read
         self.updates, self.next = updates, 0.0
         self.id: Any = None
 
@@ -140,13 +140,10 @@ class _ProgressArtifact:
             update_progress_artifact(self.id, percent)
 
 
-def _table(run: str, node: StageNode, result: StageResult) -> None:
+def _table(context: RunContext, node: StageNode, result: StageResult) -> None:
     manifest = result.manifest
-    rows = [{"metric": name, "value": f"{value:.6g}"} for name, value in manifest.metrics.items()]
-    rows += [
-        {"metric": "size_mb", "value": f"{manifest.size / 1e6:.2f}"},
-        {"metric": "key", "value": manifest.key[:16]},
-    ]
-    create_table_artifact(
-        rows, key=artifact_key(run, node.name, "metrics"), description=f"{node.name}: {result.action}"
-    )
+    values = {"size_mb": manifest.size / 1e6, **manifest.metrics}
+    rows = [{"metric": name, "value": f"{value:.6g}"} for name, value in values.items()]
+    rows.append({"metric": "key", "value": manifest.key[:16]})
+    description = f"{node.name} of run {context.run}: {result.action}"
+    create_table_artifact(rows, key=artifact_key(context.pipeline, node.name, "metrics"), description=description)

@@ -229,7 +229,9 @@ def _run_rank(spec: dict[str, Any], rank: int, port: int, log: int, life: int, s
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         faulthandler.enable()
         _prepare(spec, rank, port)
-        threading.Thread(target=_beat, args=(Path(spec["folder"]), rank, life), name="beat", daemon=True).start()
+        beat = Path(spec["folder"]) / f"rank-{rank}.beat"
+        beat.touch()
+        threading.Thread(target=_beat, args=(beat, life), name="beat", daemon=True).start()
         code = _call(spec["entry"], Path(spec["folder"]))
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
@@ -282,9 +284,7 @@ def _call(entry: str, folder: Path) -> int:
     return 1
 
 
-def _beat(folder: Path, rank: int, life: int) -> None:
-    path = folder / f"rank-{rank}.beat"
-    path.touch()
+def _beat(path: Path, life: int) -> None:
     with selectors.DefaultSelector() as selector:
         selector.register(life, selectors.EVENT_READ)
         while not selector.select(BEAT_SECONDS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -112,7 +113,7 @@ def payload(folder: Path) -> dict[str, bytes]:
 def test_pretraining_learns_and_leaves_a_whole_model(chain: Path) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json", "forgeline.json"} <= set(payload(chain / "base"))
     card = json.loads((chain / "base/output/forgeline.json").read_text())
-    assert card == {"objective": "causal_lm", "max_length": 64, "labels": None}
+    assert card == {"objective": "causal_lm", "max_length": 32, "labels": None}, "as long as the rows it was trained on"
     lines = [json.loads(line) for line in (chain / "base/records/train.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"] - 1
     baselines = json.loads((chain / "base/records/baselines.json").read_text())
@@ -173,13 +174,16 @@ def test_distilling_a_language_model(jobs: ModuleType, chain: Path, tiny_inputs:
 
 def test_alpha_one_ignores_the_labels(jobs: ModuleType, chain: Path, tiny_inputs: Path, tmp_path: Path) -> None:
     """A student equal to its teacher has no soft loss at all: alpha 1 with all layers starts at zero."""
+    shutil.copytree(chain / "teacher/output", tmp_path / "teacher")
+    config = json.loads((tmp_path / "teacher/config.json").read_text())
+    (tmp_path / "teacher/config.json").write_text(json.dumps({**config, "classifier_dropout": 0.0}))
     given = {**DISTILL, "layers": 2, "alpha": 1.0, "epochs": None, "max_steps": 1}
     run(
         jobs,
         tmp_path,
         "distill",
         given,
-        teacher=jobs.artifact(chain / "teacher/output", "model"),
+        teacher=jobs.artifact(tmp_path / "teacher", "model"),
         data=jobs.artifact(tiny_inputs / "dataset", "dataset"),
     )
     assert json.loads((tmp_path / "records/train.jsonl").read_text())["loss"] == pytest.approx(0, abs=1e-5)

@@ -397,7 +397,7 @@ def test_how_the_file_is_written_runs_nothing(quickstart: Quickstart) -> None:
         "sorted, block style": yaml.safe_dump(yaml.safe_load(text), default_flow_style=False),
         "JSON": json.dumps(yaml.safe_load(text), indent=3),
         "description": text.replace("description: ", "description: Now, "),
-        "numbers": text.replace("learning_rate: 3e-3", "learning_rate: 0.0030"),
+        "numbers": text.replace("learning_rate: 6e-3", "learning_rate: 0.0060"),
     }
     for name, version in versions.items():
         assert version != text
