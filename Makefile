@@ -8,7 +8,8 @@ run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit -n 2
+	$(BIN)/python -m pytest tests/stages tests/e2e
 
 # 20 kills of the whole chain in a folder and 20 on S3; about 20 minutes.
 soak: .venv/ready-dev

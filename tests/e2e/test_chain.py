@@ -1,6 +1,6 @@
 """The whole chain through the real command line: two kinds of store, two runs at once, kills, damage, refusals.
 
-`FORGELINE_KILLS=20` kills that many runs instead of 3 (`make soak`); `FORGELINE_KILL_SEED` repeats a sequence.
+`FORGELINE_KILLS=20` kills that many runs instead of 2 (`make soak`); `FORGELINE_KILL_SEED` repeats a sequence.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
-KILLS = int(os.environ.get("FORGELINE_KILLS", "3"))
+KILLS = int(os.environ.get("FORGELINE_KILLS", "2"))
 NOT_REPRODUCED = {"evaluate", "gate", "promote"}  # their payloads hold measured times, or follow from them
 Start = Callable[..., Any]
 
