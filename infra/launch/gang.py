@@ -11,7 +11,10 @@ finish instead of a signal. Processes that ranks leave behind are killed when th
 they moved to.
 
 Every rank touches `rank-<i>.beat` once a second from a thread: proof that the process lives and its interpreter runs,
-not that training advances. The same thread ends the rank if the supervisor was killed and SIGTERM was not obeyed.
+not that training advances. A rank whose beat stands still and that used no processor time either for ten seconds (it
+was stopped, or waits for a disk that is gone) will not come back: the job is ended and fails. A long call that keeps
+the interpreter to itself only looks like that, and its processor time tells the two apart. The thread that beats also
+ends the rank if the supervisor was killed and SIGTERM was not obeyed.
 """
 
 from __future__ import annotations
@@ -32,12 +35,15 @@ import types
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
+
 from infra.launch.process import adopt_orphans, die_with_parent, kill_descendants, reap
 
 GRACE_SECONDS = 5.0
 PREEMPTED = 75
 PREEMPT_GRACE_SECONDS = 60.0
 BEAT_SECONDS = 1.0
+SILENCE_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
 
 
@@ -63,6 +69,7 @@ class _Supervisor:
     def __init__(self, connection: socket.socket, server: int) -> None:
         self.connection, self.server = connection, server
         self.ranks: dict[int, int] = {}
+        self._signs: dict[int, tuple[object, float]] = {}
         self.exit, self.reason = 0, ""
         self.deadline: float | None = None
         self.asked, self.stopping = "", False
@@ -125,7 +132,7 @@ class _Supervisor:
             selector.register(self.connection, selectors.EVENT_READ)
             selector.register(self._wake_read, selectors.EVENT_READ)
             while self.ranks:
-                timeout = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+                timeout = BEAT_SECONDS if self.deadline is None else max(0.0, self.deadline - time.monotonic())
                 for key, _ in selector.select(timeout):
                     if key.fileobj is self.connection:
                         self._read()
@@ -138,11 +145,32 @@ class _Supervisor:
                         self._ended(self.ranks.pop(pid), code)
                 if not self.stopping and (grace := self._stop_wanted()) is not None:
                     self._stop("asked to stop" if os.getppid() == self.server else "the warm server died", grace)
+                if not self.stopping and (silent := self._silent()):
+                    self._end_silent(silent)
                 if self.deadline is not None and time.monotonic() >= self.deadline and self.ranks:
                     self._note(f"killing rank {', '.join(map(str, sorted(self.ranks.values())))}: did not stop in time")
                     self.deadline = None
                     for pid in self.ranks:
                         os.kill(pid, signal.SIGKILL)
+
+    def _silent(self) -> list[int]:
+        """Processes that gave no sign of life, neither a beat nor processor time, for `SILENCE_SECONDS`."""
+        now, silent = time.monotonic(), []
+        for pid, rank in self.ranks.items():
+            sign = _sign_of_life(pid, self.folder / f"rank-{rank}.beat")
+            if self._signs.get(pid, (None, now))[0] != sign:
+                self._signs[pid] = sign, now
+            elif now - self._signs[pid][1] >= SILENCE_SECONDS:
+                silent.append(pid)
+        return silent
+
+    def _end_silent(self, silent: list[int]) -> None:
+        ranks = ", ".join(str(rank) for rank in sorted(self.ranks[pid] for pid in silent))
+        self.exit, self.reason = -int(signal.SIGKILL), f"rank {ranks} gave no sign of life for {SILENCE_SECONDS:.0f} s"
+        self._note(f"{self.reason}; ending the job")
+        self._stop("", GRACE_SECONDS)
+        for pid in silent:
+            os.kill(pid, signal.SIGKILL)
 
     def _ended(self, rank: int, code: int) -> None:
         if code == 0 or self.exit != 0:
@@ -206,6 +234,15 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+
+
+def _sign_of_life(pid: int, beat: Path) -> object:
+    """Something that changes as long as the process does anything."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+        return beat.stat().st_mtime_ns, times.user, times.system
+    except (psutil.Error, OSError):
+        return time.monotonic()  # it ends just now, or its folder was removed; neither is silence
 
 
 def _drain(fd: int) -> None:

@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -56,6 +57,18 @@ def second_dies(folder):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
+
+def second_is_stopped(folder):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(60)
+
+def keeps_the_interpreter(folder):
+    """One call that lets no other Python thread run, for longer than a rank may be silent."""
+    sys.setswitchinterval(1e6)
+    end = time.monotonic() + 12
+    while time.monotonic() < end:
+        pass
 
 def one_is_preempted_first(folder):
     time.sleep(1.0 if os.environ["RANK"] == "0" else 0.0)
@@ -194,6 +207,24 @@ def test_one_rank_dying_ends_the_gang(launcher: LocalLauncher, spec: Callable[..
     job = launcher.submit(spec("second_dies", ranks=2))
     assert job.wait(30) == -signal.SIGKILL
     assert job.reason == "rank 1 was ended by SIGKILL" and "stopping the other ranks" in job.logs()
+
+
+def test_a_rank_that_hangs_ends_the_job_and_one_that_is_busy_does_not(
+    launcher: LocalLauncher, spec: Callable[..., JobSpec], tmp_path: Path
+) -> None:
+    def run(function: str, ranks: int) -> tuple[int | None, str, float]:
+        folder = tmp_path / function
+        folder.mkdir()
+        began = time.monotonic()
+        job = launcher.submit(replace(spec(function, ranks=ranks), folder=folder))
+        return job.wait(60), job.reason, time.monotonic() - began
+
+    with ThreadPoolExecutor() as pool:
+        hung, busy = pool.submit(run, "second_is_stopped", 2), pool.submit(run, "keeps_the_interpreter", 1)
+    code, reason, seconds = hung.result()
+    say(f"a stopped rank was noticed and the job gone after {seconds:.1f} s")
+    assert code == -signal.SIGKILL and reason == "rank 1 gave no sign of life for 10 s"
+    assert busy.result()[:2] == (0, "")
 
 
 def test_a_preempted_rank_does_not_cut_off_the_one_that_commits(
