@@ -10,39 +10,30 @@ next collective until a time-out. A rank that exits 75 has saved its state toget
 finish instead of a signal. Processes that ranks leave behind are killed when the last rank has ended, whatever session
 they moved to.
 
-Every rank touches `rank-<i>.beat` once a second from a thread: proof that the process lives and its interpreter runs,
-not that training advances. A rank whose beat stands still and that used no processor time either for ten seconds (it
-was stopped, or waits for a disk that is gone) will not come back: the job is ended and fails. A long call that keeps
-the interpreter to itself only looks like that, and its processor time tells the two apart. The thread that beats also
-ends the rank if the supervisor was killed and SIGTERM was not obeyed.
+A rank whose beat (`infra/launch/rank.py`) stands still and that used no processor time either for ten seconds was
+stopped, or waits for a disk that is gone; it will not come back, so the job is ended and fails. A long call that keeps
+the interpreter to itself stops the beat too; its processor time tells the two apart.
 """
 
 from __future__ import annotations
 
-import faulthandler
-import importlib
 import json
 import os
 import random
 import selectors
 import signal
 import socket
-import sys
-import threading
 import time
 import traceback
 import types
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil
-
 from infra.launch.process import adopt_orphans, die_with_parent, kill_descendants, reap
+from infra.launch.rank import BEAT_SECONDS, GRACE_SECONDS, run_rank, sign_of_life
 
-GRACE_SECONDS = 5.0
 PREEMPTED = 75
 PREEMPT_GRACE_SECONDS = 60.0
-BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
 
@@ -117,7 +108,7 @@ class _Supervisor:
             if pid == 0:
                 os.close(life_write)
                 self._leave()
-                _run_rank(spec, rank, port, self.log, life_read, me)
+                run_rank(spec, rank, port, self.log, life_read, me)
             self.ranks[pid] = rank
         os.close(life_read)
 
@@ -157,7 +148,7 @@ class _Supervisor:
         """Processes that gave no sign of life, neither a beat nor processor time, for `SILENCE_SECONDS`."""
         now, silent = time.monotonic(), []
         for pid, rank in self.ranks.items():
-            sign = _sign_of_life(pid, self.folder / f"rank-{rank}.beat")
+            sign = sign_of_life(pid, self.folder / f"rank-{rank}.beat")
             if self._signs.get(pid, (None, now))[0] != sign:
                 self._signs[pid] = sign, now
             elif now - self._signs[pid][1] >= SILENCE_SECONDS:
@@ -236,100 +227,9 @@ def free_port() -> int:
             return port
 
 
-def _sign_of_life(pid: int, beat: Path) -> object:
-    """Something that changes as long as the process does anything."""
-    try:
-        times = psutil.Process(pid).cpu_times()
-        return beat.stat().st_mtime_ns, times.user, times.system
-    except (psutil.Error, OSError):
-        return time.monotonic()  # it ends just now, or its folder was removed; neither is silence
-
-
 def _drain(fd: int) -> None:
     try:
         while os.read(fd, 4096):
             continue
     except BlockingIOError:
         return
-
-
-def _run_rank(spec: dict[str, Any], rank: int, port: int, log: int, life: int, supervisor: int) -> NoReturn:
-    code = 1
-    try:
-        for name in (signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(name, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        die_with_parent(supervisor)
-        for target in (1, 2):
-            os.dup2(log, target)
-        os.close(log)
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        faulthandler.enable()
-        _prepare(spec, rank, port)
-        beat = Path(spec["folder"]) / f"rank-{rank}.beat"
-        beat.touch()
-        threading.Thread(target=_beat, args=(beat, life), name="beat", daemon=True).start()
-        code = _call(spec["entry"], Path(spec["folder"]))
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
-    except KeyboardInterrupt:
-        code = 130
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        # Like multiprocessing's children: what the server registered to run at its exit is not run here.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _prepare(spec: dict[str, Any], rank: int, port: int) -> None:
-    threads = str(spec["threads"])
-    os.environ.update(
-        {
-            **{f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS", "RAYON")},
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            **spec["env"],
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(spec["ranks"]),
-            "LOCAL_WORLD_SIZE": str(spec["ranks"]),
-        }
-    )
-    # The interpreter is up already, so that it would not look at this variable again.
-    sys.path[:0] = [part for part in spec["env"].get("PYTHONPATH", "").split(os.pathsep) if part]
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(spec["threads"])
-        # Where only one position has a gradient, the backward pass is full of denormals, on which x86 multiplies 20
-        # times slower (measured). Threads made from here on inherit the setting.
-        sys.modules["torch"].set_flush_denormal(True)
-    if spec["threads"] > 1 and "numpy" in sys.modules:
-        importlib.import_module("threadpoolctl").threadpool_limits(spec["threads"], user_api="blas")
-
-
-def _call(entry: str, folder: Path) -> int:
-    module, _, function = entry.partition(":")
-    try:
-        code = getattr(importlib.import_module(module), function)(folder)
-    except SystemExit as stop:
-        code = stop.code
-    if code is None or isinstance(code, int):
-        return (code or 0) & 0xFF
-    sys.stderr.write(f"{code}\n")
-    return 1
-
-
-def _beat(path: Path, life: int) -> None:
-    with selectors.DefaultSelector() as selector:
-        selector.register(life, selectors.EVENT_READ)
-        while not selector.select(BEAT_SECONDS):
-            try:
-                os.utime(path)
-            except OSError:
-                continue  # the folder was removed, or its disk is gone: the job itself will say so
-    if sys.platform != "linux":
-        os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)

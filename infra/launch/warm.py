@@ -32,6 +32,7 @@ import psutil
 
 from infra.launch import gang
 from infra.launch.process import adopt_orphans, kill_descendants, reap
+from infra.launch.rank import GRACE_SECONDS
 
 LIGHT = ("numpy", "pyarrow.parquet", "pyarrow.dataset", "tokenizers", "pydantic", "yaml", "fsspec", "rensa")
 # Beyond the obvious: modules that deepspeed.initialize and the first optimizer step would import lazily (torch 2.13,
@@ -69,7 +70,7 @@ ENVIRONMENT = {
     # Ask the driver's library, not the CUDA runtime, which GPUs there are: the runtime does not survive a fork.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
-STOP_SECONDS = gang.GRACE_SECONDS + 3.0
+STOP_SECONDS = GRACE_SECONDS + 3.0
 
 
 def preload(names: list[str]) -> None:
@@ -167,7 +168,7 @@ class Server:
                 self.supervisors.discard(pid)
                 died_badly |= code != 0
         if died_badly and self.strays_until is None:
-            self.strays_until = time.monotonic() + gang.GRACE_SECONDS
+            self.strays_until = time.monotonic() + GRACE_SECONDS
         if self.strays_until is not None:
             self._end_strays(time.monotonic() >= self.strays_until)
 
