@@ -6,9 +6,8 @@
     stages: {corpus: {dataset: {...}}}
     execution: {default: {...}, base: {processes: 2}}
 
-Every fault of the file is found in one pass and reported together: file:line, field path, what to do.
-`${env:NAME}` and `${env:NAME:-default}` are replaced in `store`, `tracking` and `execution` only: what the environment
-holds may change how a result is made, never what it is.
+Every fault of the file is found in one pass and reported together: file:line, field path, what to do. What `--set` and
+the environment put into it: `tasks/overrides.py`.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from infra.config_check import check, did_you_mean
 from infra.errors import ConfigError, Problem
 from infra.execution import Execution
 from infra.tracking import TrackingSettings
-from infra.yaml_source import Document, dotted, parse_scalar, parse_yaml
+from infra.yaml_source import Document, dotted, parse_yaml
+from tasks.overrides import apply_override, refuse_environment, with_environment
 from tasks.stage import Input, InputField, Located, Stage, StageParams, input_fields, stages
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
-ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 DEFAULT_STORE = ".forgeline/store"
 
 
@@ -96,7 +95,7 @@ def load_pipeline(path: Path, overrides: list[str] | None = None, store: str | N
         raise ConfigError([Problem(f"{path}:1", "", "a pipeline is a mapping with `name` and `stages`")])
     problems: list[Problem] = []
     for override in overrides or []:
-        _override(document, override, problems)
+        apply_override(document, override, problems)
     pipeline = _check(document, path, store, tuple(overrides or []), problems)
     if problems or pipeline is None:
         raise ConfigError(sorted(problems, key=_line))
@@ -108,51 +107,15 @@ def _line(problem: Problem) -> tuple[str, int]:
     return (name, int(line)) if line.isdigit() else (problem.where, 0)
 
 
-def _override(document: Document, override: str, problems: list[Problem]) -> None:
-    """Apply one `path=value`. Below `stages.NAME` the kind may be left out, because a stage has just one."""
-    place = f"--set {override}"
-    dotted_path, sep, value = override.partition("=")
-    parts = dotted_path.split(".")
-    if not sep or not all(parts):
-        problems.append(Problem(place, "", "expected PATH=VALUE, such as stages.base.learning_rate=1e-4"))
-        return
-    if parts[0] == "stages" and len(parts) > 2:
-        body = document.data.get("stages", {}).get(parts[1]) if isinstance(document.data.get("stages"), dict) else None
-        if isinstance(body, dict) and len(body) == 1 and parts[2] not in body:
-            parts.insert(2, next(iter(body)))
-    target: Any = document.data
-    for i, part in enumerate(parts):
-        last = i == len(parts) - 1
-        key: str | int = part
-        if isinstance(target, list):
-            if not part.isdigit() or int(part) >= len(target):
-                problems.append(Problem(place, ".".join(parts[: i + 1]), f"no such item; the list has {len(target)}"))
-                return
-            key = int(part)
-        elif not isinstance(target, dict):
-            problems.append(Problem(place, ".".join(parts[:i]), "is a single value and has no fields to set"))
-            return
-        elif parts[0] == "stages" and i == 1 and part not in target:
-            problems.append(Problem(place, f"stages.{part}", f"no such stage; {did_you_mean(part, target)}"))
-            return
-        if last:
-            target[key] = parse_scalar(value)
-            document.places[tuple(parts)] = place
-        elif isinstance(target, dict):
-            target = target.setdefault(part, {})
-        else:
-            target = target[int(part)]
-
-
 def _check(
     document: Document, path: Path, store: str | None, overrides: tuple[str, ...], problems: list[Problem]
 ) -> Pipeline | None:
     data = document.data
     for section in ("store", "tracking", "execution"):
         if section in data:
-            data[section] = _with_environment(data[section], (section,), document, problems)
+            data[section] = with_environment(data[section], (section,), document, problems)
     for section in data.keys() - {"store", "tracking", "execution"}:
-        _refuse_environment(data[section], (section,), document, problems)
+        refuse_environment(data[section], (section,), document, problems)
     unset, before = {problem.field for problem in problems}, len(problems)
     file = check(PipelineFile, data, (), document, problems)
     raw_stages = data.get("stages")
@@ -180,33 +143,6 @@ def _check(
         path=path,
         overrides=overrides,
     )
-
-
-def _with_environment(value: Any, path: tuple[str | int, ...], document: Document, problems: list[Problem]) -> Any:
-    if isinstance(value, dict):
-        return {k: _with_environment(v, (*path, k), document, problems) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_with_environment(v, (*path, i), document, problems) for i, v in enumerate(value)]
-    if not isinstance(value, str) or "${" not in value:
-        return value
-    for match in ENV.finditer(value):
-        if match[1] not in os.environ and match[2] is None:
-            message = f"environment variable {match[1]} is not set; set it, or write ${{env:{match[1]}:-default}}"
-            problems.append(Problem(document.place(path), dotted(path), message))
-    text = ENV.sub(lambda m: os.environ.get(m[1]) or m[2] or "", value)
-    return parse_scalar(text) if text != value and path[0] == "execution" else text
-
-
-def _refuse_environment(value: Any, path: tuple[str | int, ...], document: Document, problems: list[Problem]) -> None:
-    if isinstance(value, dict):
-        for k, v in value.items():
-            _refuse_environment(v, (*path, k), document, problems)
-    elif isinstance(value, list):
-        for i, v in enumerate(value):
-            _refuse_environment(v, (*path, i), document, problems)
-    elif isinstance(value, str) and "${env:" in value:
-        message = "${env:...} is allowed only in store, tracking and execution; use --set to vary an identity field"
-        problems.append(Problem(document.place(path), dotted(path), message))
 
 
 def _executions(

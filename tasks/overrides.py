@@ -1,0 +1,82 @@
+"""What is put into a pipeline file from outside before it is checked: `--set` overrides and `${env:NAME}`.
+
+`${env:NAME}` and `${env:NAME:-default}` are replaced in `store`, `tracking` and `execution` only: what the environment
+holds may change how a result is made, never what it is. `--set` may change anything, and is kept in the run's record.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from infra.config_check import did_you_mean
+from infra.errors import Problem
+from infra.yaml_source import Document, dotted, parse_scalar
+
+ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def apply_override(document: Document, override: str, problems: list[Problem]) -> None:
+    """Apply one `path=value`. Below `stages.NAME` the kind may be left out, because a stage has just one."""
+    place = f"--set {override}"
+    dotted_path, sep, value = override.partition("=")
+    parts = dotted_path.split(".")
+    if not sep or not all(parts):
+        problems.append(Problem(place, "", "expected PATH=VALUE, such as stages.base.learning_rate=1e-4"))
+        return
+    if parts[0] == "stages" and len(parts) > 2:
+        body = document.data.get("stages", {}).get(parts[1]) if isinstance(document.data.get("stages"), dict) else None
+        if isinstance(body, dict) and len(body) == 1 and parts[2] not in body:
+            parts.insert(2, next(iter(body)))
+    target: Any = document.data
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        key: str | int = part
+        if isinstance(target, list):
+            if not part.isdigit() or int(part) >= len(target):
+                problems.append(Problem(place, ".".join(parts[: i + 1]), f"no such item; the list has {len(target)}"))
+                return
+            key = int(part)
+        elif not isinstance(target, dict):
+            problems.append(Problem(place, ".".join(parts[:i]), "is a single value and has no fields to set"))
+            return
+        elif parts[0] == "stages" and i == 1 and part not in target:
+            problems.append(Problem(place, f"stages.{part}", f"no such stage; {did_you_mean(part, target)}"))
+            return
+        if last:
+            target[key] = parse_scalar(value)
+            document.places[tuple(parts)] = place
+        elif isinstance(target, dict):
+            target = target.setdefault(part, {})
+        else:
+            target = target[int(part)]
+
+
+def with_environment(value: Any, path: tuple[str | int, ...], document: Document, problems: list[Problem]) -> Any:
+    """`value`, which stands at `path`, with every variable replaced; one that is not set becomes a problem."""
+    if isinstance(value, dict):
+        return {k: with_environment(v, (*path, k), document, problems) for k, v in value.items()}
+    if isinstance(value, list):
+        return [with_environment(v, (*path, i), document, problems) for i, v in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    for match in ENV.finditer(value):
+        if match[1] not in os.environ and match[2] is None:
+            message = f"environment variable {match[1]} is not set; set it, or write ${{env:{match[1]}:-default}}"
+            problems.append(Problem(document.place(path), dotted(path), message))
+    text = ENV.sub(lambda m: os.environ.get(m[1]) or m[2] or "", value)
+    return parse_scalar(text) if text != value and path[0] == "execution" else text
+
+
+def refuse_environment(value: Any, path: tuple[str | int, ...], document: Document, problems: list[Problem]) -> None:
+    """A problem for every variable in `value`, which is identity."""
+    if isinstance(value, dict):
+        for k, v in value.items():
+            refuse_environment(v, (*path, k), document, problems)
+    elif isinstance(value, list):
+        for i, v in enumerate(value):
+            refuse_environment(v, (*path, i), document, problems)
+    elif isinstance(value, str) and "${env:" in value:
+        message = "${env:...} is allowed only in store, tracking and execution; use --set to vary an identity field"
+        problems.append(Problem(document.place(path), dotted(path), message))
