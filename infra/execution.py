@@ -42,8 +42,18 @@ class Execution(Settings):
         "`auto`: the global batch divided by the ranks.",
     )
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings, description="Checkpoint cadence.")
+    activation_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third more time."
+    )
+    offload_optimizer: bool = Field(False, description="Keep optimizer state in host memory; needs ZeRO 1 to 3.")
+    offload_parameters: bool = Field(False, description="Keep parameters in host memory too; needs ZeRO 3.")
+    compile: str | None = Field(
+        None, min_length=1, description="Backend for torch.compile, e.g. `inductor` (on a CPU it needs a C++ compiler)."
+    )
     deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="Further DeepSpeed config keys, passed through."
+        default_factory=dict,
+        description="Further DeepSpeed config keys, or the path of a JSON file with them, relative to the pipeline "
+        "file. `auto` leaves a key to us; a value that contradicts the pipeline is refused.",
     )
     retries: int = Field(2, ge=0, description="Attempts after a transient failure. A bad config is never retried.")
     timeout: float | None = Field(None, gt=0, description="Seconds after which the job is ended. None: no limit.")

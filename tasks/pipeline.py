@@ -12,6 +12,7 @@ the environment put into it: `tasks/overrides.py`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ def _check(
     raw_execution = data.get("execution") or {}
     nodes: dict[str, StageNode] = {}
     if isinstance(raw_stages, dict):
-        settings = _executions(raw_execution, raw_stages, document, problems)
+        settings = _executions(raw_execution, raw_stages, path.parent, document, problems)
         for name, body in raw_stages.items():
             node = _stage(name, body, path, settings.get(name, Execution()), document, problems)
             if node is not None:
@@ -146,10 +147,11 @@ def _check(
 
 
 def _executions(
-    raw: Any, raw_stages: dict[str, Any], document: Document, problems: list[Problem]
+    raw: Any, raw_stages: dict[str, Any], folder: Path, document: Document, problems: list[Problem]
 ) -> dict[str, Execution]:
     if not isinstance(raw, dict):
         return {}
+    raw = {name: _with_config_file(settings, name, folder, document, problems) for name, settings in raw.items()}
     for name in raw:
         if name != "default" and name not in raw_stages:
             message = f"no such stage; {did_you_mean(name, ['default', *raw_stages])}"
@@ -166,6 +168,20 @@ def _executions(
             if merged is not None:
                 found[name] = merged
     return found
+
+
+def _with_config_file(settings: Any, name: str, folder: Path, document: Document, problems: list[Problem]) -> Any:
+    """Settings whose `deepspeed` names a JSON file, with what that file holds instead."""
+    if not isinstance(settings, dict) or not isinstance(settings.get("deepspeed"), str):
+        return settings
+    place, path = ("execution", name, "deepspeed"), folder / Path(settings["deepspeed"]).expanduser()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not valid JSON ({error})"
+        problems.append(Problem(document.place(place), dotted(place), f"cannot read {path}: {reason}"))
+        content = {}
+    return {**settings, "deepspeed": content}
 
 
 def _merged(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from tasks.stage import Input, Job, Stage
-from tasks.training.batch import batch_faults
+from tasks.training.deepspeed_config import training_faults
 from tasks.training.settings import TrainingParams
 
 if TYPE_CHECKING:
@@ -66,5 +66,5 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 
 STAGE = Stage(
-    kind="distill", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=batch_faults
+    kind="distill", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=training_faults
 )

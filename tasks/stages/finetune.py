@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tasks.stage import Input, Job, Stage
-from tasks.training.batch import batch_faults
+from tasks.training.deepspeed_config import training_faults
 from tasks.training.settings import TrainingParams, WithObjective
 
 
@@ -52,5 +52,12 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 
 STAGE = Stage(
-    kind="finetune", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=batch_faults
+    kind="finetune",
+    version=1,
+    makes="model",
+    params=Params,
+    run=run,
+    warm=True,
+    distributed=True,
+    check=training_faults,
 )

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.stage import Input, Job, Stage
-from tasks.training.batch import batch_faults
+from tasks.training.deepspeed_config import training_faults
 from tasks.training.settings import TrainingParams, WithObjective
 
 
@@ -67,5 +67,12 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 
 STAGE = Stage(
-    kind="pretrain", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=batch_faults
+    kind="pretrain",
+    version=1,
+    makes="model",
+    params=Params,
+    run=run,
+    warm=True,
+    distributed=True,
+    check=training_faults,
 )

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tasks.stage import Input, Job, Stage, StageParams
-from tasks.training.batch import batch_faults
+from tasks.training.deepspeed_config import training_faults
 from tasks.training.settings import TrainingParams
 
 
@@ -62,5 +62,5 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 
 STAGE = Stage(
-    kind="prune", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=batch_faults
+    kind="prune", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=training_faults
 )

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.errors import StageError
-from infra.execution import Execution
-from tasks.stage import Fault, StageParams
 
 
 @dataclass(frozen=True)
@@ -68,18 +66,3 @@ def _divisors(n: int) -> str:
 def _multiples(n: int, unit: int) -> str:
     below = n // unit * unit
     return ", ".join(str(m) for m in (below, below + unit) if m)
-
-
-def batch_faults(params: StageParams, execution: Execution) -> list[Fault]:
-    """What a plan can say before launch: every `global_batch_size` in `params` must split as `execution` asks."""
-    faults = []
-    for name in type(params).model_fields:
-        value = getattr(params, name)
-        if isinstance(value, StageParams):
-            faults += [Fault((name, *fault.path), fault.message) for fault in batch_faults(value, execution)]
-        elif name == "global_batch_size":
-            try:
-                split_batch(value, execution.processes, execution.per_device_train_batch_size)
-            except StageError as error:
-                faults.append(Fault((name,), f"{error.what}. {error.hint}"))
-    return faults

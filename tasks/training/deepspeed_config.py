@@ -1,7 +1,8 @@
-"""The DeepSpeed config of a stage, made from its params and execution settings. Pure and light: a plan can check it.
+"""The DeepSpeed config of a stage, made from its params and execution settings. Pure and light: a plan checks it.
 
-DeepSpeed ignores unknown top-level keys without a word, and a key given twice (once here, once passed through) would
-train something else than the pipeline says; both are refused here.
+`execution.deepspeed` may hold any key of DeepSpeed's own config, so that a JSON file written for it can be kept. What
+the pipeline says as well must say the same there, or `auto`; and DeepSpeed ignores unknown top-level keys without a
+word. A contradiction and an unknown key are refused here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Any
 
 from infra.errors import StageError
 from infra.execution import Execution
-from tasks.training.batch import BatchSplit
+from tasks.stage import Fault, StageParams
+from tasks.training.batch import BatchSplit, split_batch
+from tasks.training.settings import TrainingParams
 
 # Keys that the pipeline decides elsewhere; what to write instead.
 OWNED = {
@@ -25,6 +28,9 @@ OWNED = {
     "bf16": "execution.precision",
     "torch_autocast": "execution.precision",
     "seed": "seed of the stage",
+    "zero_optimization.stage": "execution.zero_stage",
+    "zero_optimization.offload_optimizer.device": "execution.offload_optimizer",
+    "zero_optimization.offload_param.device": "execution.offload_parameters",
 }
 # Top-level keys of DeepSpeed 0.19 that may be passed through; DeepSpeed itself checks what is inside them.
 PASSED = frozenset(
@@ -53,39 +59,72 @@ PASSED = frozenset(
 
 
 def deepspeed_config(execution: Execution, split: BatchSplit, max_grad_norm: float) -> dict[str, Any]:
-    """The dictionary for `deepspeed.initialize`. Raises StageError on unknown, owned or contradicting settings."""
-    extra = dict(execution.deepspeed)
-    for key in extra:
-        if key in OWNED:
-            raise StageError(
-                f"{key} would contradict the pipeline", where=f"execution.deepspeed.{key}", hint=f"Set {OWNED[key]}."
-            )
-        if key not in PASSED:
-            near = difflib.get_close_matches(key, PASSED, 1)
-            raise StageError(
-                f"unknown DeepSpeed key{f'; did you mean {near[0]}?' if near else ''}",
-                where=f"execution.deepspeed.{key}",
-                hint=f"DeepSpeed would ignore it silently. Known: {', '.join(sorted(PASSED))}.",
-            )
-    zero = dict(extra.pop("zero_optimization", {}))
-    if zero.setdefault("stage", execution.zero_stage) != execution.zero_stage:
-        raise StageError(
-            f"stage {zero['stage']} contradicts execution.zero_stage {execution.zero_stage}",
-            where="execution.deepspeed.zero_optimization.stage",
-            hint="Set execution.zero_stage only.",
-        )
-    return {
+    """The dictionary for `deepspeed.initialize`. Raises StageError on unknown or contradicting settings."""
+    ours = {
         "train_batch_size": split.global_batch,
         "train_micro_batch_size_per_gpu": split.micro,
         "gradient_accumulation_steps": split.accumulation,
-        # Stage 0 is clipped by the engine itself, which needs the norm anyway and gets none from DeepSpeed.
-        "gradient_clipping": max_grad_norm if execution.zero_stage else 0.0,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 2**31,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": _zero(execution),
         **_precision(execution),
-        **extra,
     }
+    unknown = next((key for key in execution.deepspeed if key not in OWNED and key not in PASSED), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, PASSED | OWNED.keys(), 1)
+        raise StageError(
+            f"unknown DeepSpeed key{f'; did you mean {near[0]}?' if near else ''}",
+            where=f"execution.deepspeed.{unknown}",
+            hint=f"DeepSpeed would ignore it silently. Known: {', '.join(sorted(PASSED))}.",
+        )
+    config = {
+        "zero_allow_untested_optimizer": True,
+        # Offloading works with torch's AdamW; DeepSpeed's own for the CPU would be compiled for minutes.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        **_agreed(execution.deepspeed, ours),
+    }
+    if execution.zero_stage == 0:
+        # The engine clips by itself, because it needs the norm anyway and gets none from DeepSpeed.
+        config["gradient_clipping"] = 0.0
+    return config
+
+
+def _agreed(given: dict[str, Any], ours: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`ours` and what `given` adds to it. Raises StageError where the two differ."""
+    both = dict(ours)
+    for name, value in given.items():
+        place = (*path, name)
+        if value == "auto":
+            continue
+        if isinstance(value, dict) and isinstance(ours.get(name, {}), dict):
+            if merged := _agreed(value, ours.get(name, {}), place):
+                both[name] = merged
+        elif name not in ours and place[0] not in OWNED:
+            both[name] = value
+        elif name not in ours or value != ours[name]:
+            owner = OWNED.get(".".join(place)) or OWNED[place[0]]
+            which = f", which makes it {ours[name]!r}" if name in ours else ""
+            raise StageError(
+                f"{value!r} contradicts {owner}{which}",
+                where=f"execution.deepspeed.{'.'.join(place)}",
+                hint=f"Set {owner} only, and leave it out here or write auto.",
+            )
+    return both
+
+
+def _zero(execution: Execution) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": execution.zero_stage}
+    offload = (("offload_optimizer", "offload_optimizer", 1), ("offload_parameters", "offload_param", 3))
+    for setting, key, needed in offload:
+        if getattr(execution, setting):
+            if execution.zero_stage < needed:
+                raise StageError(
+                    f"ZeRO {execution.zero_stage} has nothing to offload",
+                    where=f"execution.{setting}",
+                    hint=f"Set execution.zero_stage to {needed}{' or more' if needed < 3 else ''}.",
+                )
+            zero[key] = {"device": "cpu"}
+    return zero
 
 
 def _precision(execution: Execution) -> dict[str, Any]:
@@ -97,3 +136,22 @@ def _precision(execution: Execution) -> dict[str, Any]:
     # Autocast keeps the weights in fp32 at every ZeRO stage; DeepSpeed's own bf16 drifts without ZeRO, where it keeps
     # no fp32 copy.
     return {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+
+
+def training_faults(params: StageParams, execution: Execution) -> list[Fault]:
+    """What a plan can say before launch of every training in `params`: its batch must split, its settings agree."""
+    faults = []
+    for name in type(params).model_fields:
+        value = getattr(params, name)
+        if isinstance(value, StageParams):
+            faults += [Fault((name, *fault.path), fault.message) for fault in training_faults(value, execution)]
+    if isinstance(params, TrainingParams):
+        try:
+            split = split_batch(params.global_batch_size, execution.processes, execution.per_device_train_batch_size)
+        except StageError as error:
+            return [*faults, Fault(("global_batch_size",), f"{error.what}. {error.hint}")]
+        try:
+            deepspeed_config(execution, split, params.max_grad_norm)
+        except StageError as error:
+            faults.append(Fault((), f"{error.where}: {error.what}. {error.hint}"))
+    return faults

@@ -5,6 +5,7 @@ What the engine adds to `deepspeed.initialize`:
   micro-batches: each micro-batch's *sum* is divided by the global count, and DeepSpeed's own divisions by the
   accumulation steps and the ranks are multiplied out beforehand.
 - The learning rate is set by the caller each step (DeepSpeed's own schedulers are one step late).
+- Activation checkpointing through the model's own switch, and torch.compile, where they are asked for.
 - Weights and Adam moments can be read and set as whole fp32 tensors at every ZeRO stage, by parameter name.
 """
 
@@ -20,6 +21,7 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 import torch
 from transformers import PreTrainedModel
 
+from infra.errors import StageError
 from infra.execution import Execution
 from tasks.training.batch import BatchSplit
 from tasks.training.deepspeed_config import deepspeed_config
@@ -58,14 +60,19 @@ class Engine:
         self.zero_stage = execution.zero_stage
         self.max_grad_norm = max_grad_norm
         config = deepspeed_config(execution, split, max_grad_norm)
+        _check_features(model, execution)
         ranks.join()
         deepspeed = _import_deepspeed(self.device)
         self._adam = torch.optim.AdamW(
             _decay_groups(model, optimizer.weight_decay), lr=0.0, betas=optimizer.betas, eps=optimizer.eps
         )
+        if execution.activation_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._adam, config=config, dist_init_required=False
         )
+        if execution.compile:
+            self.engine.compile(backend=execution.compile)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -133,6 +140,8 @@ class Engine:
 
     def close(self) -> None:
         """Drop DeepSpeed's hooks and buffers; the process group stays for the next engine of this process."""
+        if self.module.is_activation_checkpointing:
+            self.module.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
         self.engine.destroy()
 
     def _read(self, parameter: torch.nn.Parameter, part: str) -> torch.Tensor | None:
@@ -186,6 +195,19 @@ class Engine:
         for state in self._adam.state.values():
             if state:  # DeepSpeed looks up parameters it does not own, which leaves empty entries
                 state["step"] = torch.tensor(float(step))
+
+
+def _check_features(model: PreTrainedModel, execution: Execution) -> None:
+    if execution.activation_checkpointing and not model.supports_gradient_checkpointing:
+        raise StageError(
+            f"{type(model).__name__} cannot recompute its activations",
+            where="execution.activation_checkpointing",
+            hint="Set it to false; a smaller per_device_train_batch_size saves memory as well.",
+        )
+    known = torch._dynamo.list_backends(exclude_tags=()) if execution.compile else []
+    if execution.compile and execution.compile not in known:
+        hint = f"Known to this torch: {', '.join(sorted(known))}."
+        raise StageError(f"no backend {execution.compile!r}", where="execution.compile", hint=hint)
 
 
 def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

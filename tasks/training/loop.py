@@ -290,7 +290,7 @@ class _Training:
         model = self.model
         if self.use_cache is not None:
             model.config.use_cache = self.use_cache
-        if self.engine.zero_stage or self.ranks.device.type != "cpu":
+        if self.engine.zero_stage or self.ranks.device.type != "cpu" or self.job.execution.compile:
             model = type(model)(model.config)
         if state is not None:
             plain = {name.partition("/")[2]: value for name, value in state.items()}

@@ -86,6 +86,43 @@ def test_equals_a_bare_torch_loop(
         torch.testing.assert_close(trained[name], value, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "execution",
+    [
+        {"activation_checkpointing": True},
+        {"activation_checkpointing": True, "zero_stage": 3},
+        {"offload_optimizer": True, "zero_stage": 1},
+        {"offload_optimizer": True, "zero_stage": 2},
+        {"offload_optimizer": True, "offload_parameters": True, "zero_stage": 3},
+        {"compile": "aot_eager"},
+    ],
+    ids=lambda execution: "-".join(map(str, execution)),
+)
+def test_what_saves_memory_or_time_changes_nothing_else(
+    jobs: ModuleType, tiny: ModuleType, tmp_path: Path, execution: dict[str, Any]
+) -> None:
+    """gpt2 has dropout: recomputed activations must meet the same noise. Stopped and resumed on the way."""
+    without = {"zero_stage": execution.get("zero_stage", 0)}
+    plain = run(jobs, tiny, tmp_path / "plain", type="gpt2", execution=without)
+    shared = {"type": "gpt2", "execution": execution, "store": tmp_path / "store"}
+    with pytest.raises(Preempted):
+        run(jobs, tiny, tmp_path / "stopped", stop_requested=After(6), **shared)
+    result = run(jobs, tiny, tmp_path / "resumed", **shared)
+    for name, value in weights(plain).items():
+        # Softmax does not see the key bias: its gradient is rounding noise, which Adam blows up to whole steps.
+        seen = [range(32), range(64, 96)] if name.endswith("c_attn.bias") else [slice(None)]
+        for part in seen:
+            torch.testing.assert_close(weights(result)[name][part], value[part], atol=2e-4, rtol=0)
+    assert not result.model.is_activation_checkpointing
+
+
+def test_an_unknown_compiler_is_refused_with_those_there_are(
+    jobs: ModuleType, tiny: ModuleType, tmp_path: Path
+) -> None:
+    with pytest.raises(StageError, match=r"(?s)no backend 'fast'.*inductor"):
+        run(jobs, tiny, tmp_path, execution={"compile": "fast"})
+
+
 @pytest.mark.parametrize(("type", "zero_stage"), [("gpt2", 0), ("llama", 1), ("llama", 2), ("llama", 3)])
 def test_a_resumed_training_ends_bit_for_bit_where_the_undisturbed_one_does(
     jobs: ModuleType, tiny: ModuleType, tmp_path: Path, type: str, zero_stage: int

@@ -51,6 +51,8 @@ FIXED = {
     "int8.scheme": ONE_CHOICE,
     "functions.sources.0.format": "it follows from `python_functions`",
     "execution.launcher": ONE_CHOICE,
+    "execution.offload_optimizer": "it needs a ZeRO stage",
+    "execution.offload_parameters": "it needs a ZeRO stage",
 }
 # What says where data lies; the content enters the key instead, which the tests of sources below show.
 LOCATED = {"files", "python_functions", "exclude"}

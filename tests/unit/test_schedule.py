@@ -1,4 +1,4 @@
-"""Learning-rate schedules and the training params and DeepSpeed config they stand beside; nothing here needs torch."""
+"""Learning-rate schedules and the training params they stand beside; nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from infra.errors import StageError
-from infra.execution import Execution
-from tasks.training.batch import BatchSplit
-from tasks.training.deepspeed_config import deepspeed_config
 from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams
 
@@ -42,41 +38,3 @@ def test_a_minimum_ratio_is_where_the_decay_ends() -> None:
 def test_length_is_given_exactly_once(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="exactly one of `epochs` and `max_steps`"):
         TrainingParams.model_validate(given)
-
-
-def config(**execution: Any) -> dict[str, Any]:
-    return deepspeed_config(Execution.model_validate(execution), BatchSplit(16, 2, 4), 1.0)
-
-
-def test_the_split_reaches_deepspeed() -> None:
-    made = config(zero_stage=2)
-    assert made["train_batch_size"] == 16
-    assert made["train_micro_batch_size_per_gpu"] == 4
-    assert made["gradient_accumulation_steps"] == 2
-    assert made["zero_optimization"] == {"stage": 2}
-    assert made["gradient_clipping"] == 1.0
-
-
-def test_settings_inside_zero_pass_through() -> None:
-    made = config(zero_stage=2, deepspeed={"zero_optimization": {"reduce_bucket_size": 1000}})
-    assert made["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
-
-
-@pytest.mark.parametrize(
-    ("extra", "says"),
-    [
-        ({"zero_optimisation": {}}, "did you mean zero_optimization"),
-        ({"train_batch_size": 8}, "global_batch_size"),
-        ({"optimizer": {"type": "Adam"}}, "learning_rate"),
-        ({"zero_optimization": {"stage": 1}}, "contradicts execution.zero_stage 0"),
-    ],
-)
-def test_keys_that_deepspeed_would_ignore_or_that_contradict_are_refused(extra: dict[str, Any], says: str) -> None:
-    with pytest.raises(StageError, match=r"execution\.deepspeed") as caught:
-        config(deepspeed=extra)
-    assert says in str(caught.value)
-
-
-def test_fp16_is_refused_with_a_way_out() -> None:
-    with pytest.raises(StageError, match="bf16"):
-        config(precision="fp16")
