@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from infra import refs
@@ -224,8 +224,9 @@ def first_valid(quickstart: Quickstart, path: Path_, values: Iterator[Any]) -> P
     for value in values:
         for changed in mutated(quickstart.data, path, value):
             try:
+                stages()[str(path[2])].params.model_validate(at(changed, path[:3]))  # far cheaper than loading the file
                 pipeline = quickstart.load(changed)
-            except ConfigError:
+            except (ConfigError, ValidationError):
                 continue
             if not twins(pipeline):
                 return pipeline
