@@ -31,6 +31,7 @@ from tasks.training.ranks import Ranks, training_device
 from tasks.training.sampler import Sampler, steps_for_epochs
 from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams
+from tasks.training.throughput import ModelFlops, matrix_flops, memory_mb
 
 LossFn = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 """(logits, batch) -> summed loss over the units the objective counts in the batch."""
@@ -44,6 +45,8 @@ class TrainResult:
     steps: int
     tokens: int
     tokens_per_second: float
+    mfu: float
+    """Medians over the steps; see `tasks/training/throughput.py`."""
     seen: list[int]
     """Indices of the train features met at least once, sorted."""
     validation: dict[str, float] = field(default_factory=dict)
@@ -62,7 +65,7 @@ class TrainResult:
             pad_token_id(model),
             Ranks(),
         )
-        return cls(model, steps=0, tokens=0, tokens_per_second=0.0, seen=[], validation=values)
+        return cls(model, steps=0, tokens=0, tokens_per_second=0.0, mfu=0.0, seen=[], validation=values)
 
     def metrics(self) -> dict[str, float]:
         """The summary a stage returns; numbers only."""
@@ -70,6 +73,7 @@ class TrainResult:
             "steps": float(self.steps),
             "tokens": float(self.tokens),
             "tokens_per_second": self.tokens_per_second,
+            "mfu": self.mfu,
             **{f"validation_{name}": value for name, value in self.validation.items()},
         }
 
@@ -126,6 +130,7 @@ class _Training:
         if self.use_cache is not None:
             model.config.use_cache = False  # a training step never reads the attention cache it would fill
         self.ranks = Ranks(job.rank, job.world_size, training_device(job.execution))
+        self.flops = ModelFlops.of(model)
         self.engine = Engine(
             model,
             params.optimizer,
@@ -134,6 +139,8 @@ class _Training:
             self.ranks,
             max_grad_norm=params.max_grad_norm,
         )
+        dtype = torch.bfloat16 if job.execution.precision == "bf16" else torch.float32
+        self.machine_flops = self.ranks.sum(matrix_flops(self.ranks.device, dtype))[0]
         self.leads = self.ranks.leads
         self.steps = Journal(job.records / "train.jsonl")
         self.evaluations = Journal(job.records / "validation.jsonl")
@@ -219,7 +226,8 @@ class _Training:
             norm = norm if norm is not None else norm_after
         self._check_finite(step, rate, loss_sum, norm)
         self.tokens += int(tokens)
-        self._record(step, loss_sum / max(units, 1.0), rate, norm, tokens, data_wait, began)
+        length = max(batch["attention_mask"].shape[1] for _, batch in micros)
+        self._record(step, loss_sum / max(units, 1.0), rate, norm, tokens, length, data_wait, began)
 
     def _check_finite(self, step: int, rate: float, loss: float, norm: float | None) -> None:
         wrong = [
@@ -236,7 +244,15 @@ class _Training:
             )
 
     def _record(
-        self, step: int, loss: float, rate: float, norm: float | None, tokens: float, data_wait: float, began: float
+        self,
+        step: int,
+        loss: float,
+        rate: float,
+        norm: float | None,
+        tokens: float,
+        length: int,
+        data_wait: float,
+        began: float,
     ) -> None:
         if not self.leads:
             return
@@ -247,6 +263,8 @@ class _Training:
             "learning_rate": rate,
             "grad_norm": norm,
             "tokens_per_second": tokens / seconds,
+            "mfu": tokens * self.flops.per_token(length) / seconds / self.machine_flops,
+            "memory_mb": memory_mb(self.ranks.device),
             "data_wait": data_wait,
             "seconds": seconds,
         }
@@ -296,12 +314,15 @@ class _Training:
             plain = {name.partition("/")[2]: value for name, value in state.items()}
             model.load_state_dict(plain, strict=False)
             model.tie_weights()
-        speeds = [entry["tokens_per_second"] for entry in self.steps.entries]
+        medians = {
+            name: statistics.median(entry[name] for entry in self.steps.entries) if self.steps.entries else 0.0
+            for name in ("tokens_per_second", "mfu")
+        }
         return TrainResult(
             model=model.train(False),
             steps=self.total,
             tokens=self.tokens,
-            tokens_per_second=statistics.median(speeds) if speeds else 0.0,
+            **medians,
             seen=self.sampler.seen(self.total),
             validation=validation,
         )

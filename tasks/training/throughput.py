@@ -1,0 +1,65 @@
+"""How much of the machine a training uses: the model's arithmetic against a matrix product measured here and now.
+
+MFU (model FLOPs utilisation) is usually given against a data sheet. Against a product of the same number format on the
+same threads it says what better code could still gain on this very machine.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+REPEATS = 4
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """Floating-point operations of the forward and backward pass for one token.
+
+    weights: 6 for each weight that meets every token. attention: 12 x layers x hidden size, for each token of the
+    sequence it stands in (Chowdhery et al., 2022, appendix B). Recomputed activations do not count. An input embedding
+    is looked up, not multiplied, unless the output layer shares it.
+    """
+
+    weights: float
+    attention: float
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> ModelFlops:
+        """Of a whole model: call it before ZeRO takes the weights apart."""
+        multiplied = sum(parameter.numel() for parameter in model.parameters())
+        inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if inputs is not None and (outputs is None or outputs.weight is not inputs.weight):
+            multiplied -= sum(parameter.numel() for parameter in inputs.parameters())
+        layers, hidden = (int(getattr(model.config, name, 0) or 0) for name in ("num_hidden_layers", "hidden_size"))
+        return cls(6.0 * multiplied, 12.0 * layers * hidden)
+
+    def per_token(self, length: int) -> float:
+        """For a token in a sequence of `length` tokens."""
+        return self.weights + self.attention * length
+
+
+def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a square matrix product on this process's threads or GPU: the best of a few."""
+    size = 8192 if device.type == "cuda" else 768
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(1 + REPEATS):
+        began = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * size**3 / best
+
+
+def memory_mb(device: torch.device) -> float:
+    """Memory in use, in MB (10^6 bytes): resident on a CPU; on a GPU the most that tensors held at once."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    from tasks.evaluation.memory import resident_mb
+
+    return resident_mb()
