@@ -120,7 +120,8 @@ def _run_job(
         return manifest
     if code == Preempted.exit_code or context.cancelled.is_set():
         raise Preempted("stopped; it goes on from its last checkpoint when run again", where=f"stage {node.name}")
-    if isinstance(outcome, ForgelineError):
+    # Where a rank was killed or hung first, what the others say (a broken connection) is only its echo.
+    if isinstance(outcome, ForgelineError) and not (code is not None and code < 0):
         if not (outcome.where or "").startswith(f"stage {node.name}"):
             outcome.where = f"stage {node.name}: {outcome.where}" if outcome.where else f"stage {node.name}"
         outcome.args = (str(outcome),)

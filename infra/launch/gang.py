@@ -131,7 +131,8 @@ class _Supervisor:
                             selector.unregister(self.connection)
                     else:
                         _drain(self._wake_read)
-                for pid, code in reap():
+                # Of ranks that ended together, one that was killed comes first: the others lost their partner.
+                for pid, code in sorted(reap(), key=lambda ended: ended[1]):
                     if pid in self.ranks:
                         self._ended(self.ranks.pop(pid), code)
                 if not self.stopping and (grace := self._stop_wanted()) is not None:

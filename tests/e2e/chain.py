@@ -95,6 +95,16 @@ class Forgeline:
         return len(found)
 
 
+def ranks(run: Forgeline) -> list[psutil.Process]:
+    """The rank processes of the training under way: children of the supervisor that the warm torch server forked."""
+    (server,) = (
+        p
+        for p in run.processes()
+        if p.cmdline()[3:6] == ["infra.launch.warm", "torch", "tasks.worker"] and p.parent().pid == run.process.pid
+    )
+    return [rank for supervisor in server.children() for rank in supervisor.children()]
+
+
 def living(home: Path) -> list[psutil.Process]:
     """Processes that carry `home` as FORGELINE_HOME."""
     mark = f"FORGELINE_HOME={home}".encode()

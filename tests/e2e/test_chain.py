@@ -216,6 +216,30 @@ def test_a_run_killed_at_any_moment_is_finished_by_the_next(
         store.delete_tree("artifacts")
 
 
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_run_goes_on_by_itself_when_a_rank_dies_or_hangs(
+    finished: Finished, start: Start, chain: Any, copy: Store, blow: signal.Signals
+) -> None:
+    longer = ["stages.base.max_steps=400", "execution.base.processes=2"]
+    pipeline = load_pipeline(finished.file, longer, copy.url)
+    key = next(line.key for line in make_plan(pipeline, copy) if line.node.name == "base")
+    assert key is not None
+    run = start(finished.file, copy.url, *longer)
+    until(lambda: CheckpointStore(copy, "pretrain", key).steps())
+    ranks = chain.ranks(run)
+    assert len(ranks) == 2
+    struck = time.monotonic()
+    ranks[1].send_signal(blow)
+    until(lambda: not any(rank.is_running() for rank in ranks), 30)
+    gone = time.monotonic() - struck
+    result = run.end().must(0)
+    assert result.actions["base"] == "resume"
+    manifest = copy.manifest("pretrain", key)
+    steps = (copy.fetch_records(manifest) / "train.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == list(range(1, 401))
+    say(f"{blow.name}: the ranks were gone after {gone:.1f} s, and the same run resumed and finished")
+
+
 def test_ctrl_c_ends_every_process_and_the_next_run_resumes(
     finished: Finished, start: Start, chain: Any, tmp_path: Path, copy: Store
 ) -> None:
