@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from infra.store import Store
     from tasks.pipeline import Pipeline
+    from tasks.run_record import RunRecord
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,7 +129,12 @@ def run(arguments: argparse.Namespace) -> int:
     from flows.run import run_pipeline, stage_summary
 
     pipeline = _load(arguments)
-    record, code = run_pipeline(pipeline, quiet=arguments.quiet)
+
+    def say(record: RunRecord) -> None:
+        if arguments.json:
+            print(json.dumps(record.summary()), flush=True)
+
+    record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=say)
     written = None if arguments.no_report else _write_report(record.data, record.store, None)
     for entry in record.data["stages"]:
         if entry["error"]:
@@ -138,8 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{record.data['status']}: {stage_summary(record.data)}, {record.data['seconds']:.1f} s", file=sys.stderr)
     if written:
         print(f"report: {written}", file=sys.stderr)
-    if arguments.json:
-        print(json.dumps(record.summary()))
+    say(record)
     return code
 
 

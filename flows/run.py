@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,16 @@ def home() -> Path:
     return Path(os.environ.get("FORGELINE_HOME", ".forgeline"))
 
 
-def run_pipeline(pipeline: Pipeline, *, quiet: bool = False) -> tuple[RunRecord, int]:
-    """Run a pipeline to its end. Returns its record and the exit code; stage failures are in the record, not raised."""
+LastWords = Callable[[RunRecord], None]
+
+
+def run_pipeline(
+    pipeline: Pipeline, *, quiet: bool = False, last_words: LastWords = lambda record: None
+) -> tuple[RunRecord, int]:
+    """Run a pipeline to its end. Returns its record and the exit code; stage failures are in the record, not raised.
+
+    last_words: called instead of returning where a cancelled run has to end this process at once.
+    """
     store = Store.open(pipeline.store, probe=True)
     plan = _plan_around_damage(pipeline, store)
     record = RunRecord(new_run_id(), pipeline, store)
@@ -49,7 +58,7 @@ def run_pipeline(pipeline: Pipeline, *, quiet: bool = False) -> tuple[RunRecord,
                 _note_reused(line, record, store, live)
             record.finish("ok")
             return record, 0
-        return record, _run_flow(pipeline, plan, store, record, live)
+        return record, _run_flow(pipeline, plan, store, record, live, last_words)
 
 
 def _plan_around_damage(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
@@ -72,7 +81,14 @@ def _note_reused(line: PlannedStage, record: RunRecord, store: Store, live: Live
     live.update(line.node.name, state="reused", reason=line.reason)
 
 
-def _run_flow(pipeline: Pipeline, plan: list[PlannedStage], store: Store, record: RunRecord, live: LiveView) -> int:
+def _run_flow(
+    pipeline: Pipeline,
+    plan: list[PlannedStage],
+    store: Store,
+    record: RunRecord,
+    live: LiveView,
+    last_words: LastWords,
+) -> int:
     run = record.data["run"]
     folder = home() / "runs" / run
     folder.mkdir(parents=True)
@@ -91,7 +107,7 @@ def _run_flow(pipeline: Pipeline, plan: list[PlannedStage], store: Store, record
         tracking=WandbReplay(pipeline.tracking, project=pipeline.name, group=run, folder=folder),
     )
     ended = threading.Event()
-    threading.Thread(target=_stop_when_cancelled, args=(context, record, ended), daemon=True).start()
+    threading.Thread(target=_stop_when_cancelled, args=(context, record, ended, last_words), daemon=True).start()
     try:
         for warm in sorted({line.node.stage.warm for line in plan if line.action != "reuse"}):
             context.launcher.prestart(warm=warm)
@@ -142,13 +158,14 @@ def _verdict(monitor: Monitor, cancelled: threading.Event) -> tuple[str, int]:
     return ("refused", GateRefused.exit_code) if monitor.refused else ("ok", 0)
 
 
-def _stop_when_cancelled(context: RunContext, record: RunRecord, ended: threading.Event) -> None:
+def _stop_when_cancelled(context: RunContext, record: RunRecord, ended: threading.Event, last_words: LastWords) -> None:
     """End the run within seconds of a Ctrl-C or SIGTERM, even if Prefect cannot reach its (just interrupted) server."""
     context.cancelled.wait()
     context.launcher.close()
     if ended.wait(EXIT_SECONDS):
         return
     record.finish("interrupted")
+    last_words(record)
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(130)
