@@ -1,11 +1,13 @@
 """Checkpoints: the state of an unfinished stage, under the same protocol as artifacts.
 
-    checkpoints/<kind>/<key>/step-000000120/<attempt>/files/...    what the engine saved
-    checkpoints/<kind>/<key>/step-000000120/<attempt>/state.json   what the loop must know besides
-    checkpoints/<kind>/<key>/step-000000120/manifest.json          create-only, written last: it is the commit
+    checkpoints/<kind>/<key>/step-000000120/<attempt>/files/...       what the ranks saved
+    checkpoints/<kind>/<key>/step-000000120/<attempt>/state.json      what the loop must know besides
+    checkpoints/<kind>/<key>/step-000000120/<attempt>.parts/1.json    names and digests of rank 1's files
+    checkpoints/<kind>/<key>/step-000000120/manifest.json             create-only, written last: it is the commit
 
-`latest` returns the newest one whose bytes verify; a damaged one is set aside under `quarantine/checkpoints/` and the
-one before is used. Deleting removes the manifest first, so that what is half deleted does not count.
+Each rank stores its own files; rank 0 waits for the others' part files and commits. `latest` returns the newest
+checkpoint whose bytes verify; a damaged one is set aside under `quarantine/checkpoints/` and the one before is used.
+Deleting removes the manifest first, so that what is half deleted does not count.
 """
 
 from __future__ import annotations
@@ -13,25 +15,31 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from infra.artifacts import FileEntry, safe_relative_path
 from infra.cache import fetch_files, forget
+from infra.claims import Fence
+from infra.errors import StoreError, StoreUnreachable
 from infra.objects import json_bytes
 from infra.store import Store
-from infra.transfer import DamagedFiles, OnProgress, Progress, folder_files, upload
+from infra.transfer import DamagedFiles, OnProgress, Progress, upload_files
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+POLL_SECONDS = 0.2
+PARTS_SECONDS = 120.0
+"""How long rank 0 waits for the other ranks' files after its own are stored."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: `path` holds the engine's files, read only; `state` what was given to `commit`."""
+    """A verified checkpoint: `path` holds the ranks' files, read only; `state` what was given to `commit`."""
 
     step: int
     path: Path
@@ -39,46 +47,94 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one key. `claim_check` is called right before each commit and raises LeaseLost."""
+    """The checkpoints of one key. The fence, if there is one, is checked right before each commit."""
 
-    def __init__(self, store: Store, kind: str, key: str, claim_check: Callable[[], None] | None = None) -> None:
-        self.store, self.kind, self.key = store, kind, key
-        self._claim_check = claim_check
+    def __init__(self, store: Store, kind: str, key: str, fence: Fence | None = None) -> None:
+        self.store, self.kind, self.key, self.fence = store, kind, key, fence
         self._fetched: list[Path] = []
         self._place = f"checkpoints/{kind}/{key}"
+
+    def to_json(self) -> dict[str, Any]:
+        """What another process needs to open the same checkpoints with the same right to commit."""
+        fence = self.fence.to_json() if self.fence else None
+        return {"store": self.store.url, "kind": self.kind, "key": self.key, "fence": fence}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> CheckpointStore:
+        """Opened anew: no connection is shared with the process that wrote the JSON."""
+        store = Store.open(data["store"])
+        fence = Fence.from_json(store, data["fence"]) if data["fence"] else None
+        return CheckpointStore(store, data["kind"], data["key"], fence)
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first. Reads no payload."""
         found = [int(n[5:]) for n in self.store.list(self._place) if n.startswith("step-") and n[5:].isdigit()]
         return [step for step in sorted(found) if self.store.exists(self._manifest(step))]
 
-    def commit(self, step: int, folder: Path, state: dict[str, Any], *, on_progress: OnProgress | None = None) -> None:
-        """Store the files of `folder` and `state` (plain JSON, no NaN) as the checkpoint after `step` optimizer steps.
+    def commit(
+        self,
+        step: int,
+        files: Mapping[str, Path],
+        state: dict[str, Any],
+        *,
+        attempt: str = "",
+        rank: int = 0,
+        ranks: int = 1,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Store this rank's `files`; rank 0 then commits them with the others' and `state` (plain JSON, no NaN).
 
-        Does nothing if that step is committed already: a resumed run passes the same steps with the same state.
-        Raises LeaseLost if the work was taken over, StoreError if the store fails.
+        It becomes the checkpoint after `step` optimizer steps. Where that step is committed already, nothing is done: a
+        resumed run passes the same steps with the same state. The ranks agree on `attempt`, a name nobody else uses.
+        Raises LeaseLost if the work was taken over, StoreError if the store fails or a rank's part does not come.
         """
         if self.store.exists(self._manifest(step)):
             return
-        attempt = uuid.uuid4().hex[:12]
-        prefix = f"{self._step(step)}/{attempt}"
-        progress = Progress(sum(file[2] for file in folder_files(folder)), on_progress)
+        prefix = f"{self._step(step)}/{attempt or uuid.uuid4().hex[:12]}"
+        sized = [(name, path, path.stat().st_size) for name, path in sorted(files.items())]
+        progress = Progress(sum(size for _, _, size in sized), on_progress)
+        entries = [
+            FileEntry(f"files/{entry.path}", entry.size, entry.sha256)
+            for entry in upload_files(self.store, f"{prefix}/files", sized, progress)
+        ]
+        if rank:
+            self.store.write_json(f"{prefix}.parts/{rank}.json", [asdict(entry) for entry in entries])
+            return
         data = json_bytes(state)
-        self.store.create(f"{prefix}/state.json", data)
-        entries = [FileEntry("state.json", len(data), hashlib.sha256(data).hexdigest())]
-        for entry in upload(self.store, f"{prefix}/files", folder, progress):
-            entries.append(FileEntry(f"files/{entry.path}", entry.size, entry.sha256))
-        manifest = {"format": FORMAT, "step": step, "attempt": attempt, "files": [asdict(entry) for entry in entries]}
-        if self._claim_check is not None:
-            self._claim_check()
+        self.store.write_bytes(f"{prefix}/state.json", data)
+        entries.append(FileEntry("state.json", len(data), hashlib.sha256(data).hexdigest()))
+        for other in range(1, ranks):
+            entries += self._part(prefix, other)
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "attempt": prefix.rpartition("/")[2],
+            "files": [asdict(entry) for entry in entries],
+        }
+        if self.fence is not None:
+            self.fence.check()
         if not self.store.create(self._manifest(step), json_bytes(manifest)):
             self.store.delete_tree(prefix)
+        if ranks > 1:
+            self.store.delete_tree(f"{prefix}.parts")
+
+    def _part(self, prefix: str, rank: int) -> list[FileEntry]:
+        deadline = time.monotonic() + PARTS_SECONDS
+        while (found := self.store.find_json(f"{prefix}.parts/{rank}.json")) is None:
+            if time.monotonic() > deadline:
+                raise StoreUnreachable(
+                    f"rank {rank} did not store its part within {PARTS_SECONDS:.0f} s",
+                    where=f"{self.store.url}/{prefix}",
+                    hint="The log says why its upload failed; training goes on without this checkpoint.",
+                )
+            time.sleep(POLL_SECONDS)
+        return _entries(found)
 
     def latest(self, *, on_progress: OnProgress | None = None) -> Checkpoint | None:
         """The newest checkpoint whose bytes verify, or None. A damaged one is set aside, with a warning in the log."""
         for step in reversed(self.steps()):
             try:
-                return self._load(step, on_progress)
+                return self.load(step, on_progress=on_progress)
             except DamagedFiles as error:
                 place = self._quarantine(step)
                 log.warning("checkpoint at step %d is damaged (%s); set aside in %s", step, error.what, place)
@@ -86,35 +142,54 @@ class CheckpointStore:
                 continue
         return None
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep` checkpoints."""
-        for step in self.steps()[:-keep]:
-            self._delete(step)
-
-    def clear(self) -> None:
-        """Delete every checkpoint of the key, unfinished ones and local copies included: its artifact is committed."""
-        for step in self.steps():
-            self.store.delete(self._manifest(step))
-        self.store.delete_tree(self._place)
-        for folder in self._fetched:
-            forget(folder)
-
-    def _load(self, step: int, on_progress: OnProgress | None) -> Checkpoint:
+    def load(self, step: int, *, on_progress: OnProgress | None = None) -> Checkpoint:
+        """The checkpoint after `step` steps, verified. Raises FileNotFoundError, DamagedFiles, StoreError."""
         where = f"{self.store.url}/{self._step(step)}"
         try:
             manifest = json.loads(self.store.read_bytes(self._manifest(step)))
             if (manifest["format"], manifest["step"]) != (FORMAT, step):
                 raise ValueError(f"format {manifest['format']!r}, step {manifest['step']!r}")
-            entries = [
-                FileEntry(safe_relative_path(e["path"]), int(e["size"]), str(e["sha256"])) for e in manifest["files"]
-            ]
+            entries = _entries(manifest["files"])
             prefix = f"{self._step(step)}/{safe_relative_path(manifest['attempt'])}"
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, StoreError) as error:
+            if isinstance(error, StoreUnreachable):
+                raise
             raise DamagedFiles([f"manifest.json: {error}"], where) from error
         folder = fetch_files(self.store, prefix, entries, on_progress)
         self._fetched.append(folder)
         state = json.loads((folder / "state.json").read_bytes())
         return Checkpoint(step, folder / "files", state)
+
+    def prune(self, keep: int, *, permanent_every: int = 0, anchor_every: int = 0) -> None:
+        """Delete all but the newest `keep`, those at multiples of `permanent_every`, and the two newest anchors."""
+        steps = self.steps()
+        anchors = [step for step in steps if anchor_every and step % anchor_every == 0]
+        kept = {*steps[-keep:], *anchors[-2:], *_multiples(steps, permanent_every)}
+        for step in steps:
+            if step not in kept:
+                self._delete(step)
+
+    def delete_after(self, step: int) -> None:
+        """Delete every checkpoint later than `step`, newest first: training goes on from there along another way."""
+        for later in reversed(self.steps()):
+            if later > step:
+                self._delete(later)
+
+    def clear(self, *, permanent_every: int = 0) -> None:
+        """Delete all but permanent checkpoints, unfinished ones and local copies included: the artifact is there."""
+        steps = self.steps()
+        kept = _multiples(steps, permanent_every)
+        for step in steps:
+            if step not in kept:
+                self.store.delete(self._manifest(step))
+        if kept:
+            for name in self.store.list(self._place):
+                if name not in {f"step-{step:09d}" for step in kept}:
+                    self.store.delete_tree(f"{self._place}/{name}")
+        else:
+            self.store.delete_tree(self._place)
+        for folder in self._fetched:
+            forget(folder)
 
     def _quarantine(self, step: int) -> str:
         data = self.store.read_bytes(self._manifest(step))
@@ -136,3 +211,11 @@ class CheckpointStore:
 
     def _manifest(self, step: int) -> str:
         return f"{self._step(step)}/manifest.json"
+
+
+def _multiples(steps: list[int], every: int) -> set[int]:
+    return {step for step in steps if every and step % every == 0}
+
+
+def _entries(listed: list[dict[str, Any]]) -> list[FileEntry]:
+    return [FileEntry(safe_relative_path(e["path"]), int(e["size"]), str(e["sha256"])) for e in listed]

@@ -27,7 +27,7 @@ class ForgelineError(Exception):
 
     def to_json(self) -> dict[str, Any]:
         """The error as plain JSON, so that it can cross from a job process to the flow."""
-        extra = {k: v for k, v in vars(self).items() if k not in ("what", "where", "hint") and isinstance(v, str)}
+        extra = {k: v for k, v in vars(self).items() if k not in ("what", "where", "hint") and isinstance(v, str | int)}
         return {"type": type(self).__name__, "what": self.what, "where": self.where, "hint": self.hint, **extra}
 
 
@@ -77,6 +77,14 @@ class UsageError(ForgelineError):
 
 class StageError(ForgelineError):
     """A stage could not do its work (bad input, a crash, out of memory)."""
+
+
+class OutOfMemory(StageError):
+    """A micro-batch did not fit; `micro` examples at once may. The job is started again with so many."""
+
+    def __init__(self, micro: int, *, where: str | None = None) -> None:
+        self.micro = micro
+        super().__init__("out of memory", where=where, hint=f"It goes on with {micro} examples at once.")
 
 
 class TransientError(ForgelineError):

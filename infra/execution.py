@@ -20,9 +20,20 @@ class CheckpointSettings(Settings):
     """When training state is committed to the store."""
 
     every: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Optimizer steps between checkpoints. `auto`: about one every 15 seconds."
+        "auto",
+        description="Optimizer steps between checkpoints. `auto`: often enough that work lost to failures and time "
+        "spent on saving, both as measured, cost least together.",
     )
     keep: int = Field(2, ge=1, description="Newest checkpoints kept while a stage trains; older ones are deleted.")
+    permanent_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Steps between checkpoints that stay when the stage has finished. None: none stays."
+    )
+    patience: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds that training goes on while checkpoints cannot be stored. Then it waits as long again for "
+        "the store, and fails.",
+    )
 
 
 class Execution(Settings):
@@ -39,7 +50,7 @@ class Execution(Settings):
     per_device_train_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
         description="Sequences a rank holds at once; accumulation makes up the global batch. "
-        "`auto`: the global batch divided by the ranks.",
+        "`auto`: as many as fit, beginning with the global batch divided by the ranks.",
     )
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings, description="Checkpoint cadence.")
     activation_checkpointing: bool = Field(
@@ -54,6 +65,15 @@ class Execution(Settings):
         default_factory=dict,
         description="Further DeepSpeed config keys, or the path of a JSON file with them, relative to the pipeline "
         "file. `auto` leaves a key to us; a value that contradicts the pipeline is refused.",
+    )
+    targets: dict[str, float] = Field(
+        default_factory=dict,
+        description="Validation metrics to reach, e.g. `{loss: 3.5}`: steps, seconds and tokens to each are recorded.",
+    )
+    step_timeout: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Seconds after which a training step counts as hung: its stacks are logged and the job is started "
+        "again from its last checkpoint. `auto`: 30 times the slowest step so far, at least two minutes.",
     )
     retries: int = Field(2, ge=0, description="Attempts after a transient failure. A bad config is never retried.")
     timeout: float | None = Field(None, gt=0, description="Seconds after which the job is ended. None: no limit.")

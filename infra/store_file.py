@@ -113,7 +113,9 @@ class FileStore(Store):
     def put_file(self, source: Path, path: str, on_bytes: OnBytes | None = None) -> tuple[int, str]:
         target, sha, size = self._path(path), hashlib.sha256(), 0
         with store_errors(str(target)), self._temp_file() as temporary:
-            descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            # An open file of this process is named by a link that only the kernel can make.
+            follow = source.parent == Path("/proc/self/fd")
+            descriptor = os.open(source, os.O_RDONLY | (0 if follow else getattr(os, "O_NOFOLLOW", 0)))
             with os.fdopen(descriptor, "rb", buffering=0) as reader, temporary.open("wb", buffering=0) as writer:
                 buffer = memoryview(bytearray(CHUNK))
                 while count := reader.readinto(buffer):

@@ -74,6 +74,13 @@ def folder_files(folder: Path) -> list[tuple[str, Path, int]]:
 
 def upload(objects: Objects, prefix: str, folder: Path, progress: Progress) -> list[FileEntry]:
     """Store every file of `folder` under `prefix`; returns their entries, sorted by path."""
+    return upload_files(objects, prefix, folder_files(folder) if folder.is_dir() else [], progress)
+
+
+def upload_files(
+    objects: Objects, prefix: str, files: list[tuple[str, Path, int]], progress: Progress
+) -> list[FileEntry]:
+    """Store files given as (name, path, size in bytes) under `prefix`; returns their entries, sorted by path."""
 
     def send(item: tuple[str, Path, int]) -> FileEntry:
         name, path, _ = item
@@ -83,7 +90,6 @@ def upload(objects: Objects, prefix: str, folder: Path, progress: Progress) -> l
             raise StoreError("a file disappeared while it was stored", where=str(path)) from error
         return FileEntry(name, size, sha)
 
-    files = folder_files(folder) if folder.is_dir() else []
     return sorted(_in_parallel(send, files, lambda item: item[2] >= LARGE), key=lambda entry: entry.path)
 
 

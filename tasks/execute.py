@@ -7,6 +7,7 @@ many threads and, through claims, from many machines: whoever does not get the c
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 import uuid
@@ -18,7 +19,15 @@ from typing import Any, Literal
 from infra import claims, refs
 from infra.artifacts import ArtifactRef, Manifest
 from infra.checkpoints import CheckpointStore
-from infra.errors import ForgelineError, GateRefused, Preempted, StageError, TransientError
+from infra.errors import (
+    ForgelineError,
+    GateRefused,
+    LeaseLost,
+    OutOfMemory,
+    Preempted,
+    StageError,
+    TransientError,
+)
 from infra.launch.launcher import JobHandle, JobSpec, Launcher
 from infra.launch.slots import Slots
 from infra.store import Store
@@ -29,6 +38,10 @@ from tasks.plan import Resolved, latest_ref, resolve, stored
 from tasks.worker import METRICS_FILE, read_outcome
 
 POLL_SECONDS = 0.2
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a job that was cut short is started again; doubled each time."""
+SMALLER = "per_device_train_batch_size"
+log = logging.getLogger(__name__)
 Notify = Callable[..., None]
 
 
@@ -69,14 +82,40 @@ def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunCon
     if isinstance(claim, Manifest):
         return _finish(node, StageResult("reuse", claim, "made by another run"), context)
     try:
-        steps = CheckpointStore(context.store, kind, resolved.key).steps()
+        return _finish(node, _make(node, resolved, claim, context), context)
+    finally:
+        claim.release()
+
+
+def _make(node: StageNode, resolved: Resolved, claim: claims.Claim, context: RunContext) -> StageResult:
+    """Run the stage's job until it is done or stops getting on.
+
+    A failure of the surroundings after which a later checkpoint stands than before costs no retry: a training of days
+    may lose its machine many times. One that made no progress is the caller's to judge.
+    """
+    checkpoints, reached, pause = CheckpointStore(context.store, node.stage.kind, resolved.key), -1, FIRST_PAUSE
+    while True:
+        steps = checkpoints.steps()
         reason = (
             f"resumed at step {max(steps)}" if steps else why_it_runs(context.pipeline, node, resolved, context.store)
         )
-        manifest = _run_job(node, resolved, claim, context, reason, resuming=bool(steps))
-        return _finish(node, StageResult("resume" if steps else "run", manifest, reason), context)
-    finally:
-        claim.release()
+        try:
+            manifest = _run_job(node, resolved, claim, context, reason, resuming=bool(steps))
+            return StageResult("resume" if steps else "run", manifest, reason)
+        except OutOfMemory as error:
+            log.warning("%s: out of memory, started again with %d examples at once", node.name, error.micro)
+            node = replace(node, execution=node.execution.model_copy(update={SMALLER: error.micro}))
+        except LeaseLost:
+            raise
+        except TransientError as error:
+            now = max(checkpoints.steps(), default=-1)
+            if now <= max(reached, max(steps, default=-1)):
+                raise
+            reached = now
+            log.warning("%s: %s; going on from step %d in %.0f s", node.name, error.what, now, pause)
+            if context.cancelled.wait(pause):
+                raise Preempted("cancelled while it waited to go on", where=f"stage {node.name}") from error
+            pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _claim(node: StageNode, resolved: Resolved, context: RunContext) -> claims.Claim | Manifest:

@@ -120,7 +120,7 @@ def _run(folder: Path, spec: dict[str, Any], rank: int, world_size: int) -> Mani
     for name in ("payload", "records", "scratch"):
         (work / name).mkdir(parents=True)
     tracker: Tracker = JobTracker(folder / METRICS_FILE if rank == 0 else None)
-    checkpoints = CheckpointStore(store, spec["kind"], spec["key"], fence.check)
+    checkpoints = CheckpointStore(store, spec["kind"], spec["key"], fence)
     job: Job[Any] = Job(
         name=spec["name"],
         params=stage.params.model_validate(spec["params"]),
@@ -160,7 +160,7 @@ def _run(folder: Path, spec: dict[str, Any], rank: int, world_size: int) -> Mani
         on_progress=lambda done, total: events.progress(done, total, uploading=1.0),
     )
     if stage.distributed:
-        checkpoints.clear()
+        checkpoints.clear(permanent_every=job.execution.checkpoint.permanent_every or 0)
     shutil.rmtree(work, ignore_errors=True)
     return manifest
 

@@ -30,6 +30,11 @@ class BatchSplit:
         """Forward and backward passes before the optimizer steps."""
         return self.per_rank // self.micro
 
+    def halved(self) -> BatchSplit | None:
+        """The same batch in micro-batches of half the size or, where that does not divide, less; None at one."""
+        smaller = next((m for m in range(self.micro // 2, 0, -1) if self.per_rank % m == 0), None)
+        return None if smaller is None else BatchSplit(self.global_batch, self.ranks, smaller)
+
 
 def split_batch(
     global_batch: int, ranks: int, micro: int | Literal["auto"], *, where: str = "global_batch_size"

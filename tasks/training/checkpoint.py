@@ -1,136 +1,212 @@
-"""Training state that any later attempt can load: on another machine, world size or ZeRO stage.
+"""Checkpoints of a training: every rank copies its pieces to host memory, a process beside it stores them.
 
-A checkpoint is two files and a small JSON, committed through the job's `CheckpointStore`:
+    checkpoints = Checkpoints(job, ranks, engine, anchor_every=500)
+    checkpoints.save(step, state, growing)      # returns after the copy
+    checkpoints.poll()                          # each step: notes what became of it
+    checkpoints.wait()                          # until it is stored
 
-    training.safetensors   weights/NAME, exp_avg/NAME, exp_avg_sq/NAME in fp32 and whole, buffers/NAME
-    journal.json           the lines of the training's journals so far
-    state                  {"format", "step", "total_steps", "tokens", "layout"}
+A checkpoint is, through the job's `CheckpointStore`:
 
-Nothing else is needed to go on: the data order and dropout are functions of (seed, step), the learning rate of the
-step. The loop pays for the copy into memory; hashing and upload run in one background thread, one checkpoint at a time.
+    rank-00000-of-00002.safetensors ...   weights, Adam moments and buffers in fp32 (`tasks/training/shards.py`)
+    config.json                           the model's Hugging Face config
+    journals/*.jsonl                      the training's record so far
+    state                                 step, counters, layout: plain numbers (`TrainingState`)
+
+Nothing else is needed to go on: data order and dropout are functions of (seed, place in the stream), the learning rate
+of the step; W&B is fed from the journals. While one is being stored no other is taken (back-pressure); when the store
+fails, training goes on for `checkpoint.patience` seconds, and the caller asks `overdue` when to stop and wait.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-import threading
 import time
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file, save_file
-
+from infra.checkpoint_process import CheckpointProcess
 from infra.errors import ForgelineError, LeaseLost, StageError
+from tasks.training.cadence import Cadence
+from tasks.training.shards import ShardReader, SnapshotBuffer, shard_name
 
 if TYPE_CHECKING:
-    from infra.checkpoints import CheckpointStore
+    import torch
+
+    from infra.checkpoints import Checkpoint
+    from tasks.stage import Job
+    from tasks.training.engine import Engine
+    from tasks.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
-FORMAT = 1
-AUTO_SECONDS = 15.0
+FORMAT = 2
 
 
 @dataclass
-class Snapshot:
-    """The state after `step` optimizer steps, in CPU memory and owned by nobody else."""
+class TrainingState:
+    """Where a training stands, apart from its tensors. `step`: optimizer steps done, skipped updates included."""
 
-    step: int
     total_steps: int
-    tokens: int
-    tensors: dict[str, torch.Tensor]
-    journals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    step: int = 0
+    tokens: int = 0
+    updates: int = 0
+    """Steps whose update was made; Adam's bias correction counts these."""
+    skipped_in_row: int = 0
+    rollbacks: int = 0
+    offset: int = 0
+    """Steps of the data stream left out by going back: step n trains on the stream's step n + offset."""
+    rate_factor: float = 1.0
+    micro: int = 0
+    """Examples a rank holds at once, if memory was too small for more. 0: as configured."""
+    trained_seconds: float = 0.0
+    interruptions: int = 0
 
-    def write(self, folder: Path) -> dict[str, Any]:
-        """Write the files into an empty `folder`; returns the small state that goes into the commit."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.tensors, str(folder / "training.safetensors"))
-        (folder / "journal.json").write_text(json.dumps(self.journals), encoding="utf-8")
-        return {
-            "format": FORMAT,
-            "step": self.step,
-            "total_steps": self.total_steps,
-            "tokens": self.tokens,
-        }
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
 
-    @classmethod
-    def read(cls, folder: Path, state: dict[str, Any]) -> Snapshot:
-        """Read verified files back. Raises StageError if another version of Forgeline wrote them."""
-        if state.get("format") != FORMAT:
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> TrainingState:
+        """Raises StageError if another version of Forgeline wrote it."""
+        if data.get("format") != FORMAT:
             raise StageError(
-                f"checkpoint format {state.get('format')!r} is not {FORMAT}",
-                hint="It was written by another version of Forgeline; finish with that one, or clear the checkpoint.",
+                f"checkpoint format {data.get('format')!r} is not {FORMAT}",
+                hint="It was written by another version of Forgeline; finish with that one, or remove the checkpoint.",
             )
-        return cls(
-            step=int(state["step"]),
-            total_steps=int(state["total_steps"]),
-            tokens=int(state["tokens"]),
-            tensors=load_file(str(folder / "training.safetensors")),
-            journals=json.loads((folder / "journal.json").read_text(encoding="utf-8")),
-        )
+        return TrainingState(**{field.name: data[field.name] for field in fields(TrainingState)})
 
 
-class CheckpointWriter:
-    """Rank 0's side of checkpointing: when one is due, and writing it beside the training."""
+class Checkpoints:
+    """One rank's side of saving and loading. `save`, `load` and `wait` are called by all ranks alike."""
 
-    def __init__(self, store: CheckpointStore, scratch: Path, every: int | Literal["auto"], keep: int) -> None:
-        self.store, self.scratch, self.every, self.keep = store, scratch, every, keep
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
-        self._last_time = time.monotonic()
-        self._last_step = -1
+    def __init__(self, job: Job[Any], ranks: Ranks, engine: Engine, *, anchor_every: int) -> None:
+        self.store, self.settings = job.checkpoints, job.execution.checkpoint
+        self.ranks, self.engine, self.scratch, self.anchor_every = ranks, engine, job.scratch, anchor_every
+        self.cadence = Cadence()
+        self.failure: ForgelineError | None = None
+        self._attempt = str(ranks.broadcast(uuid.uuid4().hex[:12]))
+        self._buffer: SnapshotBuffer | None = None
+        self._process: CheckpointProcess | None = None
+        self._last_step = 0
+        self._last_time = self._stored_time = time.monotonic()
 
-    def due(self, step: int, first_step: int) -> bool:
-        """Whether the state before step `step` should be kept; False while an earlier one is still being written."""
-        if self._thread is not None and self._thread.is_alive():
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being stored; the buffer may not be touched."""
+        return self._process is not None and self._process.busy
+
+    def due(self, step: int) -> bool:
+        """Whether the state after `step` steps should be saved. Rank 0's clock decides for `auto`."""
+        if step <= self._last_step:
             return False
-        self._raise_failure()
-        if step <= max(first_step, self._last_step):
+        if self.settings.every == "auto":
+            cadence = time.monotonic() - self._last_time >= self.cadence.seconds
+        else:
+            cadence = step % self.settings.every == 0
+        return cadence or step % (self.settings.permanent_every or step + 1) == 0
+
+    def overdue(self) -> bool:
+        """Whether saving has been failing for longer than training may go on."""
+        return self.failure is not None and time.monotonic() - self._stored_time > self.settings.patience
+
+    def save(self, state: TrainingState, growing: Mapping[str, Path]) -> float:
+        """Copy this rank's state into memory and have it stored; `growing`: files still appended to, by name.
+
+        Returns the seconds the caller stood still.
+        """
+        began = time.perf_counter()
+        tensors, starts = self._tensors()
+        if self._buffer is None:
+            self._buffer = SnapshotBuffer(tensors, starts, self.scratch)
+            inherit = self._buffer.fd
+            size = self.ranks.world_size
+            self._process = CheckpointProcess(self.store, rank=self.ranks.rank, ranks=size, inherit=inherit)
+        assert self._process is not None
+        self._buffer.fill(tensors)
+        name = shard_name(self.ranks.rank, self.ranks.world_size)
+        request: dict[str, Any] = {
+            "step": state.step,
+            "attempt": f"{self._attempt}-{state.rollbacks}",
+            "files": {name: str(self._buffer.path)},
+            "growing": {},
+            "state": {},
+            "prune": {},
+        }
+        if self.ranks.leads:
+            config = self.scratch / "config.json"
+            config.write_text(self.engine.module.config.to_json_string(use_diff=False), encoding="utf-8")
+            request["files"]["config.json"] = str(config.absolute())
+            request["growing"] = {n: [str(path.absolute()), path.stat().st_size] for n, path in growing.items()}
+            request["state"] = {
+                **state.to_json(),
+                "ranks": self.ranks.world_size,
+                "zero_stage": self.engine.zero_stage,
+                "shapes": self.engine.shapes(),
+            }
+            request["prune"] = {
+                "keep": self.settings.keep,
+                "permanent_every": self.settings.permanent_every or 0,
+                "anchor_every": self.anchor_every,
+            }
+        self._process.save(request)
+        self._last_step, self._last_time = state.step, time.monotonic()
+        stalled = time.perf_counter() - began
+        self.cadence.stall(stalled)
+        return stalled
+
+    def poll(self, timeout: float = 0.0) -> bool:
+        """Note how a save ended; True if one did. Raises LeaseLost: what this run makes is no longer wanted."""
+        outcome = self._process.poll(timeout) if self._process else None
+        if outcome is None:
             return False
-        if self.every == "auto":
-            return time.monotonic() - self._last_time >= AUTO_SECONDS
-        return step % self.every == 0
+        if isinstance(outcome.error, LeaseLost):
+            raise outcome.error
+        self.failure = outcome.error
+        if outcome.error is None:
+            self._stored_time = time.monotonic()
+            self.cadence.saved()
+        else:
+            log.warning("the checkpoint at step %d was not stored, training goes on: %s", outcome.step, outcome.error)
+        return True
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Write and commit in the background; a failure surfaces at the next `due` or `finish`."""
-        self.finish()
-        self._last_time, self._last_step = time.monotonic(), snapshot.step
-        self._thread = threading.Thread(target=self._write, args=(snapshot,), name=f"checkpoint-{snapshot.step}")
-        self._thread.start()
+    def wait(self) -> ForgelineError | None:
+        """Until nothing is being stored; what went wrong with the last save of this rank, or None."""
+        while self.busy:
+            self.poll(timeout=1.0)
+        return self.failure
 
-    def finish(self) -> None:
-        """Wait for the checkpoint under way. Raises what its writing raised."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self._raise_failure()
+    def load(self, step: int | None = None) -> tuple[Checkpoint, TrainingState] | None:
+        """Set the engine to the newest checkpoint that verifies, or to that at `step`; None if there is none."""
+        if step is None:
+            newest = self.store.latest() if self.ranks.leads else None
+            step = self.ranks.broadcast(newest.step if newest else None)
+            if step is None:
+                return None
+        found = self.store.load(step)
+        state = TrainingState.from_json(found.state)
+        self.engine.load(ShardReader(found.path), state.updates)
+        self._last_step, self._last_time = state.step, time.monotonic()
+        return found, state
 
-    def _write(self, snapshot: Snapshot) -> None:
-        folder = self.scratch / f"checkpoint-{snapshot.step}"
-        try:
-            state = snapshot.write(folder)
-            self.store.commit(snapshot.step, folder, state)
-            self.store.prune(self.keep)
-        except BaseException as failure:  # carried to the training thread, which decides
-            self._failure = failure
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    def go_back(self, step: int) -> None:
+        """Forget every checkpoint after `step`; training goes on from there along another way."""
+        if self.ranks.leads:
+            self.store.delete_after(step)
+        self.ranks.barrier()
+        self._last_step = step
 
-    def _raise_failure(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is None:
-            return
-        if isinstance(failure, ForgelineError) and failure.transient and not isinstance(failure, LeaseLost):
-            # Training goes on without this checkpoint: it costs repeated work only if the job dies before the next.
-            log.warning("checkpoint at step %d was not saved: %s", self._last_step, failure)
-            return
-        raise failure
+    def close(self) -> None:
+        """Give up what is being stored and the memory."""
+        if self._process is not None:
+            self._process.close()
+        if self._buffer is not None:
+            self._buffer.close()
+            self._buffer = None
 
-
-def load_latest(store: CheckpointStore) -> Snapshot | None:
-    """The newest committed state of this key, or None."""
-    found = store.latest()
-    return None if found is None else Snapshot.read(Path(found.path), found.state)
+    def _tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+        pieces = self.engine.pieces()
+        tensors = {f"{part}/{piece.name}": values for piece in pieces for part, values in piece.parts.items()}
+        if self.ranks.leads:
+            tensors |= {f"buffers/{name}": value.reshape(-1) for name, value in self.engine.buffers().items()}
+        return tensors, {piece.name: piece.start for piece in pieces}

@@ -6,11 +6,14 @@ What the engine adds to `deepspeed.initialize`:
   accumulation steps and the ranks are multiplied out beforehand.
 - The learning rate is set by the caller each step (DeepSpeed's own schedulers are one step late).
 - Activation checkpointing through the model's own switch, and torch.compile, where they are asked for.
-- Weights and Adam moments can be read and set as whole fp32 tensors at every ZeRO stage, by parameter name.
+- An update can be skipped at every ZeRO stage: the gradients go, weights and moments stay as they are.
+- What this rank holds of weights and Adam moments can be listed as flat fp32 pieces and set from any other layout's
+  (`tasks/training/shards.py`).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -27,8 +30,7 @@ from tasks.training.batch import BatchSplit
 from tasks.training.deepspeed_config import deepspeed_config
 from tasks.training.ranks import Ranks
 from tasks.training.settings import OptimizerParams
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from tasks.training.shards import MOMENTS, Piece, ShardReader
 
 
 def _import_deepspeed(device: torch.device) -> Any:
@@ -55,7 +57,8 @@ class Engine:
         *,
         max_grad_norm: float,
     ) -> None:
-        self.ranks, self.split = ranks, split
+        self.ranks = ranks
+        self._skip = False
         self.device = ranks.device
         self.zero_stage = execution.zero_stage
         self.max_grad_norm = max_grad_norm
@@ -64,8 +67,11 @@ class Engine:
         ranks.join()
         deepspeed = _import_deepspeed(self.device)
         self._adam = torch.optim.AdamW(
-            _decay_groups(model, optimizer.weight_decay), lr=0.0, betas=optimizer.betas, eps=optimizer.eps
+            _decay_groups(model, optimizer.weight_decay), lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True
         )
+        # DeepSpeed calls it when gradients are reduced and their norm is known, and clears them after it.
+        update = self._adam.step
+        self._adam.step = lambda closure=None: None if self._update_is_skipped() else update(closure)  # type: ignore[method-assign]
         if execution.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.engine, *_ = deepspeed.initialize(
@@ -84,9 +90,10 @@ class Engine:
         output: torch.Tensor = self.engine(**model_inputs(batch)).logits
         return output
 
-    def backward(self, loss_sum: torch.Tensor, global_units: float) -> None:
+    def backward(self, loss_sum: torch.Tensor, global_units: float, *, last: bool) -> None:
         """Accumulate the gradient of loss_sum / global_units; at the last micro-batch, reduce over the ranks."""
-        self.engine.backward(loss_sum * (self.split.accumulation * self.ranks.world_size / global_units))
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss_sum * (self.ranks.world_size / global_units), scale_wrt_gas=False)
 
     def gradient_norm(self) -> float | None:
         """L2 norm before clipping, clipping on the way. None at ZeRO stages 1 to 3, where only `step` knows it."""
@@ -95,48 +102,73 @@ class Engine:
         norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.max_grad_norm or float("inf"))
         return float(norm)
 
-    def step(self, learning_rate: float) -> float | None:
-        """Finish a micro-batch; after the last of a global batch, update the weights. Returns ZeRO's gradient norm."""
+    def step(self, learning_rate: float, *, skip: bool = False) -> float | None:
+        """Update the weights, or with `skip` only drop the gradients. Returns ZeRO's gradient norm.
+
+        Where that norm is not finite, the update is skipped too.
+        """
+        self._skip = skip
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if self.zero_stage else None
         return None if norm is None else float(norm)
 
-    def full_state(self, *, moments: bool = True) -> dict[str, torch.Tensor] | None:
-        """A copy in CPU memory, on rank 0: `weights/NAME` in fp32, `exp_avg/NAME`, `exp_avg_sq/NAME`, `buffers/NAME`.
+    def drop_gradients(self) -> None:
+        """Forget what was accumulated. At ZeRO 0 only: the other stages keep gradients in buckets of their own."""
+        assert self.zero_stage == 0
+        self.engine.zero_grad()
 
-        Collective. Independent of world size and ZeRO stage, so that another layout can load it.
-        """
+    def _update_is_skipped(self) -> bool:
+        norm = self.engine.optimizer._global_grad_norm if self.zero_stage else 0.0
+        return self._skip or not math.isfinite(float(norm))
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """Every trained weight, whole, in fp32 and CPU memory, and the buffers, by name; on rank 0. Collective."""
         state: dict[str, torch.Tensor] = {}
-        if moments:
-            self._link_moments()
         for name, parameter in self.engine.module.named_parameters():
-            for part in ("weights", *MOMENTS) if moments else ("weights",):
-                value = self._read(parameter, part)
-                if self.ranks.rank == 0 and value is not None:
-                    state[f"{part}/{name}"] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
-        if self.ranks.rank:
-            return None
-        saved = self.engine.module.state_dict().keys()
-        for name, buffer in self.engine.module.named_buffers():
-            if name in saved:
-                state[f"buffers/{name}"] = buffer.detach().to("cpu", copy=True).contiguous()
-        return state
+            value = self._whole(parameter)
+            if self.ranks.leads and value is not None:
+                state[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
+        return state | self.buffers() if self.ranks.leads else None
 
-    def load_full_state(self, state: Mapping[str, torch.Tensor], step: int) -> None:
-        """Set weights, buffers and moments from `full_state`, taken after `step` optimizer steps. Collective."""
-        if self.zero_stage and step:
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """The model's buffers that are saved with it, in CPU memory."""
+        saved = self.engine.module.state_dict().keys()
+        return {
+            name: buffer.detach().to("cpu", copy=True).contiguous()
+            for name, buffer in self.engine.module.named_buffers()
+            if name in saved
+        }
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Shape of every trained parameter, by name."""
+        return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self._trained()}
+
+    def pieces(self) -> list[Piece]:
+        """What this rank has to save of each trained parameter; together the ranks' pieces are the whole state.
+
+        Views of living memory: copy them before the next step. Call it after the first update, which makes moments.
+        """
+        self._link_moments()
+        return [piece for name, p in self._trained() if (piece := self._piece(name, p)) is not None]
+
+    def load(self, shards: ShardReader, updates: int) -> None:
+        """Set weights, moments and buffers to those saved after `updates` updates. Collective.
+
+        Raises StageError if the parameters are not those of this model.
+        """
+        if self.zero_stage:
             self._allocate_partitioned_moments()
-        for name, parameter in self.engine.module.named_parameters():
-            for part in ("weights", *MOMENTS):
-                if f"{part}/{name}" in state:
-                    self._write(parameter, part, state[f"{part}/{name}"].to(self.device))
+        _check_names(dict(self._trained()), shards)
+        for name, parameter in self._trained():
+            self._set(name, parameter, shards)
         buffers = dict(self.engine.module.named_buffers())
-        for name, value in state.items():
-            if name.startswith("buffers/"):
-                buffers[name.removeprefix("buffers/")].copy_(value)
-        self._set_adam_step(step)
+        for name in shards.names("buffers"):
+            buffers[name].copy_(shards.read("buffers", name).view_as(buffers[name]))
+        for key, state in self._adam.state.items():
+            if state:  # DeepSpeed looks up parameters it does not own, which leaves empty entries
+                state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=key.device)
 
     def close(self) -> None:
         """Drop DeepSpeed's hooks and buffers; the process group stays for the next engine of this process."""
@@ -144,37 +176,77 @@ class Engine:
             self.module.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
         self.engine.destroy()
 
-    def _read(self, parameter: torch.nn.Parameter, part: str) -> torch.Tensor | None:
-        if self.zero_stage == 0:
-            return parameter.data if part == "weights" else self._adam.state[parameter].get(part)
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self.engine.module.named_parameters() if p.requires_grad]
 
-        value: torch.Tensor | None = (
-            safe_get_full_fp32_param(parameter) if part == "weights" else safe_get_full_optimizer_state(parameter, part)
-        )
+    def _whole(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        if self.zero_stage == 0:
+            return parameter.data
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        value: torch.Tensor | None = safe_get_full_fp32_param(parameter)
         return value
 
-    def _write(self, parameter: torch.nn.Parameter, part: str, value: torch.Tensor) -> None:
+    def _piece(self, name: str, parameter: Any) -> Piece | None:
         if self.zero_stage == 0:
-            if part == "weights":
-                parameter.data.copy_(value)
-            else:
-                self._adam.state[parameter][part] = value.clone()
+            # Every rank has all of it: each saves an equal share.
+            size, ranks, rank = parameter.numel(), self.ranks.world_size, self.ranks.rank
+            begin, end = size * rank // ranks, size * (rank + 1) // ranks
+            whole = {"weights": parameter.data, **{m: self._adam.state[parameter][m] for m in MOMENTS}}
+            return Piece(name, begin, {part: value.reshape(-1)[begin:end] for part, value in whole.items()})
+        if self.zero_stage == 3:
+            from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+            begin, count = self._partition(parameter)
+            parts = {m: safe_get_local_optimizer_state(parameter, m)[:count] for m in MOMENTS}
+            return Piece(name, begin, {"weights": safe_get_local_fp32_param(parameter)[:count], **parts})
+        if (kept := parameter._hp_mapping) is None:
+            return None  # another rank's
+        return Piece(
+            name,
+            kept.lp_fragment_address.start,
+            {"weights": kept.hp_fragment, **{m: kept.optim_fragment[m] for m in MOMENTS}},
+        )
+
+    def _partition(self, parameter: Any) -> tuple[int, int]:
+        """ZeRO 3: first element and number of elements of this rank's partition, without its padding."""
+        share = parameter.ds_tensor.numel()
+        begin = min(parameter.ds_numel, share * self.ranks.rank)
+        return begin, min(share, parameter.ds_numel - begin)
+
+    def _set(self, name: str, parameter: Any, shards: ShardReader) -> None:
+        if self.zero_stage == 0:
+            parameter.data.copy_(shards.read("weights", name).view_as(parameter))
+            self._adam.state[parameter] = {
+                m: shards.read(m, name).view_as(parameter).to(parameter.device, copy=True) for m in MOMENTS
+            }
             return
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        if self.zero_stage == 3:
+            self._set_partition(name, parameter, shards)
+            return
+        if (kept := parameter._hp_mapping) is not None:
+            begin = kept.lp_fragment_address.start
+            end = begin + kept.lp_fragment_address.numel
+            kept.hp_fragment.data.copy_(shards.read("weights", name, begin, end))
+            for moment in MOMENTS:
+                kept.optim_fragment[moment].data.copy_(shards.read(moment, name, begin, end))
+        # The copy that the forward pass reads is another one, renewed only by a step.
+        parameter.data.copy_(shards.read("weights", name).view_as(parameter))
 
-        if part == "weights":
-            safe_set_full_fp32_param(parameter, value)
-            # The copy that the forward pass reads is another one, renewed only by a step.
-            if self.zero_stage == 3:
-                import deepspeed
+    def _set_partition(self, name: str, parameter: Any, shards: ShardReader) -> None:
+        import deepspeed
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                    parameter.data.copy_(value)
+        begin, count = self._partition(parameter)
+        for part in ("weights", *MOMENTS):
+            value = torch.zeros(parameter.ds_tensor.numel(), device=self.device)
+            value[:count] = shards.read(part, name, begin, begin + count)
+            if part == "weights":
+                safe_set_local_fp32_param(parameter, value)
             else:
-                parameter.data.copy_(value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, part)
+                safe_set_local_optimizer_state(parameter, value, part)
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(shards.read("weights", name).view_as(parameter))
 
     def _allocate_partitioned_moments(self) -> None:
         """ZeRO makes the moments at the first step; a restored engine needs them before."""
@@ -191,10 +263,18 @@ class Engine:
             self.engine.optimizer._hp_optimizer_states_linked = False
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _set_adam_step(self, step: int) -> None:
-        for state in self._adam.state.values():
-            if state:  # DeepSpeed looks up parameters it does not own, which leaves empty entries
-                state["step"] = torch.tensor(float(step))
+
+def _check_names(trained: Mapping[str, Any], shards: ShardReader) -> None:
+    saved = {name: shards.size("weights", name) for name in shards.names("weights")}
+    expected = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in trained.items()}
+    wrong = sorted(name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name))
+    if wrong:
+        listed = ", ".join(f"{n} ({saved.get(n, 'none')} saved, {expected.get(n, 'none')} here)" for n in wrong[:5])
+        raise StageError(
+            f"the checkpoint holds another model: {listed}{', ...' if len(wrong) > 5 else ''}",
+            hint="Another version of transformers or of the stage's code built it; resume with that one, or remove "
+            "the checkpoint to start over.",
+        )
 
 
 def _check_features(model: PreTrainedModel, execution: Execution) -> None:

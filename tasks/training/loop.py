@@ -1,16 +1,17 @@
 """The one training loop: pretrain, finetune, distil and heal are this function with another model, data and loss.
 
-A step is: collate this rank's micro-batches; agree with the other ranks on the number of loss units, on a stop
-request and on a checkpoint (one small all-reduce); forward and backward per micro-batch; check that the loss is
-finite; update. Everything a step depends on is a function of (params, step, weights), so a resumed training makes the
-steps an undisturbed one would have made: bit for bit on the same number of ranks in fp32 on a CPU.
+A step is: take this rank's micro-batches; agree with the other ranks on the number of loss units, on a stop request
+and on a checkpoint (one small all-reduce); forward and backward per micro-batch; judge the loss; update, or skip the
+update (`tasks/training/divergence.py`). Everything a step depends on is a function of (params, step, weights), so a
+resumed training makes the steps an undisturbed one would have made: bit for bit on the same number of ranks in fp32 on
+a CPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import math
-import statistics
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,20 +20,25 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from infra.errors import Preempted, StageError
+from infra.errors import ForgelineError, OutOfMemory, Preempted, StageError
+from infra.launch.watchdog import Watchdog
 from tasks.objectives import Feature, Objective
 from tasks.stage import Job
 from tasks.training.batch import BatchSplit, split_batch
-from tasks.training.checkpoint import CheckpointWriter, Snapshot, load_latest
+from tasks.training.checkpoint import Checkpoints, TrainingState
+from tasks.training.divergence import SpikeDetector
 from tasks.training.engine import Engine, model_inputs
 from tasks.training.evaluate import validate
-from tasks.training.journal import Journal
+from tasks.training.loader import Loader, Micro
 from tasks.training.ranks import Ranks, training_device
+from tasks.training.record import Record
 from tasks.training.sampler import Sampler, steps_for_epochs
 from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams
-from tasks.training.throughput import ModelFlops, matrix_flops, memory_mb
+from tasks.training.throughput import ModelFlops, matrix_flops
 
+log = logging.getLogger(__name__)
+SLOWEST_STEP_SECONDS = 120.0
 LossFn = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 """(logits, batch) -> summed loss over the units the objective counts in the batch."""
 
@@ -44,9 +50,8 @@ class TrainResult:
     model: PreTrainedModel
     steps: int
     tokens: int
-    tokens_per_second: float
-    mfu: float
-    """Medians over the steps; see `tasks/training/throughput.py`."""
+    summary: dict[str, float]
+    """See `Record.summary`: medians of tokens_per_second and mfu over the steps, marks and counts."""
     seen: list[int]
     """Indices of the train features met at least once, sorted."""
     validation: dict[str, float] = field(default_factory=dict)
@@ -65,15 +70,14 @@ class TrainResult:
             pad_token_id(model),
             Ranks(),
         )
-        return cls(model, steps=0, tokens=0, tokens_per_second=0.0, mfu=0.0, seen=[], validation=values)
+        return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=values)
 
     def metrics(self) -> dict[str, float]:
         """The summary a stage returns; numbers only."""
         return {
             "steps": float(self.steps),
             "tokens": float(self.tokens),
-            "tokens_per_second": self.tokens_per_second,
-            "mfu": self.mfu,
+            **self.summary,
             **{f"validation_{name}": value for name, value in self.validation.items()},
         }
 
@@ -91,8 +95,9 @@ def train(
     """Train `model` in place, resuming from the job's newest checkpoint; every rank calls it alike.
 
     loss_fn: what to minimise instead of the objective's own loss (distillation); validation always uses the latter.
-    Raises Preempted after committing the state if the job was asked to stop, StageError if the loss is not finite or
-    the global batch does not divide.
+    Raises Preempted after committing the state if the job was asked to stop, StageError if the loss diverges beyond
+    what `params.divergence` allows, if the global batch does not divide, or if checkpoints cannot be stored for long;
+    OutOfMemory where fewer examples at once may fit.
     """
     split = split_batch(
         params.global_batch_size,
@@ -120,212 +125,310 @@ class _Training:
         split: BatchSplit,
         total: int,
     ) -> None:
-        self.job, self.objective, self.params, self.total = job, objective, params, total
-        self.train_features, self.validation_features = train_features, validation_features
+        self.job, self.objective, self.params, self.total, self.split = job, objective, params, total, split
+        self.validation_features = validation_features
         self.loss_fn: LossFn = loss_fn or (lambda logits, batch: objective.loss(logits, batch)[0])
         self.model = model
         self.pad = pad_token_id(model)
         self.sampler = Sampler(len(train_features), params.seed, split)
+        self.loader = Loader(train_features, objective, self.pad, self.sampler, job.rank)
         self.use_cache = getattr(model.config, "use_cache", None)
         if self.use_cache is not None:
             model.config.use_cache = False  # a training step never reads the attention cache it would fill
         self.ranks = Ranks(job.rank, job.world_size, training_device(job.execution))
-        self.flops = ModelFlops.of(model)
+        flops = ModelFlops.of(model)
         self.engine = Engine(
-            model,
-            params.optimizer,
-            split,
-            job.execution,
-            self.ranks,
-            max_grad_norm=params.max_grad_norm,
+            model, params.optimizer, split, job.execution, self.ranks, max_grad_norm=params.max_grad_norm
         )
         dtype = torch.bfloat16 if job.execution.precision == "bf16" else torch.float32
-        self.machine_flops = self.ranks.sum(matrix_flops(self.ranks.device, dtype))[0]
-        self.leads = self.ranks.leads
-        self.steps = Journal(job.records / "train.jsonl")
-        self.evaluations = Journal(job.records / "validation.jsonl")
-        checkpoint = job.execution.checkpoint
-        self.writer = CheckpointWriter(job.checkpoints, job.scratch, checkpoint.every, checkpoint.keep)
-        self.tokens = 0
+        machine_flops = self.ranks.sum(matrix_flops(self.ranks.device, dtype))[0]
+        self.record = Record(job, flops, machine_flops, total, self.ranks.device)
+        self.anchor_every = params.divergence.rollback_every
+        self.checkpoints = Checkpoints(job, self.ranks, self.engine, anchor_every=self.anchor_every)
+        self.spikes = SpikeDetector(params.divergence)
+        self.state = TrainingState(total)
+        self.watchdog = Watchdog()
+        self.slowest = 0.0
         self.stalled = 0.0
 
     def run(self) -> TrainResult:
-        try:
-            first = self._resume()
-            for step in range(first, self.total):
-                self._step(step, first)
-                if self.params.eval_every and (step + 1) % self.params.eval_every == 0 and step + 1 < self.total:
-                    self._validate(step + 1)
-            validation = self._validate(self.total)
-            self.writer.finish()
+        every = self.params.eval_every
+        with contextlib.ExitStack() as stack:
+            for part in (self.engine, self.checkpoints, self.record, self.loader):
+                stack.callback(part.close)
+            stack.enter_context(self.watchdog)
+            self._resume()
+            while self.state.step < self.total:
+                self._expect()
+                self._step()
+                if every and self.state.step % every == 0 and self.state.step < self.total:
+                    self._validate()
+            validation = self._validate()
+            if self.state.step % (self.job.execution.checkpoint.permanent_every or self.total + 1) == 0:
+                self._save()
+                self._require_stored()
             return self._result(validation)
-        finally:
-            self.steps.close()
-            self.evaluations.close()
-            self.engine.close()
 
-    def _resume(self) -> int:
-        snapshot: Snapshot | None = load_latest(self.job.checkpoints) if self.leads else None
-        snapshot = self.ranks.broadcast(snapshot)
-        if snapshot is None:
-            return 0
-        if snapshot.total_steps != self.total:
+    def _expect(self) -> None:
+        limit = self.job.execution.step_timeout
+        if limit != "auto":
+            self.watchdog.expect(limit)
+        elif self.slowest:  # the first step may compile for long
+            self.watchdog.expect(max(SLOWEST_STEP_SECONDS, 30.0 * self.slowest))
+
+    def _resume(self) -> None:
+        loaded = self.checkpoints.load()
+        if loaded is None:
+            return
+        found, self.state = loaded
+        if self.state.total_steps != self.total:
             raise StageError(
-                f"the checkpoint belongs to a training of {snapshot.total_steps} steps, not {self.total}",
+                f"the checkpoint belongs to a training of {self.state.total_steps} steps, not {self.total}",
                 where=f"stages.{self.job.name}",
                 hint="Its data changed under the same key, which is a bug: report it, and clear the checkpoint.",
             )
-        self.engine.load_full_state(snapshot.tensors, snapshot.step)
-        self.tokens = snapshot.tokens
-        self.steps.restore(snapshot.journals.get("train", []))
-        self.evaluations.restore(snapshot.journals.get("validation", []))
-        return snapshot.step
+        self.state.interruptions += 1
+        self.checkpoints.cadence.trained = self.state.trained_seconds
+        self.checkpoints.cadence.interruptions = self.state.interruptions
+        self.record.restore(found.path)
+        self._restore_losses()
+        if self.state.micro and self.job.execution.per_device_train_batch_size == "auto":
+            self._use_micro(min(self.state.micro, self.split.micro))
+        before = {name: found.state[name] for name in ("ranks", "zero_stage")}
+        log.info("resumed at step %d of %d, saved by %s", self.state.step, self.total, before)
 
-    def _step(self, step: int, first: int) -> None:
+    def _restore_losses(self) -> None:
+        losses = self.record.good_losses(self.params.divergence.window) if self.ranks.leads else None
+        self.spikes.restore(self.ranks.broadcast(losses))
+
+    def _step(self) -> None:
         began = time.perf_counter()
-        micros = [
-            (position, self.objective.collate([self.train_features[i] for i in examples], self.pad))
-            for position, examples in self.sampler.micro_batches(step, self.job.rank)
-        ]
+        state, step = self.state, self.state.step
+        micros = self.loader.step(step + state.offset, last=step + 1 == self.total)
         data_wait = time.perf_counter() - began
-        units, tokens, stop, save = self.ranks.sum(
+        self.checkpoints.poll()
+        anchor = step % self.anchor_every == 0 and step > 0
+        units, tokens, stop, save, busy, overdue = self.ranks.sum(
             sum(self.objective.units(batch) for _, batch in micros),
             sum(int(batch["attention_mask"].sum()) for _, batch in micros),
             float(self.job.stop_requested()),
-            float(self.leads and self.writer.due(step, first)),
+            float(self.ranks.leads and self.checkpoints.due(step)),
+            float(self.checkpoints.busy),
+            float(self.ranks.leads and self.checkpoints.overdue()),
         )
         if stop:
-            self._preempt(step)
-        if save:
-            stall = time.perf_counter()
-            self._snapshot(step)
-            self.stalled = time.perf_counter() - stall
+            self._preempt()
+        if anchor and state.updates:
+            self.checkpoints.wait()  # the anchor is at this step on every machine, however slow its store
+            self._save()
+        elif save and state.updates and not busy:
+            self._save()
+        if overdue:
+            self._wait_for_store()
 
-        rate = self.params.learning_rate * learning_rate_factor(
+        rate = state.rate_factor * self.params.learning_rate
+        rate *= learning_rate_factor(
             self.params.schedule.name,
             step,
             self.total,
             warmup_ratio=self.params.schedule.warmup_ratio,
             min_ratio=self.params.schedule.min_ratio,
         )
+        try:
+            loss, norm = self._gradients(micros, max(units, 1.0))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            self._shrink(error)
+            return
+        fault = self.spikes.fault(loss, norm)
+        norm_after = self.engine.step(rate, skip=fault is not None)
+        if norm is None:
+            norm = norm_after
+            fault = fault or self.spikes.fault(loss, norm)
+        state.step += 1
+        state.tokens += int(tokens)
+        seconds = time.perf_counter() - began
+        self.slowest = max(self.slowest, seconds)
+        self.checkpoints.cadence.step(seconds - self.stalled, saving=bool(busy))
+        state.trained_seconds = self.checkpoints.cadence.trained
+        values = {"loss": loss, "learning_rate": rate, "grad_norm": norm, "data_wait": data_wait}
+        if self.stalled:
+            values["checkpoint_stall"], self.stalled = self.stalled, 0.0
+        if fault:
+            values["skipped"] = 1.0
+        length = max(batch["attention_mask"].shape[1] for _, batch in micros)
+        self.record.step(state.step, values, tokens=tokens, length=length, seconds=seconds)
+        if fault:
+            self._skipped(fault, rate)
+        else:
+            self.spikes.accept(loss)
+            state.updates += 1
+            state.skipped_in_row = 0
+
+    def _gradients(self, micros: list[Micro], units: float) -> tuple[float, float | None]:
+        """Forward and backward of a step: mean loss over all ranks, and the gradient norm where it is known already."""
         self.engine.engine.train()
-        loss_sum, norm = 0.0, None
+        total = 0.0
         for i, (position, batch) in enumerate(micros):
             # Dropout depends on the place in the data stream, so neither ranks nor a resume change it.
             torch.manual_seed(stream_seed(self.params.seed, position))
             batch = {name: value.to(self.ranks.device) for name, value in batch.items()}
             loss = self.loss_fn(self.engine.logits(batch), batch)
-            loss_sum += float(loss.detach())
-            self.engine.backward(loss, max(units, 1.0))
-            last = i == len(micros) - 1
-            if last:
-                loss_sum = self.ranks.sum(loss_sum)[0]
-                norm = self.engine.gradient_norm()
-                self._check_finite(step, rate, loss_sum, norm)
-            norm_after = self.engine.step(rate)
-            norm = norm if norm is not None else norm_after
-        self._check_finite(step, rate, loss_sum, norm)
-        self.tokens += int(tokens)
-        length = max(batch["attention_mask"].shape[1] for _, batch in micros)
-        self._record(step, loss_sum / max(units, 1.0), rate, norm, tokens, length, data_wait, began)
+            total += float(loss.detach())
+            self.engine.backward(loss, units, last=i == len(micros) - 1)
+        return self.ranks.sum(total)[0] / units, self.engine.gradient_norm()
 
-    def _check_finite(self, step: int, rate: float, loss: float, norm: float | None) -> None:
-        wrong = [
-            name
-            for name, value in (("loss", loss), ("gradient norm", norm))
-            if value is not None and not math.isfinite(value)
-        ]
-        if wrong:
+    def _skipped(self, fault: str, rate: float) -> None:
+        """An update was not made. Go on, go back, or give up."""
+        state, limits = self.state, self.params.divergence
+        state.skipped_in_row += 1
+        skipped = state.step - state.updates + state.offset
+        first = (state.step - 1 + state.offset) * self.split.global_batch
+        examples = [first, first + self.split.global_batch]
+        self.record.incident(state.step, "skipped", why=fault, stream=examples, learning_rate=rate)
+        log.warning("step %d of %d: %s; its update was skipped", state.step, self.total, fault)
+        back = state.skipped_in_row > limits.patience
+        anchor = (state.step - state.skipped_in_row) // self.anchor_every * self.anchor_every
+        if back and anchor and state.rollbacks < limits.max_rollbacks:
+            self._go_back(anchor, fault)
+        elif back or skipped > limits.max_skipped:
+            times = f", the {state.skipped_in_row}. time in a row" if state.skipped_in_row > 1 else ""
             raise StageError(
-                f"the {wrong[0]} became {loss if wrong[0] == 'loss' else norm} at step {step + 1} of {self.total} "
-                f"(learning rate {rate:.3g})",
+                f"{fault} at step {state.step} of {self.total}{times} (learning rate {rate:.3g}; "
+                f"{skipped} updates skipped, {state.rollbacks} times back)",
                 where=f"stages.{self.job.name}",
-                hint="Lower learning_rate, lengthen schedule.warmup_ratio, or set max_grad_norm.",
+                hint="Lower learning_rate, lengthen schedule.warmup_ratio, or set max_grad_norm; `divergence` says how "
+                "much is borne. records/incidents.jsonl names the examples of each skipped step.",
             )
 
-    def _record(
-        self,
-        step: int,
-        loss: float,
-        rate: float,
-        norm: float | None,
-        tokens: float,
-        length: int,
-        data_wait: float,
-        began: float,
-    ) -> None:
-        if not self.leads:
-            return
-        seconds = time.perf_counter() - began
-        entry: dict[str, Any] = {
-            "step": step + 1,
-            "loss": loss,
-            "learning_rate": rate,
-            "grad_norm": norm,
-            "tokens_per_second": tokens / seconds,
-            "mfu": tokens * self.flops.per_token(length) / seconds / self.machine_flops,
-            "memory_mb": memory_mb(self.ranks.device),
-            "data_wait": data_wait,
-            "seconds": seconds,
-        }
-        if self.stalled:
-            entry["checkpoint_stall"], self.stalled = self.stalled, 0.0
-        self.steps.append(entry)
-        self.job.progress(step + 1, self.total, loss=loss, tokens_per_second=entry["tokens_per_second"])
-        self.job.tracker.log(step + 1, {k: v for k, v in entry.items() if k != "step" and v is not None})
+    def _go_back(self, anchor: int, fault: str) -> None:
+        """Return to the state at `anchor` and go on with the data that follows the bad stretch."""
+        self.watchdog.rest()
+        self.checkpoints.wait()
+        self.checkpoints.go_back(anchor)
+        left, bad = self.state, self.state.step
+        loaded = self.checkpoints.load(anchor)
+        assert loaded is not None, "an anchor is kept until two newer ones are"
+        found, self.state = loaded
+        self.state.offset = left.offset + bad - anchor
+        self.state.rollbacks = left.rollbacks + 1
+        self.state.rate_factor = left.rate_factor * self.params.divergence.learning_rate_factor
+        self.state.micro, self.state.skipped_in_row = left.micro, 0
+        self.record.restore(found.path, keep_incidents=True)
+        self._restore_losses()
+        self.record.incident(bad, "went back", why=fault, to=anchor, rate_factor=self.state.rate_factor)
+        log.warning("went back from step %d to %d; the data between is left out", bad, anchor)
 
-    def _validate(self, step: int) -> dict[str, float]:
+    def _shrink(self, error: BaseException) -> None:
+        """Memory was too small for a micro-batch: go on with half of it. No weight was touched by the failed step."""
+        smaller = self.split.halved()
+        settings = self.job.execution
+        if settings.per_device_train_batch_size != "auto" or smaller is None:
+            raise StageError(
+                f"out of memory with {self.split.micro} examples at once",
+                where=f"stages.{self.job.name}",
+                hint="Set per_device_train_batch_size lower or to auto; activation_checkpointing, offload_optimizer "
+                "and a higher zero_stage save memory too.",
+            ) from error
+        if self.ranks.world_size > 1 or self.engine.zero_stage:
+            # The other ranks wait in a collective, and ZeRO has half a step in its buckets: start the job again.
+            raise OutOfMemory(smaller.micro, where=f"stages.{self.job.name}") from error
+        self.engine.drop_gradients()
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._use_micro(smaller.micro)
+        self.record.incident(self.state.step, "smaller micro-batch", micro=smaller.micro, why=str(error)[:200])
+        log.warning("out of memory: going on with %d examples at once", smaller.micro)
+
+    def _use_micro(self, micro: int) -> None:
+        self.state.micro = micro
+        self.split = BatchSplit(self.split.global_batch, self.split.ranks, micro)
+        self.sampler = Sampler(self.sampler.size, self.sampler.seed, self.split)
+        self.loader.resplit(self.sampler)
+
+    def _validate(self) -> dict[str, float]:
+        self.watchdog.rest()
         began = time.perf_counter()
         self.engine.engine.eval()
         values = validate(self.engine.logits, self.objective, self.validation_features, self.pad, self.ranks)
-        if self.leads and values:
-            entry = {"step": step, **values, "seconds": time.perf_counter() - began}
-            self.evaluations.append(entry)
-            self.job.tracker.log(step, {f"validation_{k}": v for k, v in values.items()})
+        state = self.state
+        seconds = time.perf_counter() - began
+        trained = state.trained_seconds
+        self.record.evaluation(state.step, values, tokens=state.tokens, trained=trained, seconds=seconds)
         return values
 
-    def _snapshot(self, step: int) -> None:
-        tensors = self.engine.full_state()
-        if tensors is not None:
-            journals = {"train": list(self.steps.entries), "validation": list(self.evaluations.entries)}
-            self.writer.save(Snapshot(step, self.total, self.tokens, tensors, journals))
+    def _save(self) -> None:
+        self.stalled += self.checkpoints.save(self.state, self.record.files())
 
-    def _preempt(self, step: int) -> None:
-        if step > 0:
-            self._snapshot(step)
-            if self.leads:
-                self.writer.finish()
+    def _require_stored(self) -> None:
+        """Wait for the checkpoint under way. Raises what kept it from being stored, on every rank."""
+        failures = self.ranks.gather(self.checkpoints.wait())
+        failure = self.ranks.broadcast(next((f for f in failures or [] if f is not None), None))
+        if failure is not None:
+            raise failure
+
+    def _wait_for_store(self) -> None:
+        """Stand still until a checkpoint is stored: more work may not be put at risk."""
+        self.watchdog.rest()
+        log.warning("checkpoints have failed for long; waiting for the store before step %d", self.state.step + 1)
+        deadline = time.monotonic() + self.job.execution.checkpoint.patience
+        while True:
+            self.checkpoints.wait()
+            self._save()
+            try:
+                self._require_stored()
+                return
+            except ForgelineError as error:
+                if self.ranks.broadcast(time.monotonic() > deadline):
+                    raise StageError(
+                        f"checkpoints cannot be stored; training stopped after step {self.state.step}: {error.what}",
+                        where=f"stages.{self.job.name}",
+                        hint=f"{error.hint or ''} Then run again: it resumes from the last checkpoint.".strip(),
+                    ) from error
+            time.sleep(1.0)
+
+    def _preempt(self) -> None:
+        self.watchdog.rest()
+        kept = "the state is committed"
+        if self.state.updates:
+            self.checkpoints.wait()
+            self._save()
+            try:
+                self._require_stored()
+            except ForgelineError as error:
+                kept = f"this state could not be stored ({error.what}); an earlier one counts"
         # No rank leaves before the commit: a launcher that sees one exit may end the others.
         self.ranks.barrier()
         raise Preempted(
-            f"stopped on request before step {step + 1} of {self.total}; the state is committed",
+            f"stopped on request before step {self.state.step + 1} of {self.total}; {kept}",
             where=f"stages.{self.job.name}",
             hint="Run the pipeline again to resume here.",
         )
 
     def _result(self, validation: dict[str, float]) -> TrainResult:
-        state = self.engine.full_state(moments=False)
+        weights = self.engine.weights()
         model = self.model
         if self.use_cache is not None:
             model.config.use_cache = self.use_cache
         if self.engine.zero_stage or self.ranks.device.type != "cpu" or self.job.execution.compile:
             model = type(model)(model.config)
-        if state is not None:
-            plain = {name.partition("/")[2]: value for name, value in state.items()}
-            model.load_state_dict(plain, strict=False)
+        if weights is not None:
+            model.load_state_dict(weights, strict=False)
             model.tie_weights()
-        medians = {
-            name: statistics.median(entry[name] for entry in self.steps.entries) if self.steps.entries else 0.0
-            for name in ("tokens_per_second", "mfu")
-        }
         return TrainResult(
             model=model.train(False),
             steps=self.total,
-            tokens=self.tokens,
-            **medians,
-            seen=self.sampler.seen(self.total),
+            tokens=self.state.tokens,
+            summary=self.record.summary(),
+            seen=self.sampler.seen(self.total + self.state.offset),
             validation=validation,
         )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch has a class for CUDA only; on a CPU the allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def pad_token_id(model: PreTrainedModel) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tasks.stage import StageParams, objective_names
+from tasks.training.divergence import DivergenceParams
 
 
 class OptimizerParams(StageParams):
@@ -57,6 +58,9 @@ class TrainingParams(Budget):
     optimizer: OptimizerParams = Field(default_factory=OptimizerParams, description="The optimizer and its constants.")
     schedule: ScheduleParams = Field(default_factory=ScheduleParams, description="The learning-rate schedule.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this global L2 norm. 0: never.")
+    divergence: DivergenceParams = Field(
+        default_factory=DivergenceParams, description="What happens when the loss is not finite or jumps."
+    )
     seed: int = Field(0, ge=0, description="Decides initial weights, data order and dropout.")
     eval_every: int = Field(
         0, ge=0, description="Steps between evaluations on the validation split. 0: only after the last step."

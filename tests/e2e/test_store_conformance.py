@@ -57,6 +57,10 @@ def payload(folder: Path, **files: str) -> Path:
     return folder
 
 
+def model(folder: Path, text: str) -> dict[str, Path]:
+    return {"engine/model": payload(folder, engine__model=text) / "engine/model"}
+
+
 def commit(store: Store, folder: Path, attempt: str = "a1", key: str = "k1", **kwargs: Any) -> Manifest:
     return store.commit(
         kind="pretrain", type="model", key=key, attempt=attempt, payload_dir=folder, identity={"lr": 1}, **kwargs
@@ -303,7 +307,7 @@ def test_the_newest_checkpoint_that_verifies_is_used(
     points = CheckpointStore(store, "pretrain", "k1")
     assert points.latest() is None and points.steps() == []
     for step in (5, 20, 100):
-        points.commit(step, payload(tmp_path / f"s{step}", engine__model=f"weights at {step}"), {"step": step})
+        points.commit(step, model(tmp_path / f"s{step}", f"weights at {step}"), {"step": step})
     assert points.steps() == [5, 20, 100]
     newest = points.latest()
     assert newest.step == 100 and newest.state == {"step": 100}
@@ -314,7 +318,7 @@ def test_the_newest_checkpoint_that_verifies_is_used(
         path.unlink()
     assert points.latest().step == 20
     assert "step 100 is damaged" in caplog.text and points.steps() == [5, 20]
-    points.commit(100, payload(tmp_path / "s100b", engine__model="again"), {"step": 100})
+    points.commit(100, model(tmp_path / "s100b", "again"), {"step": 100})
     assert (points.latest().path / "engine/model").read_text() == "again"
     points.prune(keep=1)
     assert points.steps() == [100]
@@ -324,12 +328,12 @@ def test_the_newest_checkpoint_that_verifies_is_used(
 
 
 def test_an_uncommitted_or_fenced_checkpoint_does_not_count(store: Store, tmp_path: Path) -> None:
-    def taken() -> None:
-        raise LeaseLost("taken over")
-
-    points = CheckpointStore(store, "pretrain", "k1", taken)
+    held = claims.try_acquire(store, "pretrain", "k1")
+    held.release()
+    claims.try_acquire(store, "pretrain", "k1").release()
+    points = CheckpointStore.from_json(CheckpointStore(store, "pretrain", "k1", held).to_json())
     with pytest.raises(LeaseLost):
-        points.commit(7, payload(tmp_path / "s"), {})
+        points.commit(7, model(tmp_path / "s", "late"), {})
     assert points.steps() == [] and points.latest() is None
 
 

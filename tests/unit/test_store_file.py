@@ -32,6 +32,10 @@ def out(folder: Path) -> Path:
     return folder
 
 
+def files(folder: Path) -> dict[str, Path]:
+    return {name: folder / name for name in ("weights", "sub/config")}
+
+
 def commit(store: Store, folder: Path, attempt: str = "a") -> Manifest:
     return store.commit(
         kind="k", type="model", key="1", attempt=attempt, payload_dir=folder, records_dir=folder, identity={}
@@ -102,10 +106,10 @@ def test_a_killed_checkpoint_or_prune_leaves_one_to_resume_from(tmp_path: Path) 
     folder = out(tmp_path / "out")
 
     def prepare(store: Store) -> None:
-        CheckpointStore(store, "k", "1").commit(1, folder, {"step": 1})
+        CheckpointStore(store, "k", "1").commit(1, files(folder), {"step": 1})
 
     def work(store: Store) -> None:
-        CheckpointStore(store, "k", "1").commit(2, folder, {"step": 2})
+        CheckpointStore(store, "k", "1").commit(2, files(folder), {"step": 2})
         CheckpointStore(store, "k", "1").prune(keep=1)
 
     steps = set()

@@ -1,0 +1,168 @@
+"""The process that hashes and uploads checkpoints while training goes on.
+
+    process = CheckpointProcess(job.checkpoints, rank=0, ranks=2)
+    process.save({"step": 120, "attempt": "a1", "files": {...}, "state": {...}})   # returns at once
+    process.poll()           # None while it works, then an `Outcome`, once
+
+Both sides speak JSON lines over the child's standard input and output. A process, not a thread: hashing and uploading
+would hold the interpreter lock that the training step needs. It runs at low priority, so that on a machine without
+idle cores the step comes first. Tensors cross in a memory file the child inherits; nothing is copied, and no file is
+left behind if both are killed. A failing store is asked again, with growing pauses, for a minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.checkpoints import CheckpointStore
+from infra.errors import ForgelineError, StoreUnreachable, TransientError, error_from_json
+
+NICE = 10
+RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a save ended: `error` is None when it is stored. `seconds` it took in the process."""
+
+    step: int
+    seconds: float
+    error: ForgelineError | None = None
+
+
+class CheckpointProcess:
+    """The training's side. The process starts with the first save, so that short trainings never pay for it."""
+
+    def __init__(
+        self, checkpoints: CheckpointStore, *, rank: int = 0, ranks: int = 1, inherit: int | None = None
+    ) -> None:
+        """inherit: a file descriptor the child gets under the same number."""
+        self._inherit = inherit
+        self._opening = {"checkpoints": checkpoints.to_json(), "rank": rank, "ranks": ranks}
+        self._child: subprocess.Popen[bytes] | None = None
+        self._step: int | None = None
+        self._began = 0.0
+        self._unread = b""
+
+    @property
+    def busy(self) -> bool:
+        return self._step is not None
+
+    def save(self, request: dict[str, Any]) -> None:
+        """Store what `request` says; see `_save`."""
+        assert not self.busy, "one checkpoint at a time"
+        if self._child is None or self._child.poll() is not None:
+            self._start()
+        assert self._child is not None and self._child.stdin is not None
+        self._step, self._began = int(request["step"]), time.monotonic()
+        # A child that has just died is found by `poll`, which reads the end of its output.
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(json.dumps(request).encode() + b"\n")
+            self._child.stdin.flush()
+
+    def poll(self, timeout: float = 0.0) -> Outcome | None:
+        """The outcome of the save under way if it has ended within `timeout` seconds."""
+        if self._step is None:
+            return None
+        assert self._child is not None and self._child.stdout is not None
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._unread:
+            if not select.select([self._child.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return None
+            chunk = os.read(self._child.stdout.fileno(), 65536)
+            if not chunk:
+                code = self._child.wait()
+                self._child = None
+                error = TransientError(f"the process that stores checkpoints ended (exit code {code})")
+                return self._end(error)
+            self._unread += chunk
+        line, _, self._unread = self._unread.partition(b"\n")
+        failed = json.loads(line)["error"]
+        return self._end(error_from_json(failed) if failed else None)
+
+    def close(self) -> None:
+        """End the process; a save under way is given up."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+        self._step = None
+
+    def _end(self, error: ForgelineError | None) -> Outcome:
+        assert self._step is not None
+        outcome = Outcome(self._step, time.monotonic() - self._began, error)
+        self._step = None
+        return outcome
+
+    def _start(self) -> None:
+        self._unread = b""
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "infra.checkpoint_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[] if self._inherit is None else [self._inherit],
+            # The child must find this code even where it was put on the path by hand.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)},
+        )
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps(self._opening).encode() + b"\n")
+
+
+def main() -> None:
+    """Store what is asked for over standard input until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the training decides
+    os.nice(NICE)
+    opening = json.loads(sys.stdin.readline())
+    checkpoints: CheckpointStore | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: dict[str, Any] = {"error": None}
+        deadline, pause = time.monotonic() + RETRY_SECONDS, 0.5
+        while True:
+            try:
+                checkpoints = checkpoints or CheckpointStore.from_json(opening["checkpoints"])
+                _save(checkpoints, request, opening["rank"], opening["ranks"])
+                answer["error"] = None
+                break
+            except ForgelineError as error:
+                answer["error"] = error.to_json()
+                if not isinstance(error, StoreUnreachable) or time.monotonic() + pause > deadline:
+                    break
+            time.sleep(pause)
+            pause = min(2 * pause, 10.0)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _save(checkpoints: CheckpointStore, request: dict[str, Any], rank: int, ranks: int) -> None:
+    """Commit one checkpoint and prune.
+
+    request: {"step", "attempt", "state", "files": {name: path}, "growing": {name: [path, bytes]}, "prune": {...}}.
+    Of a file that is still appended to, its first `bytes` bytes are taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="forgeline-checkpoint-") as folder:
+        files = {name: Path(path) for name, path in request["files"].items()}
+        for number, (name, (source, size)) in enumerate(request["growing"].items()):
+            files[name] = Path(folder, str(number))
+            with Path(source).open("rb") as reader, files[name].open("wb") as writer:
+                shutil.copyfileobj(reader, writer)
+                writer.truncate(size)
+        checkpoints.commit(request["step"], files, request["state"], attempt=request["attempt"], rank=rank, ranks=ranks)
+        if rank == 0:
+            checkpoints.prune(**request["prune"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Micro-batches of a step, collated while the step before it runs, so that the step does not wait for its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from tasks.objectives import Feature, Objective
+from tasks.training.sampler import Sampler
+
+Micro = tuple[int, dict[str, torch.Tensor]]
+"""(place in the data stream of its first example, batch)"""
+
+
+class Loader:
+    """One thread works one step ahead. Collating draws no random numbers of torch's: the thread would race for them."""
+
+    def __init__(
+        self, features: Sequence[Feature], objective: Objective, pad: int, sampler: Sampler, rank: int
+    ) -> None:
+        self.features, self.objective, self.pad, self.sampler, self.rank = features, objective, pad, sampler, rank
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._ahead: tuple[int, Future[list[Micro]]] | None = None
+
+    def step(self, number: int, *, last: bool) -> list[Micro]:
+        """This rank's micro-batches of step `number` of the data stream; begins with the next unless it is the last."""
+        if self._ahead is not None and self._ahead[0] == number:
+            micros = self._ahead[1].result()
+        else:
+            micros = self._collate(number)
+        self._ahead = None if last else (number + 1, self._pool.submit(self._collate, number + 1))
+        return micros
+
+    def resplit(self, sampler: Sampler) -> None:
+        """Go on with other micro-batches."""
+        self.sampler, self._ahead = sampler, None
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _collate(self, number: int) -> list[Micro]:
+        return [
+            (position, self.objective.collate([self.features[i] for i in examples], self.pad))
+            for position, examples in self.sampler.micro_batches(number, self.rank)
+        ]

@@ -1,0 +1,115 @@
+"""What a training writes down: a line for every step, every evaluation and every incident, in `records/`.
+
+    train.jsonl        step, loss, learning rate, gradient norm, tokens/s, MFU, memory, waits, seconds
+    validation.jsonl   step, loss and the objective's metrics, tokens and seconds trained so far
+    incidents.jsonl    updates skipped, ways back, micro-batches made smaller: with the reason
+
+The same values go to the tracker (W&B) and the live view. Only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.stage import Job
+from tasks.training.journal import Journal
+from tasks.training.throughput import ModelFlops, memory_mb
+
+LOWER_IS_BETTER = frozenset({"loss", "cross_entropy", "perplexity"})
+
+
+class Record:
+    """The journals of one training on one rank; methods do nothing on ranks other than the first."""
+
+    def __init__(
+        self, job: Job[Any], flops: ModelFlops, machine_flops: float, total: int, device: torch.device
+    ) -> None:
+        self.job, self.flops, self.machine_flops, self.total, self.device = job, flops, machine_flops, total, device
+        self.writes = job.rank == 0
+        self.journals = {n: Journal(job.records / f"{n}.jsonl") for n in ("train", "validation", "incidents")}
+
+    def step(
+        self, step: int, values: Mapping[str, float | None], *, tokens: float, length: int, seconds: float
+    ) -> None:
+        """After step `step` (from 1). values: what the loop knows; length: tokens of its longest sequence."""
+        if not self.writes:
+            return
+        entry: dict[str, Any] = {
+            "step": step,
+            **values,
+            "tokens_per_second": tokens / seconds,
+            "mfu": tokens * self.flops.per_token(length) / seconds / self.machine_flops,
+            "memory_mb": memory_mb(self.device),
+            "seconds": seconds,
+        }
+        self.journals["train"].append(entry)
+        self.job.progress(step, self.total, loss=entry["loss"], tokens_per_second=entry["tokens_per_second"])
+        self.job.tracker.log(step, {k: v for k, v in entry.items() if k != "step" and v is not None})
+
+    def evaluation(
+        self, step: int, values: Mapping[str, float], *, tokens: int, trained: float, seconds: float
+    ) -> None:
+        """The validation split after step `step`, `tokens` and `trained` seconds of training."""
+        if self.writes and values:
+            entry = {"step": step, **values, "tokens": tokens, "trained_seconds": trained, "seconds": seconds}
+            self.journals["validation"].append(entry)
+            self.job.tracker.log(step, {f"validation_{k}": v for k, v in values.items()})
+
+    def incident(self, step: int, what: str, **details: Any) -> None:
+        """Something that a reader of the result has to know of."""
+        if self.writes:
+            self.journals["incidents"].append({"step": step, "what": what, **details})
+
+    def files(self) -> dict[str, Path]:
+        """The journals by the names they have in a checkpoint; not those nothing was written to."""
+        return {f"journals/{name}.jsonl": j.path for name, j in self.journals.items() if j.size()}
+
+    def restore(self, folder: Path, *, keep_incidents: bool = False) -> None:
+        """Go on from the journals of a checkpoint; on the way back within a run, incidents stay."""
+        for name, journal in self.journals.items():
+            source = folder / f"journals/{name}.jsonl"
+            if self.writes and source.exists() and not (keep_incidents and name == "incidents"):
+                journal.restore(source)
+
+    def good_losses(self, count: int) -> list[float]:
+        """The last `count` losses whose update was made, oldest first."""
+        made = (entry["loss"] for entry in self.journals["train"].entries() if not entry.get("skipped"))
+        return list(deque(made, maxlen=count))
+
+    def summary(self) -> dict[str, float]:
+        """Medians over the steps, how often something happened, and the way to each target of `execution.targets`."""
+        found = {
+            name: statistics.median(values) if values else 0.0
+            for name in ("tokens_per_second", "mfu")
+            for values in [[entry[name] for entry in self.journals["train"].entries()]]
+        }
+        incidents = [entry["what"] for entry in self.journals["incidents"].entries()]
+        for what, name in (("skipped", "skipped_updates"), ("went back", "rollbacks")):
+            if what in incidents:
+                found[name] = float(incidents.count(what))
+        for metric, target in self.job.execution.targets.items():
+            found |= convergence(list(self.journals["validation"].entries()), metric, target)
+        return found
+
+    def close(self) -> None:
+        for journal in self.journals.values():
+            journal.close()
+
+
+def convergence(evaluations: list[dict[str, Any]], metric: str, target: float) -> dict[str, float]:
+    """Steps, seconds and tokens of training until `metric` first reached `target`; empty if it never did.
+
+    evaluations: lines of validation.jsonl. How exact the figures are depends on `eval_every`.
+    """
+    for entry in evaluations:
+        value = entry.get(metric)
+        if value is not None and (value <= target if metric in LOWER_IS_BETTER else value >= target):
+            marks = {"steps": entry["step"], "seconds": entry["trained_seconds"], "tokens": entry["tokens"]}
+            return {f"{unit}_to_{metric}_{target:g}": float(number) for unit, number in marks.items()}
+    return {}
