@@ -1,7 +1,7 @@
-"""The command line: `forgeline validate|schema|plan|run|status|show|report|up|down`.
+"""The command line: `forgeline validate|schema|plan|run|doctor|status|show|report|up|down`.
 
 stdout carries the result (text, or JSON with `--json`), stderr the progress and the errors. Exit codes: 0 ok, 2 bad
-config or usage, 3 a stage failed, 4 the gate refused, 75 preempted and resumable, 130 interrupted.
+config or usage, 3 a stage or a check failed, 4 the gate refused, 75 preempted and resumable, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="forgeline", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Any, text: str, *, file: bool = False, store: bool = False) -> Any:
-        sub = commands.add_parser(name, help=text, description=text)
+    def command(
+        name: str, function: Any, text: str, *, file: bool = False, store: bool = False, among: Any = commands
+    ) -> Any:
+        sub = among.add_parser(name, help=text, description=text)
         sub.set_defaults(command=function)
         if file:
             sub.add_argument("file", type=Path, help="pipeline file (YAML)")
@@ -62,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="machine-readable result on stdout")
     sub.add_argument("--quiet", action="store_true", help="no live view")
     sub.add_argument("--no-report", action="store_true", help="do not write the HTML report at the end")
+    checks = commands.add_parser("doctor", help="try things out before a long run").add_subparsers(
+        required=True, metavar="CHECK"
+    )
+    text = "train a few steps, kill the training, resume it, compare with an undisturbed one"
+    sub = command("resume", doctor_resume, text, file=True, among=checks)
+    sub.add_argument("--stage", help="stage to try (default: every stage that trains and whose inputs are made)")
+    sub.add_argument("--steps", type=int, default=20, help="steps to train (default: 20)")
+    sub.add_argument("--json", action="store_true", help="machine-readable proof on stdout")
     sub = command("status", status, "list runs, and the stages of one", store=True)
     sub.add_argument("run", nargs="?", default="latest", help="run id (default: the newest)")
     sub = command("show", show, "show what a ref points to: identity, inputs, metrics, files", store=True)
@@ -157,6 +167,17 @@ def _write_report(record: dict[str, Any], store: Store, output: Path | None) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_report(record, evidence_loader(store)), encoding="utf-8")
     return path
+
+
+def doctor_resume(arguments: argparse.Namespace) -> int:
+    from flows.doctor import diagnose_resume
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    found = diagnose_resume(_load(arguments), arguments.stage, arguments.steps, say)
+    print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
+    return 0 if found.holds else 3
 
 
 def status(arguments: argparse.Namespace) -> int:

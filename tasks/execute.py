@@ -57,7 +57,7 @@ class StageResult:
 
 @dataclass
 class RunContext:
-    """What all stages of one run share."""
+    """What all stages of one run share. `inputs_store`: where inputs are read, if not in the store that is written."""
 
     run: str
     pipeline: str
@@ -69,6 +69,7 @@ class RunContext:
     notify: Notify
     tracking: WandbReplay
     cancelled: threading.Event = field(default_factory=threading.Event)
+    inputs_store: Store | None = None
 
 
 def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult:
@@ -227,6 +228,7 @@ def _job(node: StageNode, resolved: Resolved, claim: claims.Claim, attempt: str,
         "inputs": inputs,
         "execution": node.execution.model_dump(mode="json"),
         "store": context.store.url,
+        "inputs_store": (context.inputs_store or context.store).url,
         "attempt": attempt,
         "claim": claim.to_json(),
         "producer": {**context.producer, "run": context.run, "pipeline": context.pipeline, "stage": node.name},

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 import types
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,12 +35,17 @@ EVENT_INTERVAL = 0.25
 PACKAGES = ("torch", "transformers", "deepspeed", "tokenizers", "pyarrow", "onnx", "onnxruntime", "safetensors")
 
 
+AfterStep = Callable[[int], None]
+"""Called on rank 0 with the number of steps done, after each."""
+
+
 class Events:
     """Appends progress to events.jsonl, at most four lines a second; the live view reads the last one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, after_step: AfterStep | None = None) -> None:
         self.stream = path.open("a", encoding="utf-8")
         self.last = 0.0
+        self.after_step = after_step
 
     def progress(self, step: int, total: int, **values: float) -> None:
         now = time.monotonic()
@@ -47,6 +53,8 @@ class Events:
             self.last = now
             self.stream.write(json.dumps({"step": step, "total": total, **values}) + "\n")
             self.stream.flush()
+        if self.after_step:
+            self.after_step(step)
 
 
 class Stop:
@@ -65,13 +73,13 @@ class Stop:
         return self.requested
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, after_step: AfterStep | None = None) -> int:
     """Run the job described by `folder/job.json` as the rank given by the environment; returns the exit code."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     spec = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     outcome: dict[str, Any]
     try:
-        manifest = _run(folder, spec, rank, world_size)
+        manifest = _run(folder, spec, rank, world_size, after_step)
         outcome, code = {"status": "ok", "artifact": asdict(manifest.ref) if manifest else None}, 0
     except ForgelineError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
@@ -106,14 +114,17 @@ def read_outcome(folder: Path, ranks: int) -> Manifest | ArtifactRef | Forgeline
     return ArtifactRef(**first["artifact"]) if first and first["artifact"] else None
 
 
-def _run(folder: Path, spec: dict[str, Any], rank: int, world_size: int) -> Manifest | None:
+def _run(
+    folder: Path, spec: dict[str, Any], rank: int, world_size: int, after_step: AfterStep | None
+) -> Manifest | None:
     stage: Stage[Any] = stages()[spec["kind"]]
     stop = Stop(patient=stage.distributed)
     store = Store.open(spec["store"])
     fence = Fence.from_json(store, spec["claim"])
-    events = Events(folder / "events.jsonl" if rank == 0 else Path(os.devnull))
+    events = Events(folder / "events.jsonl" if rank == 0 else Path(os.devnull), after_step)
     started = time.perf_counter()
-    inputs, entries = _fetch(store, spec["inputs"])
+    source = store if spec["inputs_store"] == spec["store"] else Store.open(spec["inputs_store"])
+    inputs, entries = _fetch(source, spec["inputs"])
     fetched = time.perf_counter()
     work = folder / f"work-{rank}"
     shutil.rmtree(work, ignore_errors=True)
