@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import selectors
 import signal
 import socket
@@ -29,6 +28,7 @@ import types
 from pathlib import Path
 from typing import Any, NoReturn
 
+from infra.launch.network import free_port
 from infra.launch.process import adopt_orphans, die_with_parent, kill_descendants, reap
 from infra.launch.rank import BEAT_SECONDS, GRACE_SECONDS, run_rank, sign_of_life
 
@@ -100,16 +100,16 @@ class _Supervisor:
         self._answer({"exit": self.exit, "reason": self.reason})
 
     def _start(self, spec: dict[str, Any]) -> None:
-        port = free_port() if "MASTER_PORT" not in spec["env"] else int(spec["env"]["MASTER_PORT"])
+        port = spec["master_port"] or free_port()
         life_read, life_write = os.pipe()  # ends for every rank at once when this process is gone
         me = os.getpid()
-        for rank in range(spec["ranks"]):
+        for local_rank in range(spec["ranks"]):
             pid = os.fork()
             if pid == 0:
                 os.close(life_write)
                 self._leave()
-                run_rank(spec, rank, port, self.log, life_read, me)
-            self.ranks[pid] = rank
+                run_rank(spec, local_rank, port, self.log, life_read, me)
+            self.ranks[pid] = spec["first_rank"] + local_rank
         os.close(life_read)
 
     def _leave(self) -> None:
@@ -213,19 +213,6 @@ class _Supervisor:
 
     def _note(self, text: str) -> None:
         os.write(self.log, f"forgeline: {text}\n".encode())
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on, from below the range systems give to outgoing connections."""
-    chooser = random.SystemRandom()
-    while True:
-        port = chooser.randrange(20000, 32000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
 
 
 def _drain(fd: int) -> None:

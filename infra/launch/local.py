@@ -29,6 +29,7 @@ from pathlib import Path
 
 from infra.errors import StageError
 from infra.launch.launcher import JobSpec
+from infra.launch.network import interface_towards
 from infra.launch.warm import ENVIRONMENT
 
 LOST = -int(signal.SIGKILL)
@@ -168,8 +169,12 @@ class _Server:
             "folder": str(spec.folder.resolve()),
             "entry": spec.entry,
             "ranks": spec.ranks,
+            "first_rank": spec.first_rank,
+            "world_size": spec.world_size,
+            "master_addr": spec.master_addr,
+            "master_port": spec.master_port,
             "threads": spec.threads,
-            "env": spec.env,
+            "env": {**_network(spec), **spec.env},
         }
         with theirs, self._sending:
             socket.send_fds(self._control, [b"J"], [theirs.fileno()])
@@ -188,6 +193,13 @@ class _Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _network(spec: JobSpec) -> dict[str, str]:
+    """What gloo must be told where a job has several nodes, unless the user has chosen an interface."""
+    if spec.nodes == 1 or "GLOO_SOCKET_IFNAME" in {**os.environ, **spec.env}:
+        return {}
+    return {"GLOO_SOCKET_IFNAME": interface_towards(spec.master_addr)}
 
 
 class LocalLauncher:
@@ -214,7 +226,7 @@ class LocalLauncher:
     def submit(self, spec: JobSpec) -> LocalJob:
         """Start the job's ranks as soon as its server is ready; returns at once.
 
-        Raises StageError when the server cannot be started or died twice.
+        Raises StageError when the server cannot be started or died twice, or when no network leads to node 0.
         """
         accelerator = spec.env.get("DS_ACCELERATOR", os.environ.get("DS_ACCELERATOR"))
         for _ in range(2):

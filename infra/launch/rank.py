@@ -36,8 +36,9 @@ def sign_of_life(pid: int, beat: Path) -> object:
         return time.monotonic()  # it ends just now, or its folder was removed; neither is silence
 
 
-def run_rank(spec: dict[str, Any], rank: int, port: int, log: int, life: int, supervisor: int) -> NoReturn:
+def run_rank(spec: dict[str, Any], local_rank: int, port: int, log: int, life: int, supervisor: int) -> NoReturn:
     """Call the job's entry and exit with its code. `life`: a pipe that ends when the supervisor is gone."""
+    rank = spec["first_rank"] + local_rank
     code = 1
     try:
         for name in (signal.SIGTERM, signal.SIGCHLD):
@@ -49,7 +50,7 @@ def run_rank(spec: dict[str, Any], rank: int, port: int, log: int, life: int, su
         os.close(log)
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         faulthandler.enable()
-        _prepare(spec, rank, port)
+        _prepare(spec, rank, local_rank, port)
         beat = Path(spec["folder"]) / f"rank-{rank}.beat"
         beat.touch()
         threading.Thread(target=_beat, args=(beat, life), name="beat", daemon=True).start()
@@ -68,17 +69,17 @@ def run_rank(spec: dict[str, Any], rank: int, port: int, log: int, life: int, su
         os._exit(code)
 
 
-def _prepare(spec: dict[str, Any], rank: int, port: int) -> None:
+def _prepare(spec: dict[str, Any], rank: int, local_rank: int, port: int) -> None:
     threads = str(spec["threads"])
     os.environ.update(
         {
             **{f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS", "RAYON")},
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
             **spec["env"],
+            "MASTER_ADDR": spec["master_addr"],
+            "MASTER_PORT": str(port),
             "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(spec["ranks"]),
+            "LOCAL_RANK": str(local_rank),
+            "WORLD_SIZE": str(spec["world_size"]),
             "LOCAL_WORLD_SIZE": str(spec["ranks"]),
         }
     )

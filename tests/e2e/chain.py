@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,14 @@ def write_project(folder: Path) -> Path:
 
 
 class Forgeline:
-    """A started `forgeline run`. `home` is in the environment of every process of it: that is how they are found."""
+    """A started `forgeline run`. `home` is in the environment of every process of it: that is how they are found.
 
-    def __init__(self, file: Path, store: str, home: Path, *overrides: str, **environment: str) -> None:
+    under: a command that runs it, such as `unshare` with its options.
+    """
+
+    def __init__(
+        self, file: Path, store: str, home: Path, *overrides: str, under: Sequence[str] = (), **environment: str
+    ) -> None:
         self.home = home
         home.mkdir(parents=True, exist_ok=True)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "FORGELINE_", "WANDB_"))}
@@ -57,7 +63,7 @@ class Forgeline:
         self.stderr = home / f"stderr-{time.monotonic_ns()}.txt"
         with self.stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "run", str(file), "--store", store, "--json", *sets],
+                [*under, sys.executable, "-m", "flows.cli", "run", str(file), "--store", store, "--json", *sets],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -137,8 +137,15 @@ def descendants(pid: int) -> list[psutil.Process]:
     return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
 
 
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False  # it ended between the two questions
+
+
 def gone(processes: list[psutil.Process], seconds: float = 15.0) -> bool:
-    return until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes), seconds)
+    return until(lambda: not any(map(alive, processes)), seconds)
 
 
 def say(text: str) -> None:
