@@ -11,8 +11,10 @@ test: .venv/ready-dev
 	$(BIN)/python -m pytest tests/unit -n 2
 	$(BIN)/python -m pytest tests/stages tests/e2e
 
-# 20 kills of the whole chain in a folder and 20 on S3; about 20 minutes.
+# Kills: at every operation of 24 kinds of save, 20 amid one training, 20 of the whole chain in a folder and 20 on S3.
 soak: .venv/ready-dev
+	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/unit/test_store_file.py -k amid_a_save -s
+	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/e2e/test_training_kills.py -s
 	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/e2e/test_chain.py -k killed -s
 
 check: .venv/ready-dev

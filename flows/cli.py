@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--stage", help="stage to try (default: every stage that trains and whose inputs are made)")
     sub.add_argument("--steps", type=int, default=20, help="steps to train (default: 20)")
     sub.add_argument("--json", action="store_true", help="machine-readable proof on stdout")
+    sub = command(
+        "checkpoint", checkpoint, "list what a training has saved, or write its weights to a folder", file=True
+    )
+    sub.add_argument("stage", help="stage name, e.g. base")
+    sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    sub.add_argument("--to", type=Path, metavar="FOLDER", help="write config.json and model.safetensors there")
     sub = command("status", status, "list runs, and the stages of one", store=True)
     sub.add_argument("run", nargs="?", default="latest", help="run id (default: the newest)")
     sub = command("show", show, "show what a ref points to: identity, inputs, metrics, files", store=True)
@@ -178,6 +184,14 @@ def doctor_resume(arguments: argparse.Namespace) -> int:
     found = diagnose_resume(_load(arguments), arguments.stage, arguments.steps, say)
     print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
     return 0 if found.holds else 3
+
+
+def checkpoint(arguments: argparse.Namespace) -> int:
+    from flows.checkpoints import checkpoints_of, describe, export
+
+    found = checkpoints_of(_load(arguments), arguments.stage)
+    print(export(found, arguments.step, arguments.to) if arguments.to else describe(found))
+    return 0
 
 
 def status(arguments: argparse.Namespace) -> int:

@@ -40,7 +40,6 @@ from tasks.worker import METRICS_FILE, read_outcome
 POLL_SECONDS = 0.2
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a job that was cut short is started again; doubled each time."""
-SMALLER = "per_device_train_batch_size"
 log = logging.getLogger(__name__)
 Notify = Callable[..., None]
 
@@ -95,17 +94,18 @@ def _make(node: StageNode, resolved: Resolved, claim: claims.Claim, context: Run
     may lose its machine many times. One that made no progress is the caller's to judge.
     """
     checkpoints, reached, pause = CheckpointStore(context.store, node.stage.kind, resolved.key), -1, FIRST_PAUSE
+    micro = 0
     while True:
         steps = checkpoints.steps()
         reason = (
             f"resumed at step {max(steps)}" if steps else why_it_runs(context.pipeline, node, resolved, context.store)
         )
         try:
-            manifest = _run_job(node, resolved, claim, context, reason, resuming=bool(steps))
+            manifest = _run_job(node, resolved, claim, context, reason, resuming=bool(steps), micro=micro)
             return StageResult("resume" if steps else "run", manifest, reason)
         except OutOfMemory as error:
             log.warning("%s: out of memory, started again with %d examples at once", node.name, error.micro)
-            node = replace(node, execution=node.execution.model_copy(update={SMALLER: error.micro}))
+            micro = error.micro
         except LeaseLost:
             raise
         except TransientError as error:
@@ -133,13 +133,20 @@ def _claim(node: StageNode, resolved: Resolved, context: RunContext) -> claims.C
 
 
 def _run_job(
-    node: StageNode, resolved: Resolved, claim: claims.Claim, context: RunContext, reason: str, *, resuming: bool
+    node: StageNode,
+    resolved: Resolved,
+    claim: claims.Claim,
+    context: RunContext,
+    reason: str,
+    *,
+    resuming: bool,
+    micro: int,
 ) -> Manifest:
     ranks, threads, slots = job_size(node, context.slots.total)
     attempt = uuid.uuid4().hex[:12]
     folder = context.folder / node.name / attempt
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps(_job(node, resolved, claim, attempt, context)), encoding="utf-8")
+    (folder / "job.json").write_text(json.dumps(_job(node, resolved, claim, attempt, context, micro)), encoding="utf-8")
     env = {"DS_ACCELERATOR": "cpu"} if node.execution.device == "cpu" else {}
     spec = JobSpec(node.name, folder.resolve(), ranks=ranks, threads=threads, warm=node.stage.warm, env=env)
     context.notify(node.name, state="queued", folder=folder)
@@ -209,7 +216,9 @@ def job_size(node: StageNode, cores: int) -> tuple[int, int, int]:
     return ranks, threads, cores if node.stage.exclusive else min(cores, ranks * threads)
 
 
-def _job(node: StageNode, resolved: Resolved, claim: claims.Claim, attempt: str, context: RunContext) -> dict[str, Any]:
+def _job(
+    node: StageNode, resolved: Resolved, claim: claims.Claim, attempt: str, context: RunContext, micro: int
+) -> dict[str, Any]:
     inputs: dict[str, list[dict[str, Any]]] = {}
     taken: dict[str, int] = {}
     for item in node.inputs:
@@ -227,6 +236,7 @@ def _job(node: StageNode, resolved: Resolved, claim: claims.Claim, attempt: str,
         "params": node.params.model_dump(mode="json", by_alias=True),
         "inputs": inputs,
         "execution": node.execution.model_dump(mode="json"),
+        "micro": micro,
         "store": context.store.url,
         "inputs_store": (context.inputs_store or context.store).url,
         "attempt": attempt,

@@ -106,6 +106,8 @@ class Job(Generic[P]):
     stop_requested: Callable[[], bool]
     rank: int = 0
     world_size: int = 1
+    micro: int = 0
+    """Most examples a rank may hold at once, found by an attempt that ran out of memory. 0: not known."""
 
     def input(self, name: str) -> InputArtifact:
         """The single artifact given for field `name`."""

@@ -146,6 +146,7 @@ def _run(
         stop_requested=stop,
         rank=rank,
         world_size=world_size,
+        micro=spec.get("micro", 0),
     )
     try:
         metrics = {name: float(value) for name, value in stage.run(job).items()}

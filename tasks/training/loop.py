@@ -158,6 +158,9 @@ class _Training:
                 stack.callback(part.close)
             stack.enter_context(self.watchdog)
             self._resume()
+            fitting = [n for n in (self.state.micro, self.job.micro) if n]
+            if fitting and self.job.execution.per_device_train_batch_size == "auto":
+                self._use_micro(min(*fitting, self.split.micro))
             while self.state.step < self.total:
                 self._expect()
                 self._step()
@@ -192,8 +195,6 @@ class _Training:
         self.checkpoints.cadence.interruptions = self.state.interruptions
         self.record.restore(found.path)
         self._restore_losses()
-        if self.state.micro and self.job.execution.per_device_train_batch_size == "auto":
-            self._use_micro(min(self.state.micro, self.split.micro))
         before = {name: found.state[name] for name in ("ranks", "zero_stage")}
         log.info("resumed at step %d of %d, saved by %s", self.state.step, self.total, before)
 
@@ -342,6 +343,8 @@ class _Training:
         log.warning("out of memory: going on with %d examples at once", smaller.micro)
 
     def _use_micro(self, micro: int) -> None:
+        while self.split.per_rank % micro:
+            micro -= 1  # found with another number of ranks
         self.state.micro = micro
         self.split = BatchSplit(self.split.global_batch, self.split.ranks, micro)
         self.sampler = Sampler(self.sampler.size, self.sampler.seed, self.split)

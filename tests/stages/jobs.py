@@ -34,6 +34,7 @@ def make_job(
     rank: int = 0,
     world_size: int = 1,
     store: Path | None = None,
+    micro: int = 0,
 ) -> Job[Any]:
     """A job whose output, records and scratch lie in `folder`. Two jobs with the same `store` share checkpoints."""
     for part in ("output", "records", "scratch"):
@@ -53,4 +54,5 @@ def make_job(
         stop_requested=stop_requested,
         rank=rank,
         world_size=world_size,
+        micro=micro,
     )

@@ -167,6 +167,8 @@ def test_too_little_memory_halves_the_micro_batch_and_nothing_else(
     with pytest.raises(OutOfMemory) as caught:
         run(jobs, tiny, tmp_path / "zero", given, loss, execution={"zero_stage": 2})
     assert caught.value.micro == 4
+    again = run(jobs, tiny, tmp_path / "zero", given, type="llama", execution={"zero_stage": 2}, micro=4)
+    assert again.steps == STEPS
 
 
 def test_training_goes_on_while_the_store_fails_then_waits_then_says_why(

@@ -14,10 +14,14 @@ from types import ModuleType
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from infra.checkpoints import CheckpointStore
 from infra.errors import Preempted
 from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalLauncher
+from infra.store import Store
+from tasks.training.consolidate import consolidate
 
 HERE = Path(__file__).parent
 ZERO_STAGES = (0, 1, 2, 3)
@@ -121,6 +125,21 @@ def test_one_rank_goes_on_where_two_were_stopped(
     resumed = loop.run(jobs, tiny, tmp_path, store=two / f"stopped-{zero_stage}/store")
     for name, value in straight.items():
         torch.testing.assert_close(loop.weights(resumed)[name], value, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_weights_come_out_of_what_any_number_of_ranks_saved(
+    tiny: ModuleType, two: Path, straight: dict[str, torch.Tensor], tmp_path: Path, zero_stage: int
+) -> None:
+    """Loaded by transformers, at the step where two ranks were stopped; tied weights and shapes included."""
+    saved = CheckpointStore(Store.open(str(two / f"stopped-{zero_stage}/store")), "kind", "0" * 64).latest()
+    assert saved is not None and saved.state["ranks"] == RANKS
+    consolidate(saved, tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    whole = load_file(tmp_path / "model/model.safetensors")
+    assert {name: value.shape for name, value in whole.items()} == {n: v.shape for n, v in straight.items()}
+    assert not any(torch.equal(value, straight[name]) for name, value in whole.items()), "six steps earlier"
+    assert model.config.hidden_size == 32
 
 
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)

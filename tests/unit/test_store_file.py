@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from infra.store import Store
 KILLED = 9
 NOBODY = 65534
 WATCHED = {"open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.chmod"}
+SAVES = list(product((1, 2, 4), (1, 3), (1, 4), (1, 2))) if os.environ.get("FORGELINE_KILLS") else [(2, 1, 4, 1)]
+"""(ranks, files of each, checkpoints before, checkpoints kept): all of them in `make soak`."""
 
 
 def out(folder: Path) -> Path:
@@ -118,6 +121,49 @@ def test_a_killed_checkpoint_or_prune_leaves_one_to_resume_from(tmp_path: Path) 
         assert latest.state == {"step": latest.step} and (latest.path / "weights").read_text() == "w" * 1000
         steps.add(latest.step)
     assert steps == {1, 2}
+
+
+def kill_points_of_a_save(place: Path, ranks: int, count: int, before: int, keep: int) -> int:
+    """Kill at every operation of a save that follows `before` others; returns how many kills that were."""
+    shards = [out(place / f"rank{rank}") / "weights" for rank in range(ranks)]
+
+    def save(store: Store, step: int) -> None:
+        saved = CheckpointStore(store, "k", "1")
+        for rank in reversed(range(ranks)):
+            shards[rank].write_text(f"rank {rank} at {step}")
+            named = {f"rank-{rank}-{number}": shards[rank] for number in range(count)}
+            saved.commit(step, named, {"step": step}, attempt=f"a{step}", rank=rank, ranks=ranks)
+        saved.prune(keep, permanent_every=3, anchor_every=2)
+
+    def prepare(store: Store) -> None:
+        for step in range(1, before + 1):
+            save(store, step)
+
+    points = 0
+    for store in every_kill(place, prepare, lambda s: save(s, before + 1)):
+        points += 1
+        saved = CheckpointStore(store, "k", "1")
+        for step in saved.steps():
+            found = saved.load(step)
+            whole = {f"rank-{r}-{n}": f"rank {r} at {step}" for r in range(ranks) for n in range(count)}
+            assert {path.name: path.read_text() for path in found.path.iterdir()} == whole, "torn"
+            assert found.state == {"step": step}
+        assert saved.latest().step in (before, before + 1)
+        save(store, before + 1)
+        save(store, before + 2)
+        assert saved.latest().step == before + 2
+        shutil.rmtree(store.local_folder("checkpoints").parent)
+    return points
+
+
+@pytest.mark.parametrize("case", SAVES, ids=lambda case: "-".join(map(str, case)))
+def test_no_kill_amid_a_save_loses_more_than_that_save(tmp_path: Path, case: tuple[int, int, int, int]) -> None:
+    """Many syncs to disk, so in memory where there is a folder for that."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
+        points = kill_points_of_a_save(Path(folder), *case)
+    sys.stderr.write(f"{points} kill points, 0 torn loads\n")
+    assert points > 20
 
 
 def test_a_killed_quarantine_can_be_finished(tmp_path: Path) -> None:
