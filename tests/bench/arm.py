@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -39,7 +40,15 @@ class _Failure:
 class Arm:
     """A child process that trains `workload` in the way named `name`. Use as a context manager: leaving it ends it."""
 
-    def __init__(self, name: str, workload: Workload, folder: Path, *, watch_children: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        workload: Workload,
+        folder: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        watch_children: bool = False,
+    ) -> None:
         self.name, self.workload = name, workload
         self.folder = folder
         folder.mkdir(parents=True)
@@ -47,18 +56,19 @@ class Arm:
         self.link, theirs = Pipe()
         self.losses: list[float] = []
         threads = str(cores())
-        environment = {
+        variables = {
             **os.environ,
             **{f"{library}_NUM_THREADS": threads for library in ("OMP", "MKL", "OPENBLAS")},
             "OMP_WAIT_POLICY": "PASSIVE",  # an arm that waits for its turn must not spin
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            **(environment or {}),
         }
         with self.log.open("wb") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.bench.arm", str(theirs.fileno())],
                 cwd=ROOT,
-                env=environment,
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

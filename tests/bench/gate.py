@@ -24,10 +24,15 @@ MATRIX_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Block:
-    """Some steps of one arm on the clock. seconds: until the arm was at rest; rest: how much of that was waiting."""
+    """Some steps of one arm on the clock.
+
+    seconds: until the arm was at rest; rest: how much of that was waiting. cpu_seconds: of the process and its children,
+    which tells a slow arm from a machine that others kept busy.
+    """
 
     seconds: float
     rest: float
+    cpu_seconds: float
     losses: list[float]
     peak_mb: float
 
@@ -39,7 +44,7 @@ class Gate:
         self.link, self.workload = link, workload
         self.done = 0
         self.losses: list[float] = []
-        self.began = time.perf_counter()
+        self.began, self.used = time.perf_counter(), _cpu_seconds()
 
     def __call__(self, loss: float) -> None:
         self.done += 1
@@ -53,13 +58,14 @@ class Gate:
 
         stopped = time.perf_counter()
         ended = at_rest(stopped)
-        self.link.send(Block(ended - self.began, ended - stopped, self.losses, peak_mb()))
+        used = _cpu_seconds() - self.used
+        self.link.send(Block(ended - self.began, ended - stopped, used, self.losses, peak_mb()))
         while (word := self.link.recv()) == "matrix":
             self.link.send(matrix_rate())
         if word != "go":
             raise ValueError(f"the parent said {word!r}")
         self.losses = []
-        self.began = time.perf_counter()
+        self.used, self.began = _cpu_seconds(), time.perf_counter()
 
 
 def at_rest(stopped: float) -> float:

@@ -72,6 +72,10 @@ def throughput(opponent: str, zero_stage: int, settings: Settings) -> Measuremen
             "forgeline_seconds": [block.seconds for block in found.first],
             "forgeline_rest_seconds": [block.rest for block in found.first],
             "opponent_seconds": [block.seconds for block in found.second],
+            "cpu_ratio": float(
+                np.median([b.cpu_seconds / a.cpu_seconds for a, b in zip(found.first, found.second, strict=True)])
+            ),
+            "cores_used": float(np.median([b.cpu_seconds / b.seconds for b in (*found.first, *found.second)])),
             "largest_loss_difference": largest_difference(*found.losses),
             "last_loss": found.losses[0][-1],
             "checkpoint_stall_seconds": own["stall_seconds"] / max(checkpoints, 1),
