@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test soak check setup lock clean
+.PHONY: run test soak bench-training check setup lock clean
 
 run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
@@ -16,6 +16,11 @@ soak: .venv/ready-dev
 	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/unit/test_store_file.py -k amid_a_save -s
 	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/e2e/test_training_kills.py -s
 	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/e2e/test_chain.py -k killed -s
+
+# Training speed against bare loops, pairs taking turns: about 35 minutes on 2 cores that do nothing else.
+# ROWS="throughput-torch mfu" measures a selection; PAIRS and STEPS below the defaults make a trial that writes nothing.
+bench-training: .venv/ready-bench
+	$(BIN)/python -m tests.bench $(if $(PAIRS),--pairs $(PAIRS)) $(if $(STEPS),--steps $(STEPS)) $(ROWS)
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
@@ -34,9 +39,13 @@ setup: .venv/ready-dev
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+.venv/ready-bench: .venv/ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+	@touch $@
+
 # Neutral pins: every platform, no hashes, no index or folder of this machine.
 lock:
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra bench --no-header --no-annotate \
 		--no-emit-find-links --no-emit-index-url pyproject.toml -o constraints.txt
 
 clean:

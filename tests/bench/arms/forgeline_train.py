@@ -1,0 +1,56 @@
+"""Forgeline's own `train()` with all that a run has: journal, metrics file, progress events, checkpoints.
+
+The gate sits behind the job's `progress`, which the loop calls once a step. A checkpoint falls into every block, two
+steps after its begin, so that its writing is paid for by the block that took it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from infra.tracking import JobTracker
+from tasks.stage import objective
+from tasks.training.loop import train
+from tasks.training.settings import TrainingParams
+from tasks.worker import Events
+from tests.bench.gate import Gate
+from tests.bench.workload import BETAS, EPS, WEIGHT_DECAY, Workload
+from tests.stages.jobs import make_job
+
+
+def run(workload: Workload, gate: Gate, folder: Path) -> dict[str, float]:
+    params = TrainingParams.model_validate(
+        {
+            "max_steps": workload.total_steps,
+            "global_batch_size": workload.batch,
+            "learning_rate": workload.learning_rate,
+            "schedule": {"name": "constant", "warmup_ratio": 0.0},
+            "optimizer": {"weight_decay": WEIGHT_DECAY, "betas": BETAS, "eps": EPS},
+            "max_grad_norm": workload.max_grad_norm,
+            "seed": workload.seed,
+        }
+    )
+    events = Events(_made(folder / "job") / "events.jsonl")
+
+    def progress(step: int, total: int, **values: float) -> None:
+        events.progress(step, total, **values)
+        gate(values["loss"])
+
+    job = make_job(
+        folder / "job",
+        params,
+        execution={"zero_stage": workload.zero_stage, "device": "cpu", "checkpoint": {"every": workload.steps}},
+        progress=progress,
+    )
+    job = dataclasses.replace(job, tracker=JobTracker(folder / "job/metrics.jsonl"))
+    train(job, workload.model(), objective("causal_lm"), workload.features(), [], params)
+    lines = [json.loads(line) for line in (job.records / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    stalls = [line["checkpoint_stall"] for line in lines[workload.warmup :] if line.get("checkpoint_stall")]
+    return {"checkpoints": float(len(stalls)), "stall_seconds": sum(stalls)}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

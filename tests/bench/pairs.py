@@ -1,0 +1,104 @@
+"""Two living arms taking turns, and what their pairs of blocks say."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tests.bench.arm import Arm
+from tests.bench.gate import Block
+from tests.bench.result import Figure, Measurement, Settings
+from tests.bench.workload import Workload
+
+LOSS_TOLERANCE = 2e-4
+RESAMPLES = 10_000
+SEED = 20
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What two arms did in turn; `own` are the figures each told at its end."""
+
+    first: list[Block]
+    second: list[Block]
+    own: tuple[dict[str, float], dict[str, float]]
+    losses: tuple[list[float], list[float]]
+
+
+def interleave(first: str, second: str, workload: Workload, settings: Settings) -> Paired:
+    """Blocks of two arms in turn: A B, B A, A B ..., so that a machine that slows down slows both."""
+    with contextlib.ExitStack() as stack:
+        arms = []
+        for side, name in enumerate((first, second)):
+            arm = stack.enter_context(Arm(name, workload, settings.folder / f"{side}-{name}"))
+            arm.warm_up()
+            arms.append(arm)
+        blocks: tuple[list[Block], list[Block]] = ([], [])
+        for pair in range(workload.blocks):
+            for side in (0, 1) if pair % 2 == 0 else (1, 0):
+                blocks[side].append(arms[side].block())
+        own = (arms[0].finish(), arms[1].finish())
+        return Paired(*blocks, own, (arms[0].losses, arms[1].losses))
+
+
+def throughput(opponent: str, zero_stage: int, settings: Settings) -> Measurement:
+    """Forgeline's tokens a second over the opponent's, if both saw the same losses."""
+    workload = Workload(zero_stage=zero_stage, steps=settings.steps, blocks=settings.pairs)
+    found = interleave("forgeline_train", opponent, workload, settings)
+    ratios = [theirs.seconds / ours.seconds for ours, theirs in zip(found.first, found.second, strict=True)]
+    low, high = median_interval(ratios)
+    own = found.own[0]
+    checkpoints = int(own["checkpoints"])
+    incomparable = difference(*found.losses)
+    if not incomparable and checkpoints < workload.blocks:
+        incomparable = f"{checkpoints} checkpoints fell into {workload.blocks} blocks"
+    rates = [
+        workload.tokens_per_block / float(np.median([block.seconds for block in blocks]))
+        for blocks in (found.first, found.second)
+    ]
+    return Measurement(
+        value=float(np.median(ratios)),
+        low=low,
+        high=high,
+        interval="95% bootstrap",
+        figures=[Figure("forgeline", rates[0], "tokens/s"), Figure(opponent, rates[1], "tokens/s")],
+        incomparable=incomparable,
+        details={
+            "ratios": ratios,
+            "forgeline_seconds": [block.seconds for block in found.first],
+            "forgeline_rest_seconds": [block.rest for block in found.first],
+            "opponent_seconds": [block.seconds for block in found.second],
+            "cpu_ratio": float(
+                np.median([b.cpu_seconds / a.cpu_seconds for a, b in zip(found.first, found.second, strict=True)])
+            ),
+            "cores_used": float(np.median([b.cpu_seconds / b.seconds for b in (*found.first, *found.second)])),
+            "largest_loss_difference": largest_difference(*found.losses),
+            "last_loss": found.losses[0][-1],
+            "checkpoint_stall_seconds": own["stall_seconds"] / max(checkpoints, 1),
+        },
+    )
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Two-sided 95% percentile interval of the median under resampling; the same for the same values."""
+    drawn = np.random.default_rng(SEED).choice(np.asarray(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def largest_difference(first: Sequence[float], second: Sequence[float]) -> float:
+    return max((abs(a - b) for a, b in zip(first, second, strict=True)), default=math.inf)
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> str:
+    """Empty if the losses of every step agree; else where they part. Speed counts only where the work was the same."""
+    if len(first) != len(second) or not first:
+        return f"{len(first)} steps against {len(second)}"
+    for step, (a, b) in enumerate(zip(first, second, strict=True), 1):
+        if not abs(a - b) <= LOSS_TOLERANCE:
+            return f"losses differ from step {step}: {a:.5f} against {b:.5f}"
+    return ""

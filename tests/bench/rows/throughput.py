@@ -1,0 +1,40 @@
+"""Tokens a second against the bare torch loop, bare DeepSpeed at each ZeRO stage, and HF Trainer with DeepSpeed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tests.bench.pairs import throughput
+from tests.bench.result import Row
+
+AGAINST = "tokens/s of Forgeline over"
+
+ROWS = [
+    Row(
+        "throughput-torch",
+        f"{AGAINST} a bare torch loop in one process, hidden 384 x 4 layers, 16 x 128 tokens a step",
+        0.97,
+        "",
+        partial(throughput, "torch_loop", 0),
+    ),
+    *(
+        Row(
+            f"throughput-deepspeed-{stage}",
+            f"{AGAINST} a bare `deepspeed.initialize` loop, both at ZeRO {stage}, same workload",
+            0.98,
+            "",
+            partial(throughput, "deepspeed_loop", stage),
+        )
+        for stage in range(4)
+    ),
+    *(
+        Row(
+            f"throughput-trainer-{stage}",
+            f"{AGAINST} HF Trainer with a DeepSpeed config, both at ZeRO {stage}, logging every step, not saving",
+            1.10,
+            "",
+            partial(throughput, "hf_trainer", stage),
+        )
+        for stage in (0, 2)
+    ),
+]

@@ -1,0 +1,92 @@
+"""What the benchmark makes of the figures its arms give; the arms themselves run in `make bench-training` only."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(code: str) -> str:
+    """Output of `code` with the benchmark importable; `tests` is no package for pytest."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_losses_that_differ_forbid_a_comparison() -> None:
+    code = (
+        "from tests.bench.pairs import difference\n"
+        "print(difference([3.0, 2.0], [3.0, 2.0001]))\n"
+        "print(difference([3.0, 2.0], [3.0, 2.001]))\n"
+        "print(difference([3.0, float('nan')], [3.0, float('nan')]))\n"
+        "print(difference([3.0], [3.0, 2.0]))\n"
+        "print(difference([], []))\n"
+    )
+    assert run(code).splitlines() == [
+        "",
+        "losses differ from step 2: 2.00000 against 2.00100",
+        "losses differ from step 2: nan against nan",
+        "1 steps against 2",
+        "0 steps against 0",
+    ]
+
+
+def test_a_row_is_met_by_its_value_and_says_when_the_interval_holds_the_bar() -> None:
+    code = (
+        "from tests.bench.result import Measurement, Row\n"
+        "def found(value, low, high, why=''):\n"
+        "    return Measurement(value, low, high, 'min-max', [], why)\n"
+        "more, less = Row('a', '', 0.98, '', None), Row('b', '', 64.0, 'MB', None, at_least=False)\n"
+        "print(more.verdict(found(1.0, 0.99, 1.01)), more.verdict(found(0.99, 0.9, 1.1)), sep='; ')\n"
+        "print(more.verdict(found(0.97, 0.9, 1.1)), more.verdict(found(0.97, 0.96, 0.975)), sep='; ')\n"
+        "print(less.verdict(found(60, 50, 62)), less.verdict(found(70, 66, 72)), sep='; ')\n"
+        "print(more.verdict(found(2.0, 1.9, 2.1, 'losses differ')))\n"
+    )
+    assert run(code).splitlines() == ["yes; yes, within noise", "no, within noise; no", "yes; no", "not comparable"]
+
+
+def test_an_interval_of_the_median_is_the_same_again_and_holds_the_median() -> None:
+    code = (
+        "from tests.bench.pairs import median_interval\n"
+        "values = [0.9, 0.95, 1.0, 1.02, 1.05, 1.1, 2.0]\n"
+        "print(median_interval(values) == median_interval(values), *median_interval(values), *median_interval([1.0] * 7))\n"
+    )
+    same, low, high, *exact = run(code).split()
+    assert same == "True"
+    assert 0.9 <= float(low) < 1.02 < float(high) < 2.0
+    assert exact == ["1.0", "1.0"]
+
+
+def test_a_row_measured_again_replaces_itself_and_leaves_the_others(tmp_path: Path) -> None:
+    code = (
+        "import pathlib\n"
+        "from tests.bench import report\n"
+        "from tests.bench.result import Figure, Measurement, Row\n"
+        "where = {'date': '2020-01-01', 'commit': 'abc', 'cpu': 'x', 'cores': '2', 'torch': '1'}\n"
+        "def entry(name, value):\n"
+        "    row = Row(name, 'what it is', 0.5, '', None)\n"
+        "    return report.entry(row, Measurement(value, value, value, 'min-max', [Figure('arm', 1234.5, 't/s')]), where, 'make')\n"
+        "path = pathlib.Path(PATH)\n"
+        "report.store(path, [entry('second', 0.7), entry('first', 0.4)], ['first', 'second'])\n"
+        "kept = report.store(path, [entry('first', 0.6)], ['first', 'second'])\n"
+        "print(report.page(kept))\n"
+    )
+    page = run(f"PATH = {str(tmp_path / 'found.json')!r}\n{code}")
+    rows = [line for line in page.splitlines() if line.startswith(("| first", "| second"))]
+    assert rows == [
+        "| first | >= 0.500 | 0.600 | 0.600 to 0.600 (min-max) | arm 1,234 t/s | yes | 2020-01-01 |",
+        "| second | >= 0.500 | 0.700 | 0.700 to 0.700 (min-max) | arm 1,234 t/s | yes | 2020-01-01 |",
+    ]
+
+
+def test_every_row_file_is_found_and_an_unknown_row_is_refused() -> None:
+    names = run("from tests.bench.__main__ import rows\nprint(*rows())").split()
+    files = {path.stem for path in (ROOT / "tests/bench/rows").glob("*.py")}
+    assert {"throughput-torch", "throughput-deepspeed-3", "throughput-trainer-0", "mfu", "seek", "memory"} <= set(names)
+    assert all(any(name.startswith(stem) for name in names) for stem in files)
+    command = [sys.executable, "-m", "tests.bench", "nonsense"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "no row 'nonsense'; there are throughput-torch" in refused.stderr
