@@ -2,7 +2,7 @@
 
     python node.py LOGS NODE_RANK NODES MASTER_ADDR
 
-In: `{"folder": "...", "entry": "tasks.worker:main", "port": 29400}` submits one rank, `{"cancel": true}` stops it.
+In: `{"folder": "...", "port": 29400}` submits one rank of the job that lies there, `{"cancel": true}` stops it.
 Out: `{"up": true}` at once, and for each job `{"exit": 0, "reason": ""}` when its processes are gone.
 """
 
@@ -42,9 +42,7 @@ def main(logs: str, node_rank: str, nodes: str, master_addr: str) -> None:
             spec = JobSpec(
                 "base",
                 Path(asked["folder"]),
-                asked["entry"],
                 warm=True,
-                env=asked["env"],
                 nodes=int(nodes),
                 node_rank=int(node_rank),
                 master_addr=master_addr,

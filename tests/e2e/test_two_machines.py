@@ -24,7 +24,8 @@ from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-OVERRIDES = ["stages.base.max_steps=400"]
+STEPS = 2000
+OVERRIDES = [f"stages.base.max_steps={STEPS}"]
 NOT_REPRODUCED = {"evaluate", "gate", "promote"}  # their payloads hold measured times, or follow from them
 OWN_PROCESS_IDS = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
@@ -116,11 +117,11 @@ def test_a_training_killed_on_one_machine_is_finished_on_another(
     manifest = store.manifest("pretrain", base)
     assert manifest is not None
     steps = (store.fetch_records(manifest) / "train.jsonl").read_text().splitlines()
-    assert len(steps) == 400
+    assert len(steps) == STEPS
     wanted = {s["name"]: s["artifact"] for s in expected["stages"] if s["kind"] not in NOT_REPRODUCED}
     made = {stage["name"]: stage["artifact"] for stage in result.json["stages"]}
     assert {name: made[name] for name in wanted} == wanted, "another machine, the same bytes"
     say(
-        f"killed {killed} processes with step {committed} of 400 committed"
+        f"killed {killed} processes with step {committed} of {STEPS} committed"
         f"{', process ids of its own' if isolated else ''}; finished elsewhere in {result.seconds:.1f} s"
     )
