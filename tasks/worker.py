@@ -24,7 +24,7 @@ from typing import Any
 from infra.artifacts import ArtifactRef, Manifest
 from infra.checkpoints import CheckpointStore
 from infra.claims import Fence
-from infra.errors import CorruptArtifact, ForgelineError, StageError, error_from_json
+from infra.errors import CorruptArtifact, ForgelineError, StageError, TransientError, error_from_json
 from infra.execution import Execution
 from infra.store import Store
 from infra.tracking import JobTracker, Tracker
@@ -78,6 +78,7 @@ def main(folder: Path, after_step: AfterStep | None = None) -> int:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     spec = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     outcome: dict[str, Any]
+    crash: ForgelineError
     try:
         manifest = _run(folder, spec, rank, world_size, after_step)
         outcome, code = {"status": "ok", "artifact": asdict(manifest.ref) if manifest else None}, 0
@@ -92,7 +93,10 @@ def main(folder: Path, after_step: AfterStep | None = None) -> int:
     except Exception as failure:
         traceback.print_exc()
         what = f"{type(failure).__name__}: {failure}"
-        crash = StageError(what, where=f"stage {spec['name']}", hint=f"The traceback is in {folder / 'log.txt'}.")
+        # A node that lost its partner did nothing wrong; with the partner back, another attempt works.
+        lost_partner = world_size > 1 and any(name in what for name in ("gloo", "NCCL", "DistNetworkError"))
+        kind: type[ForgelineError] = TransientError if lost_partner else StageError
+        crash = kind(what, where=f"stage {spec['name']}", hint=f"The traceback is in {folder / 'log.txt'}.")
         outcome, code = {"status": "failed", "error": crash.to_json()}, crash.exit_code
     partial = folder / f"outcome-{rank}.json.part"
     partial.write_text(json.dumps(outcome), encoding="utf-8")

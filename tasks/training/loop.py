@@ -39,6 +39,8 @@ from tasks.training.throughput import ModelFlops, matrix_flops
 
 log = logging.getLogger(__name__)
 SLOWEST_STEP_SECONDS = 120.0
+MEETING_SECONDS = 600.0
+"""For all ranks to meet and for DeepSpeed to take the model over."""
 LossFn = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 """(logits, batch) -> summed loss over the units the objective counts in the batch."""
 
@@ -106,8 +108,12 @@ def train(
         where=f"stages.{job.name}.global_batch_size",
     )
     total = params.max_steps or steps_for_epochs(len(train_features), params.epochs or 1, split.global_batch)
-    run = _Training(job, model, objective, train_features, validation_features, params, loss_fn, split, total)
-    return run.run()
+    with Watchdog() as watchdog:
+        watchdog.expect(MEETING_SECONDS)  # a node that never comes is waited for by the others
+        given = (train_features, validation_features, params, loss_fn, split, total)
+        run = _Training(job, model, objective, *given, watchdog)
+        watchdog.rest()
+        return run.run()
 
 
 class _Training:
@@ -124,6 +130,7 @@ class _Training:
         loss_fn: LossFn | None,
         split: BatchSplit,
         total: int,
+        watchdog: Watchdog,
     ) -> None:
         self.job, self.objective, self.params, self.total, self.split = job, objective, params, total, split
         self.validation_features = validation_features
@@ -147,7 +154,7 @@ class _Training:
         self.checkpoints = Checkpoints(job, self.ranks, self.engine, anchor_every=self.anchor_every)
         self.spikes = SpikeDetector(params.divergence)
         self.state = TrainingState(total)
-        self.watchdog = Watchdog()
+        self.watchdog = watchdog
         self.slowest = 0.0
         self.stalled = 0.0
 
@@ -156,7 +163,6 @@ class _Training:
         with contextlib.ExitStack() as stack:
             for part in (self.engine, self.checkpoints, self.record, self.loader):
                 stack.callback(part.close)
-            stack.enter_context(self.watchdog)
             self._resume()
             fitting = [n for n in (self.state.micro, self.job.micro) if n]
             if fitting and self.job.execution.per_device_train_batch_size == "auto":
