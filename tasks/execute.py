@@ -56,7 +56,11 @@ class StageResult:
 
 @dataclass
 class RunContext:
-    """What all stages of one run share. `inputs_store`: where inputs are read, if not in the store that is written."""
+    """What all stages of one run share.
+
+    inputs_store: where inputs are read, if not in the store that is written. relaunch: start a job that was cut short
+    again, as long as it gets on.
+    """
 
     run: str
     pipeline: str
@@ -69,6 +73,7 @@ class RunContext:
     tracking: WandbReplay
     cancelled: threading.Event = field(default_factory=threading.Event)
     inputs_store: Store | None = None
+    relaunch: bool = True
 
 
 def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult:
@@ -110,7 +115,7 @@ def _make(node: StageNode, resolved: Resolved, claim: claims.Claim, context: Run
             raise
         except TransientError as error:
             now = max(checkpoints.steps(), default=-1)
-            if now <= max(reached, max(steps, default=-1)):
+            if not context.relaunch or now <= max(reached, max(steps, default=-1)):
                 raise
             reached = now
             log.warning("%s: %s; going on from step %d in %.0f s", node.name, error.what, now, pause)

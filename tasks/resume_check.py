@@ -196,6 +196,7 @@ class _Trial:
             notify=run.notify,
             tracking=WandbReplay(TrackingSettings(mode="disabled"), project="doctor", group="doctor", folder=folder),
             inputs_store=self.source,
+            relaunch=False,
         )
         try:
             return run, execute_stage(node, self.made, context).manifest
