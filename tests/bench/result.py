@@ -31,7 +31,8 @@ class Figure:
 class Measurement:
     """value: what is held against the bar. interval: (low, high) and how it was made.
 
-    incomparable: why the arms must not be compared; the bar then counts as missed.
+    incomparable: why the arms must not be compared; the bar then counts as missed. busy: share of all cores that other
+    work took while the arms were on the clock.
     """
 
     value: float
@@ -40,6 +41,7 @@ class Measurement:
     interval: str
     figures: list[Figure]
     incomparable: str = ""
+    busy: float = 0.0
     details: dict[str, float | list[float]] = field(default_factory=dict)
 
 
