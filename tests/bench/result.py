@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PAIRS = 7
+BUSY = 0.15
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,14 @@ class Row:
     at_least: bool = True
 
     def verdict(self, found: Measurement) -> str:
-        """`yes` or `no` by the value; "within noise" is added where the interval holds the bar."""
+        """`yes` or `no` by the value; "within noise" is added where the interval holds the bar.
+
+        No verdict where other work took more than `BUSY` of the cores.
+        """
         if found.incomparable:
             return "not comparable"
+        if found.busy > BUSY:
+            return "machine busy"
         met = found.value >= self.bar if self.at_least else found.value <= self.bar
         noise = found.low < self.bar < found.high
         return ("yes" if met else "no") + (", within noise" if noise else "")
