@@ -63,7 +63,9 @@ def main(words: list[str]) -> int:
         entries.append(report.entry(known[name], found, machine.environment(), command))
         verdict = known[name].verdict(found)
         sys.stdout.write(f"{name}: {found.value:.4f} ({found.low:.4f} to {found.high:.4f}), bar {known[name].bar}: ")
-        sys.stdout.write(f"{verdict} {found.incomparable} [{time.monotonic() - began:.0f} s]\n")
+        sys.stdout.write(
+            f"{verdict} {found.incomparable} [others {found.busy:.0%}, {time.monotonic() - began:.0f} s]\n"
+        )
         sys.stdout.flush()
         if not trial:
             # After every row, so that an interrupted run keeps what it has.

@@ -8,6 +8,7 @@ otherwise be paid for by the other arm.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -26,13 +27,14 @@ MATRIX_SECONDS = 1.0
 class Block:
     """Some steps of one arm on the clock.
 
-    seconds: until the arm was at rest; rest: how much of that was waiting. cpu_seconds: of the process and its children,
-    which tells a slow arm from a machine that others kept busy.
+    seconds: until the arm was at rest; rest: how much of that was waiting. cpu_seconds: of the process and its children;
+    busy: share of all cores that went to others meanwhile, who make any timing worthless if they get much.
     """
 
     seconds: float
     rest: float
     cpu_seconds: float
+    busy: float
     losses: list[float]
     peak_mb: float
 
@@ -43,8 +45,7 @@ class Gate:
     def __init__(self, link: Connection, workload: Workload) -> None:
         self.link, self.workload = link, workload
         self.done = 0
-        self.losses: list[float] = []
-        self.began, self.used = time.perf_counter(), _cpu_seconds()
+        self._start()
 
     def __call__(self, loss: float) -> None:
         self.done += 1
@@ -58,14 +59,20 @@ class Gate:
 
         stopped = time.perf_counter()
         ended = at_rest(stopped)
-        used = _cpu_seconds() - self.used
-        self.link.send(Block(ended - self.began, ended - stopped, used, self.losses, peak_mb()))
+        used, everything = _cpu_seconds() - self.used, _machine_seconds() - self.machine
+        available = (time.perf_counter() - self.began) * (os.cpu_count() or 1)
+        busy = max(0.0, everything - used) / available
+        self.link.send(Block(ended - self.began, ended - stopped, used, busy, self.losses, peak_mb()))
         while (word := self.link.recv()) == "matrix":
             self.link.send(matrix_rate())
         if word != "go":
             raise ValueError(f"the parent said {word!r}")
-        self.losses = []
-        self.used, self.began = _cpu_seconds(), time.perf_counter()
+        self._start()
+
+    def _start(self) -> None:
+        self.losses: list[float] = []
+        self.used, self.machine = _cpu_seconds(), _machine_seconds()
+        self.began = time.perf_counter()
 
 
 def at_rest(stopped: float) -> float:
@@ -88,6 +95,12 @@ def _cpu_seconds() -> float:
             continue
         total += times.user + times.system
     return total
+
+
+def _machine_seconds() -> float:
+    """CPU seconds that all processes have used, and those a hypervisor gave to other machines."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
 def matrix_rate() -> float:

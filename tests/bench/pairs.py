@@ -67,6 +67,7 @@ def throughput(opponent: str, zero_stage: int, settings: Settings) -> Measuremen
         interval="95% bootstrap",
         figures=[Figure("forgeline", rates[0], "tokens/s"), Figure(opponent, rates[1], "tokens/s")],
         incomparable=incomparable,
+        busy=float(np.mean([block.busy for block in (*found.first, *found.second)])),
         details={
             "ratios": ratios,
             "forgeline_seconds": [block.seconds for block in found.first],

@@ -11,12 +11,13 @@ from typing import Any
 from tests.bench.pairs import LOSS_TOLERANCE
 from tests.bench.result import Figure, Measurement, Row
 
+QUIET = 0.05
 HEAD = f"""# Speed of training, measured
 
 Made by `make bench-training`; nothing here is typed by hand. Arms are processes of their own on the same threads, with
 the same weights, data, order, AdamW and clipping, in fp32. They take turns in blocks of steps, and a ratio is the median
 over the pairs of blocks. Forgeline runs with its journal, metrics file, progress events and a checkpoint in every block,
-whose writing is on its clock. Bare loops use torch's fused AdamW. Losses of every step must agree within
+whose writing is on its clock. Bare loops use torch's fused AdamW too. Losses of every step must agree within
 {LOSS_TOLERANCE:g}, or the row is "not comparable". "Within noise": the interval holds the bar.
 """
 
@@ -54,6 +55,9 @@ def page(entries: Sequence[dict[str, Any]]) -> str:
     missed = [e for e in entries if e["incomparable"]]
     if missed:
         lines += ["", "## Not comparable", "", *(f"- **{e['row']}**: {e['incomparable']}" for e in missed)]
+    busy = [f"{e['row']} ({e['busy']:.0%})" for e in entries if e["busy"] > QUIET]
+    if busy:
+        lines += ["", f"Share of all cores that other work took while these were measured: {', '.join(busy)}."]
     lines += ["", "## Measured with", ""]
     seen: dict[str, list[str]] = {}
     for e in entries:

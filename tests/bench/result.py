@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PAIRS = 7
+BUSY = 0.15
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Figure:
 class Measurement:
     """value: what is held against the bar. interval: (low, high) and how it was made.
 
-    incomparable: why the arms must not be compared; the bar then counts as missed.
+    incomparable: why the arms must not be compared; the bar then counts as missed. busy: share of all cores that other
+    work took while the arms were on the clock.
     """
 
     value: float
@@ -40,6 +42,7 @@ class Measurement:
     interval: str
     figures: list[Figure]
     incomparable: str = ""
+    busy: float = 0.0
     details: dict[str, float | list[float]] = field(default_factory=dict)
 
 
@@ -55,9 +58,14 @@ class Row:
     at_least: bool = True
 
     def verdict(self, found: Measurement) -> str:
-        """`yes` or `no` by the value; "within noise" is added where the interval holds the bar."""
+        """`yes` or `no` by the value; "within noise" is added where the interval holds the bar.
+
+        No verdict where other work took more than `BUSY` of the cores.
+        """
         if found.incomparable:
             return "not comparable"
+        if found.busy > BUSY:
+            return "machine busy"
         met = found.value >= self.bar if self.at_least else found.value <= self.bar
         noise = found.low < self.bar < found.high
         return ("yes" if met else "no") + (", within noise" if noise else "")

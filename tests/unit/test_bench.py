@@ -43,8 +43,15 @@ def test_a_row_is_met_by_its_value_and_says_when_the_interval_holds_the_bar() ->
         "print(more.verdict(found(0.97, 0.9, 1.1)), more.verdict(found(0.97, 0.96, 0.975)), sep='; ')\n"
         "print(less.verdict(found(60, 50, 62)), less.verdict(found(70, 66, 72)), sep='; ')\n"
         "print(more.verdict(found(2.0, 1.9, 2.1, 'losses differ')))\n"
+        "print(more.verdict(Measurement(2.0, 1.9, 2.1, 'min-max', [], busy=0.5)))\n"
     )
-    assert run(code).splitlines() == ["yes; yes, within noise", "no, within noise; no", "yes; no", "not comparable"]
+    assert run(code).splitlines() == [
+        "yes; yes, within noise",
+        "no, within noise; no",
+        "yes; no",
+        "not comparable",
+        "machine busy",
+    ]
 
 
 def test_an_interval_of_the_median_is_the_same_again_and_holds_the_median() -> None:

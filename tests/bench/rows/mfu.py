@@ -17,6 +17,7 @@ def measure(settings: Settings) -> Measurement:
     _, flops = workload.size()
     shares: dict[str, list[float]] = {}
     matrix: list[float] = []
+    busy: list[float] = []
     with contextlib.ExitStack() as stack:
         arms = [
             stack.enter_context(Arm(name, workload, settings.folder / name))
@@ -27,7 +28,9 @@ def measure(settings: Settings) -> Measurement:
         for _ in range(workload.blocks):
             for arm in arms:
                 before = arm.matrix_rate()
-                rate = flops * workload.tokens_per_block / arm.block().seconds
+                block = arm.block()
+                busy.append(block.busy)
+                rate = flops * workload.tokens_per_block / block.seconds
                 possible = (before + arm.matrix_rate()) / 2
                 shares.setdefault(arm.name, []).append(rate / possible)
                 matrix.append(possible)
@@ -44,6 +47,7 @@ def measure(settings: Settings) -> Measurement:
             Figure("forgeline", float(np.median(ours)) * gemm / 1e9, "GFLOP/s"),
             Figure("torch_loop", float(np.median(shares["torch_loop"])), "of the product"),
         ],
+        busy=float(np.mean(busy)),
         details=dict(shares),
     )
 
