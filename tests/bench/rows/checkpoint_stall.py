@@ -21,11 +21,13 @@ MB = 1e6
 @functools.cache
 def play(rounds: int) -> dict[str, list[float]]:
     """Seconds of every way in every round. Both rows come from one run."""
-    with tempfile.TemporaryDirectory(prefix="forgeline-bench-") as folder:
-        with Arm("checkpoint_stall", Workload(batch=4, blocks=rounds), Path(folder, "arm")) as arm:
-            arm.finish()
-            found: dict[str, list[float]] = json.loads((arm.folder / "found.json").read_text(encoding="utf-8"))
-            return found
+    with (
+        tempfile.TemporaryDirectory(prefix="forgeline-bench-") as folder,
+        Arm("checkpoint_stall", Workload(batch=4, blocks=rounds), Path(folder, "arm")) as arm,
+    ):
+        arm.finish()
+        found: dict[str, list[float]] = json.loads((arm.folder / "found.json").read_text(encoding="utf-8"))
+        return found
 
 
 def measure(against: str, settings: Settings) -> Measurement:
