@@ -50,7 +50,6 @@ def measure(s3: bool, settings: Settings) -> Measurement:
             "ratios": ratios,
             "beside_seconds": beside,
             "quiet_seconds": quiet,
-            "cores": float(os.cpu_count() or 0),
         },
     )
 
