@@ -17,7 +17,7 @@ soak: .venv/ready-dev
 	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/e2e/test_training_kills.py -s
 	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/e2e/test_chain.py -k killed -s
 
-# Training speed against bare loops, pairs taking turns: about 40 minutes on 2 cores that do nothing else.
+# Training speed against bare loops, pairs taking turns: about 45 minutes on 2 cores that do nothing else.
 # ROWS="throughput-torch mfu" measures a selection; PAIRS and STEPS below the defaults make a trial that writes nothing.
 bench-training: .venv/ready-bench
 	$(BIN)/python -m tests.bench $(if $(PAIRS),--pairs $(PAIRS)) $(if $(STEPS),--steps $(STEPS)) $(ROWS)

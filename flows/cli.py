@@ -1,4 +1,4 @@
-"""The command line: `forgeline validate|schema|plan|run|doctor|status|show|report|up|down`.
+"""The command line: `forgeline validate|schema|plan|run|checkpoint|doctor|status|show|report|up|down`.
 
 stdout carries the result (text, or JSON with `--json`), stderr the progress and the errors. Exit codes: 0 ok, 2 bad
 config or usage, 3 a stage or a check failed, 4 the gate refused, 75 preempted and resumable, 130 interrupted.

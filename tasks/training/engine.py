@@ -77,6 +77,9 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._adam, config=config, dist_init_required=False
         )
+        if self.zero_stage == 0 and ranks.world_size == 1:
+            # It would copy every gradient into one buffer and back to add up nothing: 2 to 3% of a step.
+            self.engine.enable_backward_allreduce = False
         if execution.compile:
             self.engine.compile(backend=execution.compile)
 
@@ -99,7 +102,10 @@ class Engine:
         """L2 norm before clipping, clipping on the way. None at ZeRO stages 1 to 3, where only `step` knows it."""
         if self.zero_stage:
             return None
-        norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.max_grad_norm or float("inf"))
+        parameters = [p for p in self.engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.max_grad_norm and float(norm) > self.max_grad_norm:  # otherwise it would multiply by one
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         return float(norm)
 
     def step(self, learning_rate: float, *, skip: bool = False) -> float | None:

@@ -25,7 +25,7 @@ from tests.bench.workload import Workload, cores
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900.0
-NAMES = ("forgeline_train", "torch_loop", "deepspeed_loop", "hf_trainer")
+NAMES = ("forgeline_train", "torch_loop", "deepspeed_loop", "hf_trainer", "checkpoint_stall", "upload_slowdown")
 
 
 class ArmFailed(Exception):

@@ -92,8 +92,46 @@ def test_every_row_file_is_found_and_an_unknown_row_is_refused() -> None:
     names = run("from tests.bench.__main__ import rows\nprint(*rows())").split()
     files = {path.stem for path in (ROOT / "tests/bench/rows").glob("*.py")}
     assert {"throughput-torch", "throughput-deepspeed-3", "throughput-trainer-0", "mfu", "seek", "memory"} <= set(names)
-    assert all(any(name.startswith(stem) for name in names) for stem in files)
+    assert all(any(name.startswith(stem.replace("_", "-")) for name in names) for stem in files)
     command = [sys.executable, "-m", "tests.bench", "nonsense"]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "no row 'nonsense'; there are throughput-torch" in refused.stderr
+
+
+def test_goodput_charges_every_second_of_a_killed_training_to_one_cause() -> None:
+    """Two lives of one-second steps: killed half a second into step 5, back two seconds later at step 3."""
+    code = (
+        "from tests.bench.goodput import Life, Mark\n"
+        "from tests.bench.rows.goodput import BUCKETS, difference, optimum, spent, total, wall\n"
+        "def mark(step, at, when='quiet', loss=1.0):\n"
+        "    return Mark(step, loss, at, when, 1, 7)\n"
+        "first = Life(0.0, 7.75, 8.0, [mark(1, 4.0), mark(2, 5.0), mark(3, 6.25, 'mixed'), mark(4, 7.25)])\n"
+        "later = [mark(step, at) for step, at in ((3, 11.0), (4, 12.0), (5, 13.0), (6, 14.0), (7, 15.5))]\n"
+        "lives = [first, Life(8.0, None, 16.0, later)]\n"
+        "of = total(spent(lives))\n"
+        "print({name: of[name] for name in BUCKETS}, of['steps'], of['killed'])\n"
+        "print(wall(of) + of['first_start'], wall(of), optimum(of))\n"
+        "torn = Life(8.0, None, 16.0, [mark(3, 11.0, loss=1.1), *later[1:]])\n"
+        "print(difference(lives) or 'same', difference([first, torn]), difference([lives[1]]), sep='; ')\n"
+    )
+    charged, sums, losses = run(code).splitlines()
+    assert charged == (
+        "{'first_start': 3.0, 'useful': 7.0, 'saving': 0.25, 'redone': 2.5, 'detect': 0.25, 'restart': 2.0, "
+        "'other': 0.5} 7.0 1.0"
+    )
+    # d = 0.25 s over two snapshots, D + R = 2.25 s, M = 12.5 s: t = sqrt(2 d M), G* = 1 - d/t - (t/2 + D + R)/M.
+    d, between = 0.125, 12.5
+    best = (2 * d * between) ** 0.5
+    assert sums == f"15.5 12.5 {(1 - d / best - (best / 2 + 2.25) / between, best)}"
+    assert losses == "same; losses of step 3: [1.0, 1.1]; losses of step 1: []"
+
+
+def test_steps_beside_an_upload_are_held_against_the_quiet_ones_around_it() -> None:
+    """The first checkpoint, which allocates, and steps that an upload met in part are left out."""
+    code = (
+        "from tests.bench.arms.upload_slowdown import cycles\n"
+        "marks = ['quiet', 'storing', 'mixed', 'quiet', 'storing', 'storing', 'mixed', 'quiet', 'quiet', 'storing']\n"
+        "print(cycles([float(n) for n in range(10)], marks))\n"
+    )
+    assert run(code).splitlines() == ["[([4.0, 5.0], [3.0, 7.0, 8.0])]"]

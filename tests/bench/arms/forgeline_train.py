@@ -21,17 +21,7 @@ from tests.stages.jobs import make_job
 
 
 def run(workload: Workload, gate: Gate, folder: Path) -> dict[str, float]:
-    params = TrainingParams.model_validate(
-        {
-            "max_steps": workload.total_steps,
-            "global_batch_size": workload.batch,
-            "learning_rate": workload.learning_rate,
-            "schedule": {"name": "constant", "warmup_ratio": 0.0},
-            "optimizer": {"weight_decay": WEIGHT_DECAY, "betas": BETAS, "eps": EPS},
-            "max_grad_norm": workload.max_grad_norm,
-            "seed": workload.seed,
-        }
-    )
+    params = training_params(workload)
     events = Events(_made(folder / "job") / "events.jsonl")
 
     def progress(step: int, total: int, **values: float) -> None:
@@ -49,6 +39,21 @@ def run(workload: Workload, gate: Gate, folder: Path) -> dict[str, float]:
     lines = [json.loads(line) for line in (job.records / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     stalls = [line["checkpoint_stall"] for line in lines[workload.warmup :] if line.get("checkpoint_stall")]
     return {"checkpoints": float(len(stalls)), "stall_seconds": sum(stalls)}
+
+
+def training_params(workload: Workload) -> TrainingParams:
+    """The workload as Forgeline's parameters; every arm trains with these constants."""
+    return TrainingParams.model_validate(
+        {
+            "max_steps": workload.total_steps,
+            "global_batch_size": workload.batch,
+            "learning_rate": workload.learning_rate,
+            "schedule": {"name": "constant", "warmup_ratio": 0.0},
+            "optimizer": {"weight_decay": WEIGHT_DECAY, "betas": BETAS, "eps": EPS},
+            "max_grad_norm": workload.max_grad_norm,
+            "seed": workload.seed,
+        }
+    )
 
 
 def _made(folder: Path) -> Path:
