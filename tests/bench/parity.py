@@ -36,8 +36,8 @@ Made by `make parity`; nothing here is typed by hand. A Llama of two layers and 
 CPU for {STEPS} steps of {BATCH} rows of unequal lengths, with AdamW, a cosine schedule with warm-up and clipping, by
 `tasks.training.loop.train` on real ranks over gloo and by a plain torch loop that takes each global batch whole. A case
 passes if no step's loss differs by more than {TOLERANCE:g}. Differences are absolute; that of the weights is the largest
-of any single weight after the last step. The control is the plain loop with the mean of the means of four micro-batches:
-what a loop that averages wrongly would do, so the tolerance has to tell it apart.
+of any single weight after the last step. The control is the plain loop with the mean of four micro-batches' means: what
+a loop that averages wrongly would do, so the tolerance has to tell it apart.
 """
 
 

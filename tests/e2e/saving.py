@@ -39,7 +39,7 @@ class Training:
         self.longest_poll = max(self.longest_poll, time.perf_counter() - began)
         return outcome
 
-    def outcome(self, seconds: float = 40.0) -> Outcome:
+    def outcome(self, seconds: float = 100.0) -> Outcome:
         deadline = time.monotonic() + seconds
         while (found := self.poll()) is None:
             assert time.monotonic() < deadline, "the save never ended"
