@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test soak bench-training check setup lock clean
+.PHONY: run test soak bench-training parity check setup lock clean
 
 run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
@@ -21,6 +21,10 @@ soak: .venv/ready-dev
 # ROWS="throughput-torch mfu" measures a selection; PAIRS and STEPS below the defaults make a trial that writes nothing.
 bench-training: .venv/ready-bench
 	$(BIN)/python -m tests.bench $(if $(PAIRS),--pairs $(PAIRS)) $(if $(STEPS),--steps $(STEPS)) $(ROWS)
+
+# Losses and weights at ZeRO 0-3, 1 and 2 ranks, with and without accumulation, against a plain torch loop.
+parity: .venv/ready-dev
+	$(BIN)/python -m tests.bench.parity
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .

@@ -90,15 +90,21 @@ class CheckpointProcess:
             self._unread += chunk
         line, _, self._unread = self._unread.partition(b"\n")
         failed = json.loads(line)["error"]
+        if failed:
+            # Its S3 session holds the credentials it began with: renewed ones are read by a new process.
+            self._end_child()
         return self._end(error_from_json(failed) if failed else None)
 
     def close(self) -> None:
         """End the process; a save under way is given up."""
+        self._end_child()
+        self._step = None
+
+    def _end_child(self) -> None:
         if self._child is not None:
             self._child.kill()
             self._child.communicate()
             self._child = None
-        self._step = None
 
     def _end(self, error: ForgelineError | None) -> Outcome:
         assert self._step is not None

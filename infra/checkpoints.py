@@ -68,8 +68,11 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first. Reads no payload."""
+        return [step for step in self._places() if self.store.exists(self._manifest(step))]
+
+    def _places(self) -> list[int]:
         found = [int(n[5:]) for n in self.store.list(self._place) if n.startswith("step-") and n[5:].isdigit()]
-        return [step for step in sorted(found) if self.store.exists(self._manifest(step))]
+        return sorted(found)
 
     def commit(
         self,
@@ -114,7 +117,10 @@ class CheckpointStore:
         if self.fence is not None:
             self.fence.check()
         if not self.store.create(self._manifest(step), json_bytes(manifest)):
-            self.store.delete_tree(prefix)
+            # Perhaps this attempt stands: a manifest given up in an outage can still land, and then its files are used.
+            standing = self.store.find_json(self._manifest(step)) or {}
+            if standing.get("attempt") != manifest["attempt"]:
+                self.store.delete_tree(prefix)
         if ranks > 1:
             self.store.delete_tree(f"{prefix}.parts")
 
@@ -161,11 +167,15 @@ class CheckpointStore:
         return Checkpoint(step, folder / "files", state)
 
     def prune(self, keep: int, *, permanent_every: int = 0, anchor_every: int = 0) -> None:
-        """Delete all but the newest `keep`, those at multiples of `permanent_every`, and the two newest anchors."""
+        """Delete all but the newest `keep`, those at multiples of `permanent_every`, and the two newest anchors.
+
+        What a failed save left before the newest goes too, or a disk that was full would stay so.
+        """
         steps = self.steps()
         anchors = [step for step in steps if anchor_every and step % anchor_every == 0]
         kept = {*steps[-keep:], *anchors[-2:], *_multiples(steps, permanent_every)}
-        for step in steps:
+        unfinished = [step for step in self._places() if step not in steps and step < max(steps, default=0)]
+        for step in (*steps, *unfinished):
             if step not in kept:
                 self._delete(step)
 

@@ -1,0 +1,226 @@
+"""`make parity`: the training loop against a plain torch loop at every ZeRO stage; writes docs/parity.md.
+
+    python -m tests.bench.parity
+
+Each case trains the same tiny Llama in fp32 for 50 steps on rows of unequal lengths, where a mean of means would show.
+The cases of one number of ranks run in one job: starting ranks costs more than the cases do. A control that averages
+per micro-batch, as a wrong loop would, must be told apart. Exit code 1 where a case fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.launch.launcher import JobSpec
+from infra.launch.local import LocalLauncher
+from tests.bench import machine
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+ROOT = Path(__file__).parents[2]
+STEPS, BATCH, ROWS, SEED = 50, 8, 200, 3
+RATE, MAX_GRAD_NORM = 3e-3, 0.5
+TOLERANCE = 1e-4
+PATIENCE = 900.0
+HEAD = f"""# Parity with a plain torch loop
+
+Made by `make parity`; nothing here is typed by hand. A Llama of two layers and hidden size 64 is trained in fp32 on the
+CPU for {STEPS} steps of {BATCH} rows of unequal lengths, with AdamW, a cosine schedule with warm-up and clipping, by
+`tasks.training.loop.train` on real ranks over gloo and by a plain torch loop that takes each global batch whole. A case
+passes if no step's loss differs by more than {TOLERANCE:g}. Differences are absolute; that of the weights is the largest
+of any single weight after the last step. The control is the plain loop with the mean of four micro-batches' means: what
+a loop that averages wrongly would do, so the tolerance has to tell it apart.
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    zero_stage: int
+    ranks: int
+    accumulation: int
+
+    @property
+    def name(self) -> str:
+        return f"zero{self.zero_stage}-ranks{self.ranks}-accumulation{self.accumulation}"
+
+    @property
+    def micro(self) -> int:
+        return BATCH // self.ranks // self.accumulation
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a training from the plain loop: largest of the losses, the step where it is, largest of the weights."""
+
+    loss: float
+    step: int
+    weight: float
+
+
+CASES = [Case(zero, ranks, accumulation) for ranks in (1, 2) for zero in range(4) for accumulation in (1, 4)]
+
+
+def model() -> PreTrainedModel:
+    from tests.stages import tiny
+
+    made: PreTrainedModel = tiny.model(hidden_size=64, intermediate_size=128)
+    return made
+
+
+def features() -> list[dict[str, Any]]:
+    from tests.stages import tiny
+
+    return tiny.lm_features(ROWS, longest=32)
+
+
+def train_cases(folder: Path) -> int:
+    """The job: this rank's part of every case of its number of ranks."""
+    import torch
+    from safetensors.torch import save_file
+
+    from tasks.objectives.causal_lm import OBJECTIVE
+    from tasks.training.loop import train
+    from tasks.training.settings import TrainingParams
+    from tests.stages import jobs
+
+    torch.set_num_threads(1)
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    budget = {"max_steps": STEPS, "global_batch_size": BATCH, "learning_rate": RATE}
+    params = TrainingParams.model_validate({**budget, "max_grad_norm": MAX_GRAD_NORM, "seed": SEED})
+    for case in (case for case in CASES if case.ranks == ranks):
+        execution = {"zero_stage": case.zero_stage, "per_device_train_batch_size": case.micro}
+        place = folder / case.name / str(rank)
+        job = jobs.make_job(place, params, execution=execution, rank=rank, world_size=ranks)
+        result = train(job, model(), OBJECTIVE, features(), [], params)
+        if rank == 0:
+            weights = {name: value.detach().contiguous() for name, value in result.model.named_parameters()}
+            save_file(weights, folder / f"{case.name}.safetensors")
+    return 0
+
+
+def run_jobs(folder: Path) -> None:
+    """Train all cases, one job for each number of ranks."""
+    (folder / "servers").mkdir()
+    launcher = LocalLauncher(folder / "servers")
+    try:
+        for ranks in sorted({case.ranks for case in CASES}):
+            place = folder / f"job-{ranks}"
+            place.mkdir()
+            env = {"PYTHONPATH": str(ROOT)}
+            entry = "tests.bench.parity:train_cases"
+            job = launcher.submit(JobSpec(f"parity-{ranks}", place, entry=entry, ranks=ranks, warm=True, env=env))
+            if code := job.wait(PATIENCE):
+                raise RuntimeError(f"the job of {ranks} ranks ended with {code}\n{job.logs()}")
+    finally:
+        launcher.close()
+
+
+class MeanOfMeans:
+    """The control: an objective whose loss is the mean over four micro-batches of their own means."""
+
+    def __init__(self, objective: Any) -> None:
+        self.objective = objective
+        self.collate = objective.collate
+
+    def loss(self, logits: torch.Tensor, data: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        total: Any = 0
+        for start in range(0, BATCH, BATCH // 4):
+            part = slice(start, start + BATCH // 4)
+            loss, units = self.objective.loss(logits[part], {name: value[part] for name, value in data.items()})
+            total = total + loss / units / 4
+        return total, 1
+
+
+def plain(objective: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses and final weights of the plain loop."""
+    import torch
+
+    from tasks.training.batch import BatchSplit
+    from tasks.training.sampler import Sampler
+    from tasks.training.schedule import learning_rate_factor
+    from tasks.training.settings import OptimizerParams, ScheduleParams
+    from tests.stages import tiny
+
+    torch.set_num_threads(1)
+    sampler, reference, warmup = (
+        Sampler(ROWS, SEED, BatchSplit(BATCH, 1, BATCH)),
+        model(),
+        ScheduleParams().warmup_ratio,
+    )
+    losses = tiny.plain_training(
+        reference,
+        objective,
+        features(),
+        [sampler.global_batch(step) for step in range(STEPS)],
+        lambda step: RATE * learning_rate_factor("cosine", step, STEPS, warmup_ratio=warmup),
+        weight_decay=OptimizerParams().weight_decay,
+        max_grad_norm=MAX_GRAD_NORM,
+    )
+    return losses, {name: value.detach() for name, value in reference.named_parameters()}
+
+
+def compare(
+    expected: tuple[list[float], dict[str, torch.Tensor]], losses: list[float], weights: dict[str, torch.Tensor]
+) -> Difference:
+    """Raises ValueError where they are not two trainings of the same length and model."""
+    away = [abs(a - b) for a, b in zip(expected[0], losses, strict=True)]
+    if missing := expected[1].keys() - weights.keys():
+        raise ValueError(f"no weights named {sorted(missing)}")
+    furthest = max(float((weights[name] - value).abs().max()) for name, value in expected[1].items())
+    return Difference(max(away), away.index(max(away)) + 1, furthest)
+
+
+def found(case: Case, folder: Path, expected: tuple[list[float], dict[str, torch.Tensor]]) -> Difference:
+    """How far a trained case is from the plain loop."""
+    from safetensors.torch import load_file
+
+    place = folder / f"job-{case.ranks}"
+    lines = (place / case.name / "0/records/train.jsonl").read_text(encoding="utf-8").splitlines()
+    return compare(
+        expected, [json.loads(line)["loss"] for line in lines], load_file(place / f"{case.name}.safetensors")
+    )
+
+
+def page(rows: list[tuple[Case, Difference]], control: Difference, losses: list[float]) -> str:
+    """docs/parity.md."""
+    lines = [HEAD, f"Losses of the plain loop: {losses[0]:.4f} at step 1, {losses[-1]:.4f} at step {STEPS}.", ""]
+    lines += ["| ZeRO | ranks | accumulation | micro-batch | loss difference | at step | weight difference | result |"]
+    lines += ["|-|-|-|-|-|-|-|-|"]
+    for case, away in rows:
+        verdict = "pass" if away.loss <= TOLERANCE else "**fail**"
+        cells = [case.zero_stage, case.ranks, case.accumulation, case.micro]
+        lines.append(
+            f"| {' | '.join(map(str, cells))} | {away.loss:.1e} | {away.step} | {away.weight:.1e} | {verdict} |"
+        )
+    verdict = "told apart" if control.loss > TOLERANCE else "**not told apart**"
+    lines.append(f"| control | 1 | 4 | 2 | {control.loss:.1e} | {control.step} | {control.weight:.1e} | {verdict} |")
+    place = machine.environment()
+    versions = ", ".join(f"{name} {place[name]}" for name in ("python", "torch", "deepspeed", "transformers"))
+    lines += ["", f"Run with `make parity` on {place['date']}, commit {place['commit']}, {place['cpu']}, {versions}."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    from tasks.objectives.causal_lm import OBJECTIVE
+
+    with tempfile.TemporaryDirectory(prefix="forgeline-parity-") as folder:
+        run_jobs(Path(folder))
+        expected = plain(OBJECTIVE)
+        rows = [(case, found(case, Path(folder), expected)) for case in CASES]
+    control = compare(expected, *plain(MeanOfMeans(OBJECTIVE)))
+    text = page(rows, control, expected[0])
+    (ROOT / "docs/parity.md").write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
+    return 0 if all(away.loss <= TOLERANCE for _, away in rows) and control.loss > TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
