@@ -33,8 +33,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.stage import objective as objective_named
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
-    from tasks.training.loop import TrainResult, pad_token_id, train
+    from tasks.training.loop import train
     from tasks.training.model_files import count_parameters, load_model, load_tokenizer, read_card
+    from tasks.training.result import TrainResult, pad_token_id
 
     params, source, data = job.params, job.input("model").path, job.input("data")
     card = read_card(source)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +175,32 @@ class Checkpoints:
         while self.busy:
             self.poll(timeout=1.0)
         return self.failure
+
+    def require_stored(self) -> None:
+        """Wait for the checkpoint under way on all ranks. Raises, on each of them, what kept one from being stored."""
+        failures = self.ranks.gather(self.wait())
+        failure = self.ranks.broadcast(next((f for f in failures or [] if f is not None), None))
+        if failure is not None:
+            raise failure
+
+    def wait_for_store(self, save: Callable[[], None], *, where: str) -> None:
+        """Stand still until a checkpoint is stored: more work may not be put at risk. Raises StageError at last."""
+        log.warning("checkpoints have failed for long; training waits for the store")
+        deadline = time.monotonic() + self.settings.patience
+        while True:
+            self.wait()
+            save()
+            try:
+                self.require_stored()
+                return
+            except ForgelineError as error:
+                if self.ranks.broadcast(time.monotonic() > deadline):
+                    raise StageError(
+                        f"checkpoints cannot be stored; training stopped after step {self._last_step}: {error.what}",
+                        where=where,
+                        hint=f"{error.hint or ''} Then run again: it resumes from the last checkpoint.".strip(),
+                    ) from error
+            time.sleep(1.0)
 
     def load(self, step: int | None = None) -> tuple[Checkpoint, TrainingState] | None:
         """Set the engine to the newest checkpoint that verifies, or to that at `step`; None if there is none."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.objectives import Objective
 from tasks.stage import Job
 from tasks.training.features import Features
-from tasks.training.loop import TrainResult
 from tasks.training.model_files import ModelCard, count_parameters, save_model
+from tasks.training.result import TrainResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

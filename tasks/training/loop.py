@@ -14,7 +14,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,11 +26,12 @@ from tasks.stage import Job
 from tasks.training.batch import BatchSplit, split_batch
 from tasks.training.checkpoint import Checkpoints, TrainingState
 from tasks.training.divergence import SpikeDetector
-from tasks.training.engine import Engine, model_inputs
+from tasks.training.engine import Engine
 from tasks.training.evaluate import validate
 from tasks.training.loader import Loader, Micro
 from tasks.training.ranks import Ranks, training_device
 from tasks.training.record import Record
+from tasks.training.result import TrainResult, pad_token_id
 from tasks.training.sampler import Sampler, steps_for_epochs
 from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams
@@ -43,45 +43,6 @@ MEETING_SECONDS = 600.0
 """For all ranks to meet and for DeepSpeed to take the model over."""
 LossFn = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 """(logits, batch) -> summed loss over the units the objective counts in the batch."""
-
-
-@dataclass
-class TrainResult:
-    """What a training left. `model` is plain, in fp32, on the CPU and in eval mode, complete on rank 0 only."""
-
-    model: PreTrainedModel
-    steps: int
-    tokens: int
-    summary: dict[str, float]
-    """See `Record.summary`: medians of tokens_per_second and mfu over the steps, marks and counts."""
-    seen: list[int]
-    """Indices of the train features met at least once, sorted."""
-    validation: dict[str, float] = field(default_factory=dict)
-    """Mean loss and the objective's metrics on the validation split after the last step, on rank 0."""
-
-    @classmethod
-    def untrained(
-        cls, model: PreTrainedModel, objective: Objective, validation_features: Sequence[Feature]
-    ) -> TrainResult:
-        """A model as it is, on the CPU, measured like a trained one."""
-        model.train(False)
-        values = validate(
-            lambda batch: model(**model_inputs(batch)).logits,
-            objective,
-            validation_features,
-            pad_token_id(model),
-            Ranks(),
-        )
-        return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=values)
-
-    def metrics(self) -> dict[str, float]:
-        """The summary a stage returns; numbers only."""
-        return {
-            "steps": float(self.steps),
-            "tokens": float(self.tokens),
-            **self.summary,
-            **{f"validation_{name}": value for name, value in self.validation.items()},
-        }
 
 
 def train(
@@ -175,7 +136,7 @@ class _Training:
             validation = self._validate()
             if self.state.step % (self.job.execution.checkpoint.permanent_every or self.total + 1) == 0:
                 self._save()
-                self._require_stored()
+                self.checkpoints.require_stored()
             return self._result(validation)
 
     def _expect(self) -> None:
@@ -231,7 +192,8 @@ class _Training:
         elif save and state.updates and not busy:
             self._save()
         if overdue:
-            self._wait_for_store()
+            self.watchdog.rest()
+            self.checkpoints.wait_for_store(self._save, where=f"stages.{self.job.name}")
 
         rate = state.rate_factor * self.params.learning_rate
         rate *= learning_rate_factor(
@@ -370,33 +332,6 @@ class _Training:
     def _save(self) -> None:
         self.stalled += self.checkpoints.save(self.state, self.record.files())
 
-    def _require_stored(self) -> None:
-        """Wait for the checkpoint under way. Raises what kept it from being stored, on every rank."""
-        failures = self.ranks.gather(self.checkpoints.wait())
-        failure = self.ranks.broadcast(next((f for f in failures or [] if f is not None), None))
-        if failure is not None:
-            raise failure
-
-    def _wait_for_store(self) -> None:
-        """Stand still until a checkpoint is stored: more work may not be put at risk."""
-        self.watchdog.rest()
-        log.warning("checkpoints have failed for long; waiting for the store before step %d", self.state.step + 1)
-        deadline = time.monotonic() + self.job.execution.checkpoint.patience
-        while True:
-            self.checkpoints.wait()
-            self._save()
-            try:
-                self._require_stored()
-                return
-            except ForgelineError as error:
-                if self.ranks.broadcast(time.monotonic() > deadline):
-                    raise StageError(
-                        f"checkpoints cannot be stored; training stopped after step {self.state.step}: {error.what}",
-                        where=f"stages.{self.job.name}",
-                        hint=f"{error.hint or ''} Then run again: it resumes from the last checkpoint.".strip(),
-                    ) from error
-            time.sleep(1.0)
-
     def _preempt(self) -> None:
         self.watchdog.rest()
         kept = "the state is committed"
@@ -404,7 +339,7 @@ class _Training:
             self.checkpoints.wait()
             self._save()
             try:
-                self._require_stored()
+                self.checkpoints.require_stored()
             except ForgelineError as error:
                 kept = f"this state could not be stored ({error.what}); an earlier one counts"
         # No rank leaves before the commit: a launcher that sees one exit may end the others.
@@ -438,12 +373,6 @@ class _Training:
 def _is_out_of_memory(error: BaseException) -> bool:
     """torch has a class for CUDA only; on a CPU the allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def pad_token_id(model: PreTrainedModel) -> int:
-    """The model's padding token, or 0 for models whose data is never padded (packed tokens, images)."""
-    value = getattr(model.config, "pad_token_id", None)
-    return int(value) if value is not None else 0
 
 
 def stream_seed(seed: int, position: int) -> int:

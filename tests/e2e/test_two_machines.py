@@ -23,7 +23,7 @@ from infra.store import Store
 from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(900)]
 STEPS = 2000
 OVERRIDES = [f"stages.base.max_steps={STEPS}"]
 NOT_REPRODUCED = {"evaluate", "gate", "promote"}  # their payloads hold measured times, or follow from them

@@ -19,7 +19,8 @@ from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalLauncher
 from tasks.objectives.causal_lm import OBJECTIVE
 from tasks.training.batch import BatchSplit
-from tasks.training.loop import TrainResult, train
+from tasks.training.loop import train
+from tasks.training.result import TrainResult
 from tasks.training.sampler import Sampler
 from tasks.training.schedule import learning_rate_factor
 

@@ -15,7 +15,8 @@ import torch
 from infra.errors import Preempted, StageError
 from tasks.objectives.causal_lm import OBJECTIVE
 from tasks.training.batch import BatchSplit
-from tasks.training.loop import TrainResult, train
+from tasks.training.loop import train
+from tasks.training.result import TrainResult
 from tasks.training.sampler import Sampler
 from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams

@@ -1,0 +1,58 @@
+"""What a training hands to its stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel
+
+from tasks.objectives import Feature, Objective
+from tasks.training.engine import model_inputs
+from tasks.training.evaluate import validate
+from tasks.training.ranks import Ranks
+
+
+@dataclass
+class TrainResult:
+    """What a training left. `model` is plain, in fp32, on the CPU and in eval mode, complete on rank 0 only."""
+
+    model: PreTrainedModel
+    steps: int
+    tokens: int
+    summary: dict[str, float]
+    """See `Record.summary`: medians of tokens_per_second and mfu over the steps, marks and counts."""
+    seen: list[int]
+    """Indices of the train features met at least once, sorted."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """Mean loss and the objective's metrics on the validation split after the last step, on rank 0."""
+
+    @classmethod
+    def untrained(
+        cls, model: PreTrainedModel, objective: Objective, validation_features: Sequence[Feature]
+    ) -> TrainResult:
+        """A model as it is, on the CPU, measured like a trained one."""
+        model.train(False)
+        values = validate(
+            lambda batch: model(**model_inputs(batch)).logits,
+            objective,
+            validation_features,
+            pad_token_id(model),
+            Ranks(),
+        )
+        return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=values)
+
+    def metrics(self) -> dict[str, float]:
+        """The summary a stage returns; numbers only."""
+        return {
+            "steps": float(self.steps),
+            "tokens": float(self.tokens),
+            **self.summary,
+            **{f"validation_{name}": value for name, value in self.validation.items()},
+        }
+
+
+def pad_token_id(model: PreTrainedModel) -> int:
+    """The model's padding token, or 0 for models whose data is never padded (packed tokens, images)."""
+    value = getattr(model.config, "pad_token_id", None)
+    return int(value) if value is not None else 0
