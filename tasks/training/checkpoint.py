@@ -53,6 +53,7 @@ class TrainingState:
     tokens: int = 0
     updates: int = 0
     """Steps whose update was made; Adam's bias correction counts these."""
+    skipped: int = 0
     skipped_in_row: int = 0
     rollbacks: int = 0
     offset: int = 0
@@ -209,7 +210,11 @@ class Checkpoints:
             step = self.ranks.broadcast(newest.step if newest else None)
             if step is None:
                 return None
-        found = self.store.load(step)
+        try:
+            found = self.store.load(step)
+        except FileNotFoundError as error:
+            hint = "The store failed when it was due, or someone removed it."
+            raise StageError(f"there is no checkpoint at step {step} to go back to", hint=hint) from error
         state = TrainingState.from_json(found.state)
         self.engine.load(ShardReader(found.path), state.updates)
         self._last_step, self._last_time = state.step, time.monotonic()

@@ -187,13 +187,16 @@ class _Training:
         if stop:
             self._preempt()
         if anchor and state.updates:
+            self.watchdog.rest()
             self.checkpoints.wait()  # the anchor is at this step on every machine, however slow its store
             self._save()
+            self._expect()
         elif save and state.updates and not busy:
             self._save()
         if overdue:
             self.watchdog.rest()
             self.checkpoints.wait_for_store(self._save, where=f"stages.{self.job.name}")
+            self._expect()
 
         rate = state.rate_factor * self.params.learning_rate
         rate *= learning_rate_factor(
@@ -251,8 +254,8 @@ class _Training:
     def _skipped(self, fault: str, rate: float) -> None:
         """An update was not made. Go on, go back, or give up."""
         state, limits = self.state, self.params.divergence
+        state.skipped += 1
         state.skipped_in_row += 1
-        skipped = state.step - state.updates + state.offset
         first = (state.step - 1 + state.offset) * self.split.global_batch
         examples = [first, first + self.split.global_batch]
         self.record.incident(state.step, "skipped", why=fault, stream=examples, learning_rate=rate)
@@ -261,11 +264,11 @@ class _Training:
         anchor = (state.step - state.skipped_in_row) // self.anchor_every * self.anchor_every
         if back and anchor and state.rollbacks < limits.max_rollbacks:
             self._go_back(anchor, fault)
-        elif back or skipped > limits.max_skipped:
+        elif back or state.skipped > limits.max_skipped:
             times = f", the {state.skipped_in_row}. time in a row" if state.skipped_in_row > 1 else ""
             raise StageError(
                 f"{fault} at step {state.step} of {self.total}{times} (learning rate {rate:.3g}; "
-                f"{skipped} updates skipped, {state.rollbacks} times back)",
+                f"{state.skipped} updates skipped, {state.rollbacks} times back)",
                 where=f"stages.{self.job.name}",
                 hint="Lower learning_rate, lengthen schedule.warmup_ratio, or set max_grad_norm; `divergence` says how "
                 "much is borne. records/incidents.jsonl names the examples of each skipped step.",
@@ -283,7 +286,7 @@ class _Training:
         self.state.offset = left.offset + bad - anchor
         self.state.rollbacks = left.rollbacks + 1
         self.state.rate_factor = left.rate_factor * self.params.divergence.learning_rate_factor
-        self.state.micro, self.state.skipped_in_row = left.micro, 0
+        self.state.micro, self.state.skipped, self.state.skipped_in_row = left.micro, left.skipped, 0
         self.record.restore(found.path, keep_incidents=True)
         self._restore_losses()
         self.record.incident(bad, "went back", why=fault, to=anchor, rate_factor=self.state.rate_factor)
