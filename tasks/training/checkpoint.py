@@ -24,6 +24,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,8 @@ class Checkpoints:
                 **state.to_json(),
                 "ranks": self.ranks.world_size,
                 "zero_stage": self.engine.zero_stage,
+                "scaler": self.engine.scaler_state(),
+                "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed")},
                 "shapes": self.engine.shapes(),
             }
             request["prune"] = {
@@ -216,7 +219,10 @@ class Checkpoints:
             hint = "The store failed when it was due, or someone removed it."
             raise StageError(f"there is no checkpoint at step {step} to go back to", hint=hint) from error
         state = TrainingState.from_json(found.state)
-        self.engine.load(ShardReader(found.path), state.updates)
+        self.engine.load(ShardReader(found.path), state.updates, found.state["scaler"])
+        other = {name: v for name, v in found.state["versions"].items() if v != version(name)}
+        if other and self.ranks.leads:
+            log.warning("the checkpoint was made with %s; results may differ from then on", other)
         self._last_step, self._last_time = state.step, time.monotonic()
         return found, state
 

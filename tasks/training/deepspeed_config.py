@@ -24,7 +24,7 @@ OWNED = {
     "gradient_clipping": "max_grad_norm of the stage",
     "optimizer": "optimizer and learning_rate of the stage",
     "scheduler": "schedule of the stage",
-    "fp16": "execution.precision",
+    "fp16.enabled": "execution.precision",
     "bf16": "execution.precision",
     "torch_autocast": "execution.precision",
     "seed": "seed of the stage",
@@ -39,10 +39,12 @@ PASSED = frozenset(
         "aio",
         "comms_logger",
         "communication_data_type",
+        "compile",
         "data_types",
         "disable_allgather",
         "dump_state",
         "flops_profiler",
+        "fp16",
         "memory_breakdown",
         "prescale_gradients",
         "gradient_predivide_factor",
@@ -65,6 +67,7 @@ def deepspeed_config(execution: Execution, split: BatchSplit, max_grad_norm: flo
         "train_micro_batch_size_per_gpu": split.micro,
         "gradient_accumulation_steps": split.accumulation,
         "gradient_clipping": max_grad_norm,
+        "fp16": {"enabled": execution.precision == "fp16"},
         "zero_optimization": _zero(execution),
         **_precision(execution),
     }
@@ -131,8 +134,13 @@ def _precision(execution: Execution) -> dict[str, Any]:
     if execution.precision == "fp32":
         return {}
     if execution.precision == "fp16":
-        # Loss scaling skips steps on overflow, and a skipped step would break "step n is a function of the data".
-        raise StageError("training in fp16 is not supported", where="execution.precision", hint="Use bf16 or fp32.")
+        if execution.zero_stage == 0:
+            raise StageError(
+                "fp16 needs ZeRO 1 to 3, which keep weights in fp32 beside it",
+                where="execution.precision",
+                hint="Set execution.zero_stage to 1, or use bf16.",
+            )
+        return {}
     # Autocast keeps the weights in fp32 at every ZeRO stage; DeepSpeed's own bf16 drifts without ZeRO, where it keeps
     # no fp32 copy.
     return {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}

@@ -44,6 +44,9 @@ def _import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
+SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
 class Engine:
     """A model under training. Every rank makes one and calls the same methods in the same order."""
 
@@ -59,11 +62,12 @@ class Engine:
     ) -> None:
         self.ranks = ranks
         self._skip = False
+        self._fp16 = execution.precision == "fp16"
         self.device = ranks.device
         self.zero_stage = execution.zero_stage
         self.max_grad_norm = max_grad_norm
         config = deepspeed_config(execution, split, max_grad_norm)
-        _check_features(model, execution)
+        _check_features(model, execution, ranks.device)
         ranks.join()
         deepspeed = _import_deepspeed(self.device)
         self._adam = torch.optim.AdamW(
@@ -120,6 +124,19 @@ class Engine:
         norm = self.engine.get_global_grad_norm() if self.zero_stage else None
         return None if norm is None else float(norm)
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether the last update was skipped because fp16 overflowed; the loss scale was then halved."""
+        return self._scaler() is not None and bool(self.engine.optimizer.overflow)
+
+    def scaler_state(self) -> dict[str, float]:
+        """The dynamic loss scale and its counters; empty unless training in fp16."""
+        scaler = self._scaler()
+        return {} if scaler is None else {name: float(getattr(scaler, name, 0.0)) for name in SCALER_FIELDS}
+
+    def _scaler(self) -> Any | None:
+        return self.engine.optimizer.loss_scaler if self._fp16 else None
+
     def drop_gradients(self) -> None:
         """Forget what was accumulated. At ZeRO 0 only: the other stages keep gradients in buckets of their own."""
         assert self.zero_stage == 0
@@ -159,8 +176,8 @@ class Engine:
         self._link_moments()
         return [piece for name, p in self._trained() if (piece := self._piece(name, p)) is not None]
 
-    def load(self, shards: ShardReader, updates: int) -> None:
-        """Set weights, moments and buffers to those saved after `updates` updates. Collective.
+    def load(self, shards: ShardReader, updates: int, scaler: Mapping[str, float]) -> None:
+        """Set weights, moments and buffers to those saved after `updates` updates, and the loss scale. Collective.
 
         Raises StageError if the parameters are not those of this model.
         """
@@ -175,6 +192,8 @@ class Engine:
         for key, state in self._adam.state.items():
             if state:  # DeepSpeed looks up parameters it does not own, which leaves empty entries
                 state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=key.device)
+        for field, value in scaler.items() if self._fp16 else ():
+            setattr(self._scaler(), field, value if field == "cur_scale" else int(value))
 
     def close(self) -> None:
         """Drop DeepSpeed's hooks and buffers; the process group stays for the next engine of this process."""
@@ -283,7 +302,10 @@ def _check_names(trained: Mapping[str, Any], shards: ShardReader) -> None:
         )
 
 
-def _check_features(model: PreTrainedModel, execution: Execution) -> None:
+def _check_features(model: PreTrainedModel, execution: Execution, device: torch.device) -> None:
+    on_gpu = {"execution.precision: fp16": execution.precision == "fp16", "DeepCompile": _deep_compile(execution)}
+    for feature in (name for name, wanted in on_gpu.items() if wanted and device.type == "cpu"):
+        raise StageError(f"{feature} needs a GPU", hint="On a CPU, use fp32 and torch.compile.")
     if execution.activation_checkpointing and not model.supports_gradient_checkpointing:
         raise StageError(
             f"{type(model).__name__} cannot recompute its activations",
@@ -294,6 +316,12 @@ def _check_features(model: PreTrainedModel, execution: Execution) -> None:
     if execution.compile and execution.compile not in known:
         hint = f"Known to this torch: {', '.join(sorted(known))}."
         raise StageError(f"no backend {execution.compile!r}", where="execution.compile", hint=hint)
+
+
+def _deep_compile(execution: Execution) -> bool:
+    """DeepSpeed's own compiler, asked for by `deepspeed: {compile: {deepcompile: true}}` beside `compile: inductor`."""
+    given = execution.deepspeed.get("compile")
+    return isinstance(given, dict) and bool(given.get("deepcompile"))
 
 
 def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -217,7 +217,8 @@ class _Training:
         norm_after = self.engine.step(rate, skip=fault is not None)
         if norm is None:
             norm = norm_after
-            fault = fault or self.spikes.fault(loss, norm)
+            if not self.engine.overflowed:
+                fault = fault or self.spikes.fault(loss, norm)
         state.step += 1
         state.tokens += int(tokens)
         seconds = time.perf_counter() - began
@@ -229,11 +230,12 @@ class _Training:
             values["checkpoint_stall"], self.stalled = self.stalled, 0.0
         if fault:
             values["skipped"] = 1.0
+        values |= {"loss_scale": scale["cur_scale"]} if (scale := self.engine.scaler_state()) else {}
         length = max(batch["attention_mask"].shape[1] for _, batch in micros)
         self.record.step(state.step, values, tokens=tokens, length=length, seconds=seconds)
         if fault:
             self._skipped(fault, rate)
-        else:
+        elif not self.engine.overflowed:
             self.spikes.accept(loss)
             state.updates += 1
             state.skipped_in_row = 0

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from infra.errors import Preempted, StageError
 from tasks.objectives.causal_lm import OBJECTIVE
@@ -222,6 +223,32 @@ def test_bf16_trains_and_keeps_fp32_weights(jobs: ModuleType, tiny: ModuleType, 
     losses = [line["loss"] for line in lines(tmp_path)]
     assert losses[-1] < losses[0] - 0.5
     assert all(value.dtype == torch.float32 for value in weights(result).values())
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_fp16_scales_its_loss_and_resumes_with_the_scale(
+    jobs: ModuleType, tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
+) -> None:
+    """Refused on a CPU because it is slow there; the arithmetic is the same, so the refusals are lifted to test it."""
+    execution = {"precision": "fp16", "zero_stage": zero_stage}
+    with pytest.raises(StageError, match="fp16 needs a GPU"):
+        run(jobs, tiny, tmp_path / "refused", execution=execution)
+    monkeypatch.setattr("tasks.training.engine._check_features", lambda *given: None)
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
+    deepspeed = {"fp16": {"initial_scale_power": 24, "hysteresis": 1}}
+    execution |= {"deepspeed": deepspeed}
+    straight = run(jobs, tiny, tmp_path / "straight", execution=execution, given=params(max_steps=24))
+    scales = [line["loss_scale"] for line in lines(tmp_path / "straight")]
+    assert 1 <= scales[-1] < 2**24, "it overflowed at first, and the scale came down"
+    losses = [line["loss"] for line in lines(tmp_path / "straight")]
+    assert losses[-1] < losses[0] - 0.5
+    shared = {"execution": execution, "store": tmp_path / "store", "given": params(max_steps=24)}
+    with pytest.raises(Preempted):
+        run(jobs, tiny, tmp_path / "stopped", stop_requested=After(16), **shared)
+    resumed = run(jobs, tiny, tmp_path / "resumed", **shared)
+    assert [line["loss_scale"] for line in lines(tmp_path / "resumed")] == scales
+    for name, value in weights(straight).items():
+        assert torch.equal(weights(resumed)[name], value), name
 
 
 def test_what_was_seen_is_what_was_trained_on(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) -> None:
