@@ -187,7 +187,7 @@ def test_training_goes_on_while_the_store_fails_then_waits_then_says_why(
         StageError, match=r"(?s)stages\.base: checkpoints cannot be stored; training stopped after step"
     ):
         train(made, tiny.model(), OBJECTIVE, tiny.lm_features(400), [], given)
-    assert "was not stored, training goes on" in caplog.text and "waiting for the store" in caplog.text
+    assert "was not stored, training goes on" in caplog.text and "training waits for the store" in caplog.text
     steps = [line["step"] for line in journal(tmp_path, "train")]
     assert steps[-1] > 6, "it went on for its patience"
     _mend(store)
