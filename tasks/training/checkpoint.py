@@ -87,6 +87,7 @@ class Checkpoints:
         self.ranks, self.engine, self.scratch, self.anchor_every = ranks, engine, job.scratch, anchor_every
         self.cadence = Cadence()
         self.failure: ForgelineError | None = None
+        self._versions = {name: version(name) for name in ("torch", "transformers", "deepspeed")}
         self._attempt = str(ranks.broadcast(uuid.uuid4().hex[:12]))
         self._buffer: SnapshotBuffer | None = None
         self._process: CheckpointProcess | None = None
@@ -137,7 +138,8 @@ class Checkpoints:
         }
         if self.ranks.leads:
             config = self.scratch / "config.json"
-            config.write_text(self.engine.module.config.to_json_string(use_diff=False), encoding="utf-8")
+            if not config.exists():  # the same at every save, and the step waits
+                config.write_text(self.engine.module.config.to_json_string(use_diff=False), encoding="utf-8")
             request["files"]["config.json"] = str(config.absolute())
             request["growing"] = {n: [str(path.absolute()), path.stat().st_size] for n, path in growing.items()}
             request["state"] = {
@@ -145,7 +147,7 @@ class Checkpoints:
                 "ranks": self.ranks.world_size,
                 "zero_stage": self.engine.zero_stage,
                 "scaler": self.engine.scaler_state(),
-                "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed")},
+                "versions": self._versions,
                 "shapes": self.engine.shapes(),
             }
             request["prune"] = {
@@ -208,19 +210,20 @@ class Checkpoints:
 
     def load(self, step: int | None = None) -> tuple[Checkpoint, TrainingState] | None:
         """Set the engine to the newest checkpoint that verifies, or to that at `step`; None if there is none."""
+        newest = None
         if step is None:
             newest = self.store.latest() if self.ranks.leads else None
             step = self.ranks.broadcast(newest.step if newest else None)
             if step is None:
                 return None
         try:
-            found = self.store.load(step)
+            found = newest or self.store.load(step)
         except FileNotFoundError as error:
             hint = "The store failed when it was due, or someone removed it."
             raise StageError(f"there is no checkpoint at step {step} to go back to", hint=hint) from error
         state = TrainingState.from_json(found.state)
         self.engine.load(ShardReader(found.path), state.updates, found.state["scaler"])
-        other = {name: v for name, v in found.state["versions"].items() if v != version(name)}
+        other = {name: v for name, v in found.state["versions"].items() if v != self._versions[name]}
         if other and self.ranks.leads:
             log.warning("the checkpoint was made with %s; results may differ from then on", other)
         self._last_step, self._last_time = state.step, time.monotonic()

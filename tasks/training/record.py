@@ -84,11 +84,10 @@ class Record:
 
     def summary(self) -> dict[str, float]:
         """Medians over the steps, how often something happened, and the way to each target of `execution.targets`."""
-        found = {
-            name: statistics.median(values) if values else 0.0
-            for name in ("tokens_per_second", "mfu")
-            for values in [[entry[name] for entry in self.journals["train"].entries()]]
-        }
+        names = ("tokens_per_second", "mfu")
+        steps = [[entry[name] for name in names] for entry in self.journals["train"].entries()]
+        columns = zip(*steps, strict=True) if steps else [[0.0]] * len(names)
+        found = {name: float(statistics.median(values)) for name, values in zip(names, columns, strict=True)}
         incidents = [entry["what"] for entry in self.journals["incidents"].entries()]
         for what, name in (("skipped", "skipped_updates"), ("went back", "rollbacks")):
             if what in incidents:
