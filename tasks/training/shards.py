@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -122,23 +123,23 @@ def shard_name(rank: int, ranks: int) -> str:
 class _Run:
     start: int
     stop: int
-    path: Path
+    shard: Any
 
 
 class ShardReader:
-    """Reads runs of tensors from the shards in a folder. Opens files anew for each call; keeps no tensor."""
+    """Reads runs of tensors from the shards in a folder, which stay open (mapped, not read); keeps no tensor."""
 
     def __init__(self, folder: Path) -> None:
         self._runs: dict[str, list[_Run]] = {}
         for path in sorted(folder.glob("rank-*.safetensors")):
-            with safe_open(path, framework="pt") as shard:
-                starts = json.loads((shard.metadata() or {}).get("starts", "{}"))
-                for key in shard.keys():  # noqa: SIM118 - not a dict
-                    if key.startswith("padding/"):
-                        continue
-                    start = int(starts.get(key.partition("/")[2], 0))
-                    stop = start + int(shard.get_slice(key).get_shape()[0])
-                    self._runs.setdefault(key, []).append(_Run(start, stop, path))
+            shard: Any = safe_open(path, framework="pt")
+            starts = json.loads((shard.metadata() or {}).get("starts", "{}"))
+            for key in shard.keys():  # noqa: SIM118 - not a dict
+                if key.startswith("padding/"):
+                    continue
+                start = int(starts.get(key.partition("/")[2], 0))
+                stop = start + int(shard.get_slice(key).get_shape()[0])
+                self._runs.setdefault(key, []).append(_Run(start, stop, shard))
 
     def names(self, part: str) -> list[str]:
         """Names of which `part` (weights, exp_avg, buffers, ...) is stored, sorted."""
@@ -164,5 +165,4 @@ class ShardReader:
         for run in sorted(self._runs.get(key, []), key=lambda run: run.start):
             first, last = max(start, run.start), min(stop, run.stop)
             if first < last:
-                with safe_open(run.path, framework="pt") as shard:
-                    yield shard.get_slice(key)[first - run.start : last - run.start]
+                yield run.shard.get_slice(key)[first - run.start : last - run.start]
