@@ -161,11 +161,11 @@ class Checkpoints:
         self.cadence.stall(stalled)
         return stalled
 
-    def poll(self, timeout: float = 0.0) -> bool:
-        """Note how a save ended; True if one did. Raises LeaseLost: what this run makes is no longer wanted."""
+    def poll(self, timeout: float = 0.0) -> None:
+        """Note how a save ended, if one did. Raises LeaseLost: what this run makes is no longer wanted."""
         outcome = self._process.poll(timeout) if self._process else None
         if outcome is None:
-            return False
+            return
         if isinstance(outcome.error, LeaseLost):
             raise outcome.error
         self.failure = outcome.error
@@ -174,7 +174,6 @@ class Checkpoints:
             self.cadence.saved()
         else:
             log.warning("the checkpoint at step %d was not stored, training goes on: %s", outcome.step, outcome.error)
-        return True
 
     def wait(self) -> ForgelineError | None:
         """Until nothing is being stored; what went wrong with the last save of this rank, or None."""
