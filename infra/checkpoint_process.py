@@ -7,7 +7,8 @@
 Both sides speak JSON lines over the child's standard input and output. A process, not a thread: hashing and uploading
 would hold the interpreter lock that the training step needs. It runs at low priority, so that on a machine without
 idle cores the step comes first. Tensors cross in a memory file the child inherits; nothing is copied, and no file is
-left behind if both are killed. A failing store is asked again, with growing pauses, for a minute.
+left behind if both are killed. A failing store is asked again, with growing pauses, for two minutes: an outage of one
+is outlived.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from infra.checkpoints import CheckpointStore
 from infra.errors import ForgelineError, StoreUnreachable, TransientError, error_from_json
 
 NICE = 10
-RETRY_SECONDS = 60.0
+RETRY_SECONDS = 120.0
 
 
 @dataclass(frozen=True)

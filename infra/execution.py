@@ -46,7 +46,13 @@ class Execution(Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA where torch sees one, else CPU.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Number format of training.")
-    zero_stage: int = Field(0, ge=0, le=3, description="DeepSpeed ZeRO stage: what is partitioned over the ranks.")
+    zero_stage: int = Field(
+        0,
+        ge=0,
+        le=3,
+        description="DeepSpeed ZeRO stage: what is partitioned over the ranks. "
+        "A single rank that offloads nothing has nothing to share and trains at stage 0.",
+    )
     per_device_train_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
         description="Sequences a rank holds at once; accumulation makes up the global batch. "

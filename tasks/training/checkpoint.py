@@ -148,7 +148,7 @@ class Checkpoints:
                 "zero_stage": self.engine.zero_stage,
                 "scaler": self.engine.scaler_state(),
                 "versions": self._versions,
-                "shapes": self.engine.shapes(),
+                "shapes": self.engine.parameters.shapes(),
             }
             request["prune"] = {
                 "keep": self.settings.keep,
@@ -244,8 +244,10 @@ class Checkpoints:
             self._buffer = None
 
     def _tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-        pieces = self.engine.pieces()
+        pieces = self.engine.parameters.pieces()
         tensors = {f"{part}/{piece.name}": values for piece in pieces for part, values in piece.parts.items()}
         if self.ranks.leads:
-            tensors |= {f"buffers/{name}": value.reshape(-1) for name, value in self.engine.buffers().items()}
+            tensors |= {
+                f"buffers/{name}": value.reshape(-1) for name, value in self.engine.parameters.buffers().items()
+            }
         return tensors, {piece.name: piece.start for piece in pieces}

@@ -60,6 +60,23 @@ PASSED = frozenset(
 )
 
 
+def zero_stage(execution: Execution, ranks: int) -> int:
+    """The ZeRO stage that `ranks` processes train at.
+
+    One rank has nobody to share with: unless it offloads, stages 1 to 3 only keep the fp32 weights twice and copy
+    between the two. It trains at stage 0, to the same result. fp16 needs the second copy; DeepCompile knows no stage 0.
+    """
+    offloads = execution.offload_optimizer or execution.offload_parameters
+    alone = ranks == 1 and not offloads and execution.precision != "fp16" and not deep_compile(execution)
+    return 0 if alone else execution.zero_stage
+
+
+def deep_compile(execution: Execution) -> bool:
+    """DeepSpeed's own compiler, asked for by `deepspeed: {compile: {deepcompile: true}}` beside `compile: inductor`."""
+    given = execution.deepspeed.get("compile")
+    return isinstance(given, dict) and bool(given.get("deepcompile"))
+
+
 def deepspeed_config(execution: Execution, split: BatchSplit, max_grad_norm: float) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`. Raises StageError on unknown or contradicting settings."""
     ours = {
@@ -86,7 +103,9 @@ def deepspeed_config(execution: Execution, split: BatchSplit, max_grad_norm: flo
         "steps_per_print": 2**31,
         **_agreed(execution.deepspeed, ours),
     }
-    if execution.zero_stage == 0:
+    stage = zero_stage(execution, split.ranks)
+    config["zero_optimization"] = {**config["zero_optimization"], "stage": stage}
+    if stage == 0:
         # The engine clips by itself, because it needs the norm anyway and gets none from DeepSpeed.
         config["gradient_clipping"] = 0.0
     return config

@@ -7,8 +7,7 @@ What the engine adds to `deepspeed.initialize`:
 - The learning rate is set by the caller each step (DeepSpeed's own schedulers are one step late).
 - Activation checkpointing through the model's own switch, and torch.compile, where they are asked for.
 - An update can be skipped at every ZeRO stage: the gradients go, weights and moments stay as they are.
-- What this rank holds of weights and Adam moments can be listed as flat fp32 pieces and set from any other layout's
-  (`tasks/training/shards.py`).
+- `parameters`: what this rank holds of weights and Adam moments, to save and to set (`tasks/training/parameters.py`).
 """
 
 from __future__ import annotations
@@ -27,10 +26,11 @@ from transformers import PreTrainedModel
 from infra.errors import StageError
 from infra.execution import Execution
 from tasks.training.batch import BatchSplit
-from tasks.training.deepspeed_config import deepspeed_config
+from tasks.training.deepspeed_config import deep_compile, deepspeed_config, zero_stage
+from tasks.training.parameters import Parameters
 from tasks.training.ranks import Ranks
 from tasks.training.settings import OptimizerParams
-from tasks.training.shards import MOMENTS, Piece, ShardReader
+from tasks.training.shards import ShardReader
 
 
 def _import_deepspeed(device: torch.device) -> Any:
@@ -64,7 +64,7 @@ class Engine:
         self._skip = False
         self._fp16 = execution.precision == "fp16"
         self.device = ranks.device
-        self.zero_stage = execution.zero_stage
+        self.zero_stage = zero_stage(execution, ranks.world_size)
         self.max_grad_norm = max_grad_norm
         config = deepspeed_config(execution, split, max_grad_norm)
         _check_features(model, execution, ranks.device)
@@ -86,6 +86,7 @@ class Engine:
             self.engine.enable_backward_allreduce = False
         if execution.compile:
             self.engine.compile(backend=execution.compile)
+        self.parameters = Parameters(self.engine, self._adam, self.zero_stage, ranks)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -146,52 +147,12 @@ class Engine:
         norm = self.engine.optimizer._global_grad_norm if self.zero_stage else 0.0
         return self._skip or not math.isfinite(float(norm))
 
-    def weights(self) -> dict[str, torch.Tensor] | None:
-        """Every trained weight, whole, in fp32 and CPU memory, and the buffers, by name; on rank 0. Collective."""
-        state: dict[str, torch.Tensor] = {}
-        for name, parameter in self.engine.module.named_parameters():
-            value = self._whole(parameter)
-            if self.ranks.leads and value is not None:
-                state[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
-        return state | self.buffers() if self.ranks.leads else None
-
-    def buffers(self) -> dict[str, torch.Tensor]:
-        """The model's buffers that are saved with it, in CPU memory."""
-        saved = self.engine.module.state_dict().keys()
-        return {
-            name: buffer.detach().to("cpu", copy=True).contiguous()
-            for name, buffer in self.engine.module.named_buffers()
-            if name in saved
-        }
-
-    def shapes(self) -> dict[str, list[int]]:
-        """Shape of every trained parameter, by name."""
-        return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self._trained()}
-
-    def pieces(self) -> list[Piece]:
-        """What this rank has to save of each trained parameter; together the ranks' pieces are the whole state.
-
-        Views of living memory: copy them before the next step. Call it after the first update, which makes moments.
-        """
-        self._link_moments()
-        return [piece for name, p in self._trained() if (piece := self._piece(name, p)) is not None]
-
     def load(self, shards: ShardReader, updates: int, scaler: Mapping[str, float]) -> None:
         """Set weights, moments and buffers to those saved after `updates` updates, and the loss scale. Collective.
 
         Raises StageError if the parameters are not those of this model.
         """
-        if self.zero_stage:
-            self._allocate_partitioned_moments()
-        _check_names(dict(self._trained()), shards)
-        for name, parameter in self._trained():
-            self._set(name, parameter, shards)
-        buffers = dict(self.engine.module.named_buffers())
-        for name in shards.names("buffers"):
-            buffers[name].copy_(shards.read("buffers", name).view_as(buffers[name]))
-        for key, state in self._adam.state.items():
-            if state:  # DeepSpeed looks up parameters it does not own, which leaves empty entries
-                state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=key.device)
+        self.parameters.load(shards, updates)
         for field, value in scaler.items() if self._fp16 else ():
             setattr(self._scaler(), field, value if field == "cur_scale" else int(value))
 
@@ -201,109 +162,9 @@ class Engine:
             self.module.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
         self.engine.destroy()
 
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, p) for name, p in self.engine.module.named_parameters() if p.requires_grad]
-
-    def _whole(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
-        if self.zero_stage == 0:
-            return parameter.data
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        value: torch.Tensor | None = safe_get_full_fp32_param(parameter)
-        return value
-
-    def _piece(self, name: str, parameter: Any) -> Piece | None:
-        if self.zero_stage == 0:
-            # Every rank has all of it: each saves an equal share.
-            size, ranks, rank = parameter.numel(), self.ranks.world_size, self.ranks.rank
-            begin, end = size * rank // ranks, size * (rank + 1) // ranks
-            whole = {"weights": parameter.data, **{m: self._adam.state[parameter][m] for m in MOMENTS}}
-            return Piece(name, begin, {part: value.reshape(-1)[begin:end] for part, value in whole.items()})
-        if self.zero_stage == 3:
-            from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-            begin, count = self._partition(parameter)
-            parts = {m: safe_get_local_optimizer_state(parameter, m)[:count] for m in MOMENTS}
-            return Piece(name, begin, {"weights": safe_get_local_fp32_param(parameter)[:count], **parts})
-        if (kept := parameter._hp_mapping) is None:
-            return None  # another rank's
-        return Piece(
-            name,
-            kept.lp_fragment_address.start,
-            {"weights": kept.hp_fragment, **{m: kept.optim_fragment[m] for m in MOMENTS}},
-        )
-
-    def _partition(self, parameter: Any) -> tuple[int, int]:
-        """ZeRO 3: first element and number of elements of this rank's partition, without its padding."""
-        share = parameter.ds_tensor.numel()
-        begin = min(parameter.ds_numel, share * self.ranks.rank)
-        return begin, min(share, parameter.ds_numel - begin)
-
-    def _set(self, name: str, parameter: Any, shards: ShardReader) -> None:
-        if self.zero_stage == 0:
-            parameter.data.copy_(shards.read("weights", name).view_as(parameter))
-            self._adam.state[parameter] = {
-                m: shards.read(m, name).view_as(parameter).to(parameter.device, copy=True) for m in MOMENTS
-            }
-            return
-        if self.zero_stage == 3:
-            self._set_partition(name, parameter, shards)
-            return
-        if (kept := parameter._hp_mapping) is not None:
-            begin = kept.lp_fragment_address.start
-            end = begin + kept.lp_fragment_address.numel
-            kept.hp_fragment.data.copy_(shards.read("weights", name, begin, end))
-            for moment in MOMENTS:
-                kept.optim_fragment[moment].data.copy_(shards.read(moment, name, begin, end))
-        # The copy that the forward pass reads is another one, renewed only by a step.
-        parameter.data.copy_(shards.read("weights", name).view_as(parameter))
-
-    def _set_partition(self, name: str, parameter: Any, shards: ShardReader) -> None:
-        import deepspeed
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-        begin, count = self._partition(parameter)
-        for part in ("weights", *MOMENTS):
-            value = torch.zeros(parameter.ds_tensor.numel(), device=self.device)
-            value[:count] = shards.read(part, name, begin, begin + count)
-            if part == "weights":
-                safe_set_local_fp32_param(parameter, value)
-            else:
-                safe_set_local_optimizer_state(parameter, value, part)
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(shards.read("weights", name).view_as(parameter))
-
-    def _allocate_partitioned_moments(self) -> None:
-        """ZeRO makes the moments at the first step; a restored engine needs them before."""
-        zero = self.engine.optimizer
-        flats = zero.fp32_partitioned_groups_flat if self.zero_stage == 3 else zero.single_partition_of_fp32_groups
-        for flat in flats:
-            if not self._adam.state[flat]:
-                self._adam.state[flat] = {name: torch.zeros_like(flat) for name in MOMENTS}
-        self._link_moments()
-
-    def _link_moments(self) -> None:
-        """Tell each parameter where its moments lie. ZeRO 1 and 2 do so once, when only the first group has any."""
-        if self.zero_stage in (1, 2):
-            self.engine.optimizer._hp_optimizer_states_linked = False
-            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _check_names(trained: Mapping[str, Any], shards: ShardReader) -> None:
-    saved = {name: shards.size("weights", name) for name in shards.names("weights")}
-    expected = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in trained.items()}
-    wrong = sorted(name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name))
-    if wrong:
-        listed = ", ".join(f"{n} ({saved.get(n, 'none')} saved, {expected.get(n, 'none')} here)" for n in wrong[:5])
-        raise StageError(
-            f"the checkpoint holds another model: {listed}{', ...' if len(wrong) > 5 else ''}",
-            hint="Another version of transformers or of the stage's code built it; resume with that one, or remove "
-            "the checkpoint to start over.",
-        )
-
 
 def _check_features(model: PreTrainedModel, execution: Execution, device: torch.device) -> None:
-    on_gpu = {"execution.precision: fp16": execution.precision == "fp16", "DeepCompile": _deep_compile(execution)}
+    on_gpu = {"execution.precision: fp16": execution.precision == "fp16", "DeepCompile": deep_compile(execution)}
     for feature in (name for name, wanted in on_gpu.items() if wanted and device.type == "cpu"):
         raise StageError(f"{feature} needs a GPU", hint="On a CPU, use fp32 and torch.compile.")
     if execution.activation_checkpointing and not model.supports_gradient_checkpointing:
@@ -316,12 +177,6 @@ def _check_features(model: PreTrainedModel, execution: Execution, device: torch.
     if execution.compile and execution.compile not in known:
         hint = f"Known to this torch: {', '.join(sorted(known))}."
         raise StageError(f"no backend {execution.compile!r}", where="execution.compile", hint=hint)
-
-
-def _deep_compile(execution: Execution) -> bool:
-    """DeepSpeed's own compiler, asked for by `deepspeed: {compile: {deepcompile: true}}` beside `compile: inductor`."""
-    given = execution.deepspeed.get("compile")
-    return isinstance(given, dict) and bool(given.get("deepcompile"))
 
 
 def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -356,7 +356,7 @@ class _Training:
         )
 
     def _result(self, validation: dict[str, float]) -> TrainResult:
-        weights = self.engine.weights()
+        weights = self.engine.parameters.weights()
         model = self.model
         if self.use_cache is not None:
             model.config.use_cache = self.use_cache

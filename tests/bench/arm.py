@@ -6,6 +6,7 @@ calls `run(workload, gate, folder)` of a file in `tests/bench/arms/`, which retu
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import subprocess
@@ -19,6 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
+from tests.bench import ranks
 from tests.bench.gate import Block, Gate
 from tests.bench.memory import ChildMemory
 from tests.bench.workload import Workload, cores
@@ -55,7 +59,7 @@ class Arm:
         self.log = folder / "log.txt"
         self.link, theirs = Pipe()
         self.losses: list[float] = []
-        threads = str(cores())
+        threads = str(max(1, cores() // workload.ranks))
         variables = {
             **os.environ,
             **{f"{library}_NUM_THREADS": threads for library in ("OMP", "MKL", "OPENBLAS")},
@@ -84,7 +88,10 @@ class Arm:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.children is not None:
             self.children.stop()
-        self.process.kill()
+        others = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        for process in (self.process, *others):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
         self.link.close()
 
@@ -136,10 +143,8 @@ def main(descriptor: int) -> None:
     if name not in NAMES:
         raise ValueError(f"no arm {name!r}; there are {', '.join(NAMES)}")
     try:
-        import torch
-
-        torch.set_num_threads(cores())
-        figures = importlib.import_module(f"tests.bench.arms.{name}").run(workload, Gate(link, workload), folder)
+        with ranks.followers(name, workload, folder):
+            figures = ranks.train(name, workload, Gate(link, workload), folder)
     except BaseException:
         link.send(_Failure(traceback.format_exc(limit=-8)))
         raise

@@ -45,9 +45,9 @@ def interleave(first: str, second: str, workload: Workload, settings: Settings) 
         return Paired(*blocks, own, (arms[0].losses, arms[1].losses))
 
 
-def throughput(opponent: str, zero_stage: int, settings: Settings) -> Measurement:
+def throughput(opponent: str, zero_stage: int, ranks: int, settings: Settings) -> Measurement:
     """Forgeline's tokens a second over the opponent's, if both saw the same losses."""
-    workload = Workload(zero_stage=zero_stage, steps=settings.steps, blocks=settings.pairs)
+    workload = Workload(zero_stage=zero_stage, ranks=ranks, steps=settings.steps, blocks=settings.pairs)
     found = interleave("forgeline_train", opponent, workload, settings)
     ratios = [theirs.seconds / ours.seconds for ours, theirs in zip(found.first, found.second, strict=True)]
     low, high = median_interval(ratios)

@@ -40,6 +40,7 @@ class Workload:
     learning_rate: float = 3e-4
     max_grad_norm: float = 1.0
     zero_stage: int = 0
+    ranks: int = 1
     seed: int = 1
     steps: int = 16
     blocks: int = 7
@@ -103,6 +104,11 @@ class Workload:
         from tasks.training.sampler import Sampler
 
         return Sampler(ROWS, self.seed, BatchSplit(self.batch, 1, self.batch)).global_batch(step)
+
+    def share(self, step: int, rank: int) -> list[int]:
+        """The rows of step `step` that rank `rank` trains on."""
+        rows = self.batch // self.ranks
+        return self.order(step)[rank * rows : (rank + 1) * rows]
 
     def stacked(self) -> torch.Tensor:
         """All rows as one int64 tensor [ROWS, context], as a bare loop would hold them."""

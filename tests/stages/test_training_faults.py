@@ -84,7 +84,7 @@ def test_the_update_of_a_poisoned_batch_is_skipped_and_the_rest_trains_as_withou
     given = loop.params()
     sampler = Sampler(400, 3, BatchSplit(8, 1, 8))
     features = tiny.lm_features(400)
-    made = jobs.make_job(tmp_path, given, execution={"zero_stage": zero_stage})
+    made = jobs.make_job(tmp_path, given, execution=loop.alone_at(zero_stage))
     loss = poisoned(sampler, {4, 7}, features)
     result = train(made, tiny.model(), OBJECTIVE, features, features[:5], given, loss_fn=loss)
     reference, kept = tiny.model(), [step for step in range(STEPS) if step not in (4, 7)]
@@ -166,9 +166,9 @@ def test_too_little_memory_halves_the_micro_batch_and_nothing_else(
     with pytest.raises(StageError, match="out of memory with 8 examples at once"):
         run(jobs, tiny, tmp_path / "fixed", given, loss, execution={"per_device_train_batch_size": 8})
     with pytest.raises(OutOfMemory) as caught:
-        run(jobs, tiny, tmp_path / "zero", given, loss, execution={"zero_stage": 2})
+        run(jobs, tiny, tmp_path / "zero", given, loss, execution=loop.alone_at(2))
     assert caught.value.micro == 4
-    again = run(jobs, tiny, tmp_path / "zero", given, type="llama", execution={"zero_stage": 2}, micro=4)
+    again = run(jobs, tiny, tmp_path / "zero", given, type="llama", execution=loop.alone_at(2), micro=4)
     assert again.steps == STEPS
 
 

@@ -12,7 +12,7 @@ from infra.errors import ConfigError, StageError
 from infra.execution import Execution
 from tasks.pipeline import load_pipeline
 from tasks.training.batch import BatchSplit
-from tasks.training.deepspeed_config import deepspeed_config
+from tasks.training.deepspeed_config import deepspeed_config, zero_stage
 
 
 def config(**execution: Any) -> dict[str, Any]:
@@ -95,6 +95,17 @@ def test_what_says_something_else_is_refused_where_it_stands(change: dict[str, A
 
 def test_clipping_is_left_to_the_engine_without_zero() -> None:
     assert config(deepspeed={"gradient_clipping": 1.0})["gradient_clipping"] == 0.0
+
+
+def test_one_rank_has_nobody_to_share_with() -> None:
+    def stage(ranks: int = 1, **execution: Any) -> int:
+        return zero_stage(Execution.model_validate({"zero_stage": 3, **execution}), ranks)
+
+    assert (stage(1), stage(2)) == (0, 3)
+    assert stage(offload_optimizer=True) == stage(offload_parameters=True) == stage(precision="fp16") == 3
+    assert stage(compile="inductor", deepspeed={"compile": {"deepcompile": True}}) == 3
+    alone = deepspeed_config(Execution.model_validate({"zero_stage": 2}), BatchSplit(16, 1, 4), 1.0)
+    assert (alone["zero_optimization"]["stage"], alone["gradient_clipping"]) == (0, 0.0)
 
 
 @pytest.mark.parametrize(("setting", "enough"), [("offload_optimizer", 1), ("offload_parameters", 3)])

@@ -126,5 +126,5 @@ class _Three:
                     raise AssertionError(f"{name} was not kept as it is")
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        pieces = self.engine.pieces()
+        pieces = self.engine.parameters.pieces()
         return {f"{part}/{piece.name}": values for piece in pieces for part, values in piece.parts.items()}

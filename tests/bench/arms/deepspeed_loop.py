@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch._C._distributed_c10d import HashStore
 
 from tests.bench.gate import Gate
+from tests.bench.ranks import join, mean, rank
 from tests.bench.workload import BETAS, EPS, Workload, decay_groups
 
 
 def run(workload: Workload, gate: Gate, folder: Path) -> dict[str, float]:
     deepspeed = import_deepspeed()
-    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    join(workload)
     model, rows = workload.model(), workload.stacked()
     optimizer = torch.optim.AdamW(decay_groups(model), lr=workload.learning_rate, betas=BETAS, eps=EPS, fused=True)
     engine, *_ = deepspeed.initialize(
@@ -25,19 +24,19 @@ def run(workload: Workload, gate: Gate, folder: Path) -> dict[str, float]:
     )
     engine.train()
     for step in range(workload.total_steps):
-        batch = rows[workload.order(step)]
+        batch = rows[workload.share(step, rank())]
         logits = engine(input_ids=batch).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
         engine.backward(loss)
         engine.step()
-        gate(loss.item())
+        gate(mean(loss.item(), workload))
     return {}
 
 
 def config(workload: Workload) -> dict[str, Any]:
     return {
         "train_batch_size": workload.batch,
-        "train_micro_batch_size_per_gpu": workload.batch,
+        "train_micro_batch_size_per_gpu": workload.batch // workload.ranks,
         "gradient_clipping": workload.max_grad_norm,
         "zero_optimization": {"stage": workload.zero_stage},
         "zero_allow_untested_optimizer": True,
@@ -48,7 +47,8 @@ def config(workload: Workload) -> dict[str, Any]:
 
 def import_deepspeed() -> Any:
     """DeepSpeed on the CPU without its build of shared-memory collectives, which takes minutes."""
-    os.environ.update({"DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_LEVEL": "warning", "LOCAL_RANK": "0"})
+    os.environ.update({"DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_LEVEL": "warning"})
+    os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
     import deepspeed.ops
 

@@ -16,26 +16,33 @@ from tasks.training.loop import train
 from tasks.training.settings import TrainingParams
 from tasks.worker import Events
 from tests.bench.gate import Gate
+from tests.bench.ranks import rank
 from tests.bench.workload import BETAS, EPS, WEIGHT_DECAY, Workload
 from tests.stages.jobs import make_job
 
 
 def run(workload: Workload, gate: Gate, folder: Path) -> dict[str, float]:
     params = training_params(workload)
-    events = Events(_made(folder / "job") / "events.jsonl")
+    place = folder / f"job-{rank()}"
+    events = Events(_made(place) / "events.jsonl")
 
     def progress(step: int, total: int, **values: float) -> None:
         events.progress(step, total, **values)
         gate(values["loss"])
 
     job = make_job(
-        folder / "job",
+        place,
         params,
         execution={"zero_stage": workload.zero_stage, "device": "cpu", "checkpoint": {"every": workload.steps}},
         progress=progress,
+        rank=rank(),
+        world_size=workload.ranks,
+        store=folder / "store",
     )
-    job = dataclasses.replace(job, tracker=JobTracker(folder / "job/metrics.jsonl"))
+    job = dataclasses.replace(job, tracker=JobTracker(place / "metrics.jsonl"))
     train(job, workload.model(), objective("causal_lm"), workload.features(), [], params)
+    if rank():
+        return {}
     lines = [json.loads(line) for line in (job.records / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     stalls = [line["checkpoint_stall"] for line in lines[workload.warmup :] if line.get("checkpoint_stall")]
     return {"checkpoints": float(len(stalls)), "stall_seconds": sum(stalls)}

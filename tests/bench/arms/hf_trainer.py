@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +50,6 @@ class AtGate(TrainerCallback):
 
 def run(workload: Workload, gate: Gate, folder: Path) -> dict[str, float]:
     import_deepspeed()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
         max_steps=workload.total_steps,
