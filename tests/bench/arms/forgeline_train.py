@@ -10,7 +10,11 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from infra.tracking import JobTracker
+from tasks.objectives.causal_lm import PackedTokens
 from tasks.stage import objective
 from tasks.training.loop import train
 from tasks.training.settings import TrainingParams
@@ -40,7 +44,9 @@ def run(workload: Workload, gate: Gate, folder: Path) -> dict[str, float]:
         store=folder / "store",
     )
     job = dataclasses.replace(job, tracker=JobTracker(place / "metrics.jsonl"))
-    train(job, workload.model(), objective("causal_lm"), workload.features(), [], params)
+    tokens = place / "tokens.safetensors"
+    save_file({"input_ids": np.stack([f["input_ids"] for f in workload.features()])}, tokens)
+    train(job, workload.model(), objective("causal_lm"), PackedTokens(tokens), [], params)
     if rank():
         return {}
     lines = [json.loads(line) for line in (job.records / "train.jsonl").read_text(encoding="utf-8").splitlines()]
