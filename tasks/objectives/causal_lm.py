@@ -20,14 +20,13 @@ import torch.nn.functional as F
 from infra.errors import StageError
 from tasks.compression.distill import distillation
 from tasks.objectives import Feature, Predictions
+from tasks.objectives.cross_entropy import IGNORED, summed_cross_entropy
 from tasks.training.text_features import pad_token_ids, read_split, tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from tasks.stage import InputArtifact
-
-IGNORED = -100
 
 
 class PackedTokens(Sequence[Feature]):
@@ -93,11 +92,9 @@ class CausalLM:
         return int((batch["labels"][:, 1:] != IGNORED).sum())
 
     def loss(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-        targets = batch["labels"][:, 1:]
-        total = F.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return total, int((targets != IGNORED).sum())
+        # Shifting the labels and not the logits saves a copy of the largest tensor there is.
+        targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        return summed_cross_entropy(logits.flatten(0, 1), targets.flatten()), int((targets != IGNORED).sum())
 
     def soft_loss(
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Mapping[str, torch.Tensor], temperature: float
