@@ -30,7 +30,7 @@ from typing import Any
 from infra.checkpoints import CheckpointStore
 from infra.errors import ForgelineError, StoreUnreachable, TransientError, error_from_json
 
-NICE = 10
+NICE = 19
 RETRY_SECONDS = 120.0
 
 
