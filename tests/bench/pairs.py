@@ -45,16 +45,18 @@ def interleave(first: str, second: str, workload: Workload, settings: Settings) 
         return Paired(*blocks, own, (arms[0].losses, arms[1].losses))
 
 
-def throughput(opponent: str, zero_stage: int, ranks: int, settings: Settings) -> Measurement:
-    """Forgeline's tokens a second over the opponent's, if both saw the same losses."""
+def throughput(
+    opponent: str, zero_stage: int, ranks: int, settings: Settings, *, first: str = "forgeline_train"
+) -> Measurement:
+    """Tokens a second of `first` over the opponent's, if both saw the same losses."""
     workload = Workload(zero_stage=zero_stage, ranks=ranks, steps=settings.steps, blocks=settings.pairs)
-    found = interleave("forgeline_train", opponent, workload, settings)
+    found = interleave(first, opponent, workload, settings)
     ratios = [theirs.seconds / ours.seconds for ours, theirs in zip(found.first, found.second, strict=True)]
     low, high = median_interval(ratios)
     own = found.own[0]
-    checkpoints = int(own["checkpoints"])
+    checkpoints = int(own.get("checkpoints", 0))
     incomparable = difference(*found.losses)
-    if not incomparable and checkpoints < workload.blocks:
+    if not incomparable and "checkpoints" in own and checkpoints < workload.blocks:
         incomparable = f"{checkpoints} checkpoints fell into {workload.blocks} blocks"
     rates = [
         workload.tokens_per_block / float(np.median([block.seconds for block in blocks]))
@@ -65,13 +67,13 @@ def throughput(opponent: str, zero_stage: int, ranks: int, settings: Settings) -
         low=low,
         high=high,
         interval="95% bootstrap",
-        figures=[Figure("forgeline", rates[0], "tokens/s"), Figure(opponent, rates[1], "tokens/s")],
+        figures=[Figure(first.removesuffix("_train"), rates[0], "tokens/s"), Figure(opponent, rates[1], "tokens/s")],
         incomparable=incomparable,
         busy=float(np.mean([block.busy for block in (*found.first, *found.second)])),
         details={
             "ratios": ratios,
-            "forgeline_seconds": [block.seconds for block in found.first],
-            "forgeline_rest_seconds": [block.rest for block in found.first],
+            "seconds": [block.seconds for block in found.first],
+            "rest_seconds": [block.rest for block in found.first],
             "opponent_seconds": [block.seconds for block in found.second],
             "cpu_ratio": float(
                 np.median([b.cpu_seconds / a.cpu_seconds for a, b in zip(found.first, found.second, strict=True)])
@@ -79,7 +81,7 @@ def throughput(opponent: str, zero_stage: int, ranks: int, settings: Settings) -
             "cores_used": float(np.median([b.cpu_seconds / b.seconds for b in (*found.first, *found.second)])),
             "largest_loss_difference": largest_difference(*found.losses),
             "last_loss": found.losses[0][-1],
-            "checkpoint_stall_seconds": own["stall_seconds"] / max(checkpoints, 1),
+            "checkpoint_stall_seconds": own.get("stall_seconds", 0.0) / max(checkpoints, 1),
         },
     )
 

@@ -48,4 +48,12 @@ ROWS = [
         )
         for stage in (0, 2)
     ),
+    Row(
+        "throughput-torch-trainer",
+        "the same over HF Trainer at ZeRO 0, but of the bare torch loop: how far below its own step any loop around this "
+        "model can get; nobody's bar, for comparison only",
+        1.10,
+        "",
+        partial(throughput, "hf_trainer", 0, 1, first="torch_loop"),
+    ),
 ]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import psutil
 
 from tests.bench.arm import Arm
 from tests.bench.pairs import median_interval
@@ -27,6 +30,13 @@ def measure(s3: bool, settings: Settings) -> Measurement:
             server = SeaweedFS(settings.folder / "s3")
             stack.callback(server.stop)
             server.wait_until_ready()
+            # A store works on a machine of its own; here it may only have what is left. Linux has it by thread, and
+            # shares the cores out between sessions before it looks at that.
+            for thread in psutil.Process(server.process.pid).threads():
+                os.setpriority(os.PRIO_PROCESS, thread.id, 19)
+            group = Path(f"/proc/{server.process.pid}/autogroup")
+            if group.exists():
+                group.write_text("19")
             environment = {**server.env, "FORGELINE_BENCH_STORE": server.url("bench")}
         arm = stack.enter_context(Arm("upload_slowdown", workload, settings.folder / "arm", environment=environment))
         arm.finish()
@@ -63,7 +73,7 @@ ROWS = [
     Row("upload-slowdown", WHAT + "folder store", 1.20, "", partial(measure, False), at_least=False),
     Row(
         "upload-slowdown-s3",
-        WHAT + "SeaweedFS, whose server works on the same cores at ordinary priority and is counted in",
+        WHAT + "SeaweedFS on the same two cores, at the lowest priority in place of another machine",
         1.20,
         "",
         partial(measure, True),
