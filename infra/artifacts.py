@@ -4,12 +4,14 @@
     artifacts/<kind>/<key>/<attempt>/records/...   evidence (loss curves, samples, logs); verified, but not identity,
                                                    because it holds timings that no two runs share
     artifacts/<kind>/<key>/manifest.json           written last, create-only
+    files/<sha256>                                 payload files that several artifacts share, by their content
 
 `kind` is the stage kind that made it (pretrain, export ...), `type` is what it can be used as (dataset, model ...).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,6 +20,7 @@ from infra.errors import StoreError
 from infra.keys import content_digest
 
 MANIFEST_FORMAT = 1
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def safe_relative_path(path: str) -> str:
@@ -30,11 +33,36 @@ def safe_relative_path(path: str) -> str:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of an artifact: POSIX path relative to its `payload` or `records` folder, size in bytes, sha256 hex."""
+    """One file of an artifact: POSIX path relative to its `payload` or `records` folder, size in bytes, sha256 hex.
+
+    shared: its bytes lie under `shared_path`, where other artifacts may have them too, not under the attempt.
+    """
 
     path: str
     size: int
     sha256: str
+    shared: bool = False
+
+    @property
+    def shared_path(self) -> str:
+        """Store path of the bytes of a shared file."""
+        return f"files/{self.sha256}"
+
+    def within(self, prefix: str) -> str:
+        """Store path of the bytes, for an entry of the folder `prefix`."""
+        return self.shared_path if self.shared else f"{prefix}/{self.path}"
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"path": self.path, "size": self.size, "sha256": self.sha256}
+        return {**found, "shared": True} if self.shared else found
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FileEntry:
+        """Raises StoreError on a path that escapes, or a digest that is none."""
+        sha = str(data["sha256"])
+        if not DIGEST.fullmatch(sha):
+            raise StoreError(f"{sha[:80]!r} is not a sha256", hint="The manifest is damaged or was tampered with.")
+        return cls(safe_relative_path(data["path"]), int(data["size"]), sha, bool(data.get("shared", False)))
 
 
 @dataclass(frozen=True)
@@ -79,7 +107,8 @@ class Manifest:
         return sum(entry.size for entry in self.payload)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        parts = {part: [entry.to_json() for entry in getattr(self, part)] for part in ("payload", "records")}
+        return {**asdict(self), **parts}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:
@@ -89,10 +118,7 @@ class Manifest:
                 f"manifest format {data.get('format')!r} is not {MANIFEST_FORMAT}",
                 hint="It was written by another version of Forgeline; upgrade, or use another store.",
             )
-        entries = {
-            part: [FileEntry(safe_relative_path(e["path"]), int(e["size"]), str(e["sha256"])) for e in data[part]]
-            for part in ("payload", "records")
-        }
+        entries = {part: [FileEntry.from_json(entry) for entry in data[part]] for part in ("payload", "records")}
         return cls(**{**data, **entries})
 
 

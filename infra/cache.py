@@ -20,7 +20,7 @@ from infra.artifacts import FileEntry
 from infra.errors import StoreError
 from infra.keys import content_digest
 from infra.objects import Objects
-from infra.store_errors import NO_SPACE, NOT_ALLOWED, store_errors
+from infra.store_errors import NO_HARD_LINKS, NO_SPACE, NOT_ALLOWED, store_errors
 from infra.transfer import DamagedFiles, Progress, download, problem, verify
 
 
@@ -30,15 +30,24 @@ def cache_folder() -> Path:
 
 
 def fetch_files(
-    objects: Objects, prefix: str, entries: list[FileEntry], on_progress: Callable[[int, int], None] | None = None
+    objects: Objects,
+    prefix: str,
+    entries: list[FileEntry],
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    partial: bool = False,
 ) -> Path:
-    """A local folder with exactly the files of `entries`, every one verified. Raises DamagedFiles, StoreError.
+    """A local folder with the files of `entries`, every one verified. Raises DamagedFiles, StoreError.
+
+    partial: `entries` are some of what lies under `prefix`, so the folder may hold others too; else there are none.
 
     Where the store is a folder itself, its own files are verified in place and that folder is returned: read only.
+    Shared files lie elsewhere in it, so a set that has any is put together here, of links where the disk is the same.
     """
     where = f"{objects.url}/{prefix}"
-    if (own := objects.local_folder(prefix)) is not None:
-        verify(own, entries, where)
+    own = objects.local_folder(prefix)
+    if own is not None and not any(entry.shared for entry in entries):
+        verify(own, entries, where, strangers=partial)
         return own
     cache = cache_folder()
     folder = cache / content_digest((entry.path, entry.sha256) for entry in entries)
@@ -51,7 +60,7 @@ def fetch_files(
             with store_errors(f"{cache} (FORGELINE_CACHE)"):
                 temporary.parent.mkdir(parents=True, exist_ok=True)
                 target.parent.mkdir(parents=True, exist_ok=True)
-            objects.get_file(f"{prefix}/{entry.path}", temporary, progress.add)
+            _get(objects, entry.within(prefix), temporary, progress)
             arrived = FileEntry(temporary.name, entry.size, entry.sha256)
             if (fault := problem(temporary.parent, arrived)) is not None:
                 raise DamagedFiles([fault.replace(temporary.name, entry.path)], where)
@@ -69,6 +78,19 @@ def fetch_files(
     if not folder.is_dir():
         raise StoreError("nothing to fetch", where=where)
     return folder
+
+
+def _get(objects: Objects, path: str, target: Path, progress: Progress) -> None:
+    if (own := objects.local_folder(path)) is not None:
+        try:
+            os.link(own, target)
+            return
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+    objects.get_file(path, target, progress.add)
 
 
 def forget(folder: Path) -> None:

@@ -8,6 +8,7 @@ Layout (see `infra.artifacts` for what an artifact is):
 
     artifacts/<kind>/<key>/<attempt>/{payload,records}/...   files; nobody looks at them before the manifest is there
     artifacts/<kind>/<key>/manifest.json                     create-only, written last: it is the commit
+    files/<sha256>                                           files that several artifacts share
     quarantine/<kind>/<key>/<attempt>-<n>/manifest.json      manifests of artifacts found damaged
     claims/ refs/ checkpoints/ runs/                         see `infra.claims`, `infra.refs`, `infra.checkpoints`
 
@@ -16,7 +17,7 @@ A process killed at any moment leaves an attempt folder nobody points to, or a c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 from infra.artifacts import FileEntry, Manifest, payload_digest
 from infra.cache import fetch_files
 from infra.errors import BadStoreUrl, CorruptArtifact, StageError, StoreError
+from infra.keys import file_digest
 from infra.objects import Objects, checked, json_bytes
 from infra.transfer import DamagedFiles, OnProgress, Progress, folder_files, upload
 
@@ -76,6 +78,7 @@ class Store(Objects):
         attempt: str,
         payload_dir: Path,
         records_dir: Path | None = None,
+        shared: Sequence[FileEntry] = (),
         identity: dict[str, Any],
         inputs: dict[str, Any] | None = None,
         producer: dict[str, Any] | None = None,
@@ -88,9 +91,9 @@ class Store(Objects):
 
         That is the winner's where another attempt committed first; this attempt's files are then removed.
 
-        attempt: a name nobody else uses. fence: called right before the commit; raises LeaseLost if the work was taken
-        over. on_progress: (bytes done, bytes in all).
-        Raises StageError if there are no files or a metric is not a number, StoreError on links and failing storage.
+        attempt: a name nobody else uses. shared: further files of the payload, stored by `share`. fence: called right
+        before the commit; raises LeaseLost if the work was taken over. on_progress: (bytes done, bytes in all). Raises
+        StageError if there are no files or a metric is not a number, StoreError on links and failing storage.
         """
         if (standing := self.manifest(kind, key)) is not None:
             return standing
@@ -101,6 +104,7 @@ class Store(Objects):
         files: dict[str, list[FileEntry]] = {"payload": [], "records": []}
         for part, folder in folders.items():
             files[part] = upload(self, f"{place}/{attempt}/{part}", folder, progress)
+        files["payload"] = sorted([*files["payload"], *shared], key=lambda entry: entry.path)
         if not files["payload"]:
             raise StageError("it left no file to keep", where=place, hint="A stage writes what it makes to job.output.")
         manifest = Manifest(
@@ -133,21 +137,43 @@ class Store(Objects):
         self.delete_tree(f"{place}/{attempt}")
         return winner
 
-    def fetch(self, manifest: Manifest, *, on_progress: OnProgress | None = None) -> Path:
+    def share(self, file: Path, name: str) -> FileEntry:
+        """Store a file by its content, once for all artifacts that have it; `name` is its path in the payload."""
+        entry = FileEntry(checked(name), file.stat().st_size, file_digest(file), shared=True)
+        if not self.exists(entry.shared_path):
+            size, sha = self.put_file(file, entry.shared_path)
+            if (size, sha) != (entry.size, entry.sha256):
+                self.delete(entry.shared_path)
+                raise StoreError("the file changed while it was stored", where=str(file), hint="Run again.")
+        return entry
+
+    def fetch(
+        self, manifest: Manifest, *, only: Collection[str] | None = None, on_progress: OnProgress | None = None
+    ) -> Path:
         """A local folder with the verified payload, read-only. Raises CorruptArtifact if any byte differs.
 
+        only: paths of the files wanted, instead of all; the folder may hold others too, unverified.
         A folder store returns its own folder, without a copy; from S3, files go to a local cache (see `infra.cache`).
         """
-        return self._fetch(manifest, "payload", manifest.payload, on_progress)
+        wanted = [entry for entry in manifest.payload if only is None or entry.path in only]
+        return self._fetch(manifest, "payload", wanted, on_progress, partial=only is not None)
 
     def fetch_records(self, manifest: Manifest, *, on_progress: OnProgress | None = None) -> Path | None:
         """As `fetch`, for the evidence kept beside the payload; None where the stage left none."""
         return self._fetch(manifest, "records", manifest.records, on_progress) if manifest.records else None
 
-    def _fetch(self, manifest: Manifest, part: str, entries: list[FileEntry], on_progress: OnProgress | None) -> Path:
+    def _fetch(
+        self,
+        manifest: Manifest,
+        part: str,
+        entries: list[FileEntry],
+        on_progress: OnProgress | None,
+        *,
+        partial: bool = False,
+    ) -> Path:
         prefix = f"{manifest.ref.prefix}/{manifest.attempt}/{part}"
         try:
-            return fetch_files(self, prefix, entries, on_progress)
+            return fetch_files(self, prefix, entries, on_progress, partial=partial)
         except DamagedFiles as error:
             raise CorruptArtifact(
                 f"{part} is damaged: {error.what}",
@@ -173,14 +199,24 @@ class Store(Objects):
             standing = self.manifest(kind, key)
             name = standing.attempt if standing else "removed"
         except StoreError:
-            name = "unreadable"
+            standing, name = None, "unreadable"
         if attempt and name not in (attempt, "unreadable"):
             return None
+        if standing is not None:
+            self._drop_damaged(standing)
         number = 1
         while not self.create(target := f"quarantine/{kind}/{key}/{checked(name)}-{number}/manifest.json", data):
             number += 1
         self.delete(source)
         return target
+
+    def _drop_damaged(self, manifest: Manifest) -> None:
+        """Remove shared files whose bytes are not what their name says: `share` would take them for stored."""
+        for entry in (entry for entry in manifest.payload if entry.shared):
+            try:
+                fetch_files(self, "files", [entry])
+            except DamagedFiles:
+                self.delete(entry.shared_path)
 
 
 def _store_for(url: str) -> Store:

@@ -13,6 +13,7 @@ from typing import Any
 
 from infra.errors import ForgelineError, StoreError, StoreUnreachable
 
+NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK})
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NOT_ALLOWED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 UNREACHABLE = frozenset(

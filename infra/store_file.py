@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -16,9 +15,8 @@ from infra.errors import StoreError
 from infra.keys import CHUNK
 from infra.objects import OnBytes, checked
 from infra.store import Store
-from infra.store_errors import store_errors
+from infra.store_errors import NO_HARD_LINKS, store_errors
 
-NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
 STALE_SECONDS = 24 * 3600
 """Age at which a temporary file can only be the rest of a killed process."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,6 +223,39 @@ def test_links_and_empty_results_are_refused(store: Store, tmp_path: Path) -> No
     with pytest.raises(StageError, match="loss"):
         commit(store, payload(tmp_path / "fine"), metrics={"loss": float("nan")})
     assert store.manifest("pretrain", "k1") is None
+
+
+def test_shared_files_are_stored_once_and_fetched_with_every_artifact_that_has_them(
+    store: Store, tmp_path: Path
+) -> None:
+    """And a damaged one is stored again, though its place is taken."""
+    folder = payload(tmp_path / "common", rows="r" * 5000)
+    entry = store.share(folder / "rows", "train/rows")
+    assert store.share(folder / "rows", "other/name").shared_path == entry.shared_path
+    assert list(store.walk("files")) == [entry.shared_path]
+    made = []
+    for key in ("k1", "k2"):
+        own = payload(tmp_path / key, about=key)
+        made.append(commit(store, own, key=key, shared=[replace(entry, path=f"{key}/rows")]))
+        found = store.manifest("pretrain", key)
+        assert found == made[-1] and [e.shared for e in found.payload] == [False, True]
+        fetched = store.fetch(found)
+        assert (fetched / "about").read_text() == key and (fetched / key / "rows").read_text() == "r" * 5000
+        assert (store.fetch(found, only=["about"]) / "about").read_text() == key
+    assert list(store.walk("files")) == [entry.shared_path]
+    damage(store, entry.shared_path)
+    with pytest.raises(CorruptArtifact, match="k1/rows: sha256 differs"):
+        _fetch_anew(store, made[0], tmp_path)
+    store.quarantine("pretrain", "k1")
+    assert not store.exists(entry.shared_path)
+    store.share(folder / "rows", "train/rows")
+    assert (_fetch_anew(store, made[1], tmp_path) / "k2/rows").read_text() == "r" * 5000
+
+
+def _fetch_anew(store: Store, manifest: Manifest, tmp_path: Path) -> Path:
+    """As a machine that never fetched it."""
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    return store.fetch(manifest)
 
 
 def test_a_large_file_in_parts_arrives_whole(store: Store, tmp_path: Path) -> None:
