@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
     from tasks.run_record import RunRecord
 
 
+VERIFY_HELP = "read every source file, whether or not its size and time say that it changed"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `forgeline` script; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    if getattr(arguments, "verify", False):
+        os.environ["FORGELINE_VERIFY_SOURCES"] = "1"  # for the processes of the run as well
     try:
         code: int = arguments.command(arguments)
         return code
@@ -59,8 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     command("validate", validate, "check a pipeline file and list every fault", file=True)
     command("schema", print_schema, "print the JSON Schema of pipeline files, for editors")
     sub = command("plan", plan, "say what would run, be reused or resume, and why", file=True)
+    sub.add_argument("--verify", action="store_true", help=VERIFY_HELP)
     sub.add_argument("--json", action="store_true", help="machine-readable plan on stdout")
     sub = command("run", run, "run a pipeline", file=True)
+    sub.add_argument("--verify", action="store_true", help=VERIFY_HELP)
     sub.add_argument("--json", action="store_true", help="machine-readable result on stdout")
     sub.add_argument("--quiet", action="store_true", help="no live view")
     sub.add_argument("--no-report", action="store_true", help="do not write the HTML report at the end")

@@ -242,12 +242,19 @@ def _job(
         "inputs": inputs,
         "execution": node.execution.model_dump(mode="json"),
         "micro": micro,
+        "previous": _previous(node, context),
         "store": context.store.url,
         "inputs_store": (context.inputs_store or context.store).url,
         "attempt": attempt,
         "claim": claim.to_json(),
         "producer": {**context.producer, "run": context.run, "pipeline": context.pipeline, "stage": node.name},
     }
+
+
+def _previous(node: StageNode, context: RunContext) -> list[str] | None:
+    """Kind and key of what the stage made last."""
+    entry = refs.get(context.store, latest_ref(context.pipeline, node.name))
+    return [entry.kind, entry.key] if entry else None
 
 
 def _finish(node: StageNode, result: StageResult, context: RunContext) -> StageResult:

@@ -63,14 +63,16 @@ def _input_changes(
 ) -> Iterator[str]:
     before, now = {e["field"]: e for e in old}, {e["field"]: e for e in new}
     names = {item.path: item.stage for item in node.inputs}
+    # Inputs of one field stand in one list, in the order of the fields' paths.
+    fields = [item.path.partition("[")[0] for item in node.inputs]
+    position_of = {item.path: fields[:i].count(fields[i]) for i, item in enumerate(node.inputs)}
     for path in sorted({*before, *now}):
         if path not in before:
             yield f"input {path} added: {names[path]}"
         elif path not in now:
             yield f"input {path} removed"
         elif before[path]["digest"] != now[path]["digest"]:
-            base, _, index = path.partition("[")
-            position = int(index.rstrip("]") or 0)
+            base, position = path.partition("[")[0], position_of[path]
             ref = resolved.inputs[base][position]
             was = next(iter(old_refs.get(base, [])[position : position + 1]), None)
             yield f"input {names[path]} changed{_payload_change(was, ref, store)}"

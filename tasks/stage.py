@@ -21,17 +21,19 @@ Only light imports at the top of a stage file: `forgeline plan` imports them all
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from infra.artifacts import Manifest
+from infra.artifacts import FileEntry, Manifest
+from infra.cache import fetch_files
 from infra.errors import StageError
 from infra.execution import Execution
 
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from infra.checkpoints import CheckpointStore
     from infra.store import Store
     from infra.tracking import Tracker
+
+
+MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ P = TypeVar("P", bound=StageParams)
 
 @dataclass(frozen=True)
 class InputArtifact:
-    """An input as a stage sees it: `path` holds the verified payload, `records` its evidence if it was fetched."""
+    """An input as a stage sees it: `path` holds the verified payload, unless the stage is lazy."""
 
     stage: str
     path: Path
@@ -108,6 +113,29 @@ class Job(Generic[P]):
     world_size: int = 1
     micro: int = 0
     """Most examples a rank may hold at once, found by an attempt that ran out of memory. 0: not known."""
+    version: int = 0
+    previous: Manifest | None = None
+    """What this stage of this pipeline made last, whatever it was made of."""
+    shared: list[FileEntry] = field(default_factory=list)
+    """Files of the payload that `store.share` has stored already; committed with those in `output`."""
+
+    @property
+    def store(self) -> Store:
+        return self.checkpoints.store
+
+    @property
+    def cores(self) -> int:
+        """How many processes may work at once."""
+        return self.execution.threads if self.execution.threads != "auto" else len(os.sched_getaffinity(0))
+
+    def bytes_done(self, done: int, total: int) -> None:
+        """Progress of work that is measured in bytes."""
+        self.progress(done // MEGABYTE, max(total // MEGABYTE, 1), megabytes=1.0)
+
+    def fetch_shared(self, path: str) -> Path:
+        """The local, verified file of an entry of `shared`."""
+        entry = next(entry for entry in self.shared if entry.path == path)
+        return fetch_files(self.store, "files", [entry]) / path
 
     def input(self, name: str) -> InputArtifact:
         """The single artifact given for field `name`."""
@@ -136,6 +164,7 @@ class Stage(Generic[P]):
 
     warm: modules the warm server has imported before the job is forked; `torch` jobs and light jobs use two servers.
     distributed: may run on several ranks; every rank calls `run`, only rank 0's files are committed.
+    lazy: inputs are not fetched before it runs; it takes the files it needs out of the store.
     exclusive: gets every core for itself, because it measures time.
     sources: lists the external files the params point to; their content enters the key.
     check: faults between params and execution settings, found before anything is launched.
@@ -150,6 +179,7 @@ class Stage(Generic[P]):
     run: Callable[[Job[P]], dict[str, float]]
     warm: bool = False
     distributed: bool = False
+    lazy: bool = False
     exclusive: bool = False
     sources: Callable[[P], list[SourceFile]] | None = None
     check: Callable[[P, Execution], list[Fault]] | None = None

@@ -128,7 +128,7 @@ def _run(
     events = Events(folder / "events.jsonl" if rank == 0 else Path(os.devnull), after_step)
     started = time.perf_counter()
     source = store if spec["inputs_store"] == spec["store"] else Store.open(spec["inputs_store"])
-    inputs, entries = _fetch(source, spec["inputs"])
+    inputs, entries = _fetch(source, spec["inputs"], lazy=stage.lazy)
     fetched = time.perf_counter()
     work = folder / f"work-{rank}"
     shutil.rmtree(work, ignore_errors=True)
@@ -151,6 +151,8 @@ def _run(
         rank=rank,
         world_size=world_size,
         micro=spec.get("micro", 0),
+        version=stage.version,
+        previous=_previous(source, spec.get("previous")),
     )
     try:
         metrics = {name: float(value) for name, value in stage.run(job).items()}
@@ -167,6 +169,7 @@ def _run(
         attempt=spec["attempt"],
         payload_dir=job.output,
         records_dir=job.records,
+        shared=job.shared,
         identity=spec["identity"],
         inputs=entries,
         producer={**spec["producer"], "versions": _versions(), "execution": spec["execution"], "ranks": world_size},
@@ -181,8 +184,16 @@ def _run(
     return manifest
 
 
+def _previous(store: Store, named: list[str] | None) -> Manifest | None:
+    try:
+        return store.manifest(*named) if named else None
+    except CorruptArtifact as error:
+        sys.stderr.write(f"what this stage made last cannot be read, so nothing is compared with it: {error}\n")
+        return None
+
+
 def _fetch(
-    store: Store, named: dict[str, list[dict[str, Any]]]
+    store: Store, named: dict[str, list[dict[str, Any]]], *, lazy: bool
 ) -> tuple[dict[str, list[InputArtifact]], dict[str, list[dict[str, Any]]]]:
     fetched: dict[str, list[InputArtifact]] = {}
     for name, items in named.items():
@@ -191,7 +202,8 @@ def _fetch(
             if manifest is None or manifest.digest != item["digest"]:
                 what = "the input artifact disappeared or changed while the run went on"
                 raise CorruptArtifact(what, kind=item["kind"], key=item["key"], hint="Run again; it will be re-made.")
-            artifact = InputArtifact(item["stage"], store.fetch(manifest), manifest, item["split"])
+            path = Path(os.devnull) if lazy else store.fetch(manifest)
+            artifact = InputArtifact(item["stage"], path, manifest, item["split"])
             fetched.setdefault(name, []).append(artifact)
     return fetched, named
 

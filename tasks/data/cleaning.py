@@ -1,22 +1,24 @@
-"""Text normalisation and length limits, each drop with its reason."""
+"""Unicode repair and length limits."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.data.reading import Row
 from tasks.stage import StageParams
 
 
 class Clean(StageParams):
     """What is done to each text before anything else looks at it."""
 
-    unicode: Literal["nfc", "none"] = Field("nfc", description="Unicode normal form; `none` leaves the text as it is.")
+    unicode: Literal["nfc", "ftfy", "none"] = Field(
+        "nfc",
+        description="`nfc`: normal form. `ftfy`: also repairs text decoded wrongly (`schÃ¶n`), control characters and "
+        "line breaks. `none`: as it is.",
+    )
     min_chars: int = Field(1, ge=0, description="Shorter texts (in characters) are dropped.")
     max_chars: int | None = Field(None, ge=1, description="Longer texts are dropped. None: no limit.")
 
@@ -27,17 +29,23 @@ class Clean(StageParams):
         return self
 
 
-def clean(rows: list[Row], settings: Clean) -> tuple[list[Row], Counter[str]]:
-    """The rows that stay, normalised, and how many went for which reason."""
-    kept, dropped = [], Counter[str]()
-    for row in rows:
-        text = unicodedata.normalize("NFC", row.text) if settings.unicode == "nfc" else row.text
-        if not text.strip():
-            dropped["empty"] += 1
-        elif len(text) < settings.min_chars:
-            dropped[f"shorter than {settings.min_chars} characters"] += 1
-        elif settings.max_chars is not None and len(text) > settings.max_chars:
-            dropped[f"longer than {settings.max_chars} characters"] += 1
-        else:
-            kept.append(row if text is row.text else replace(row, text=text))
-    return kept, dropped
+def repair(kind: str) -> Callable[[str], str]:
+    """Text -> text in the form that `Clean.unicode` names."""
+    if kind == "ftfy":
+        import ftfy
+
+        # What looks like markup stays: `&amp;` in a text may be meant.
+        settings = ftfy.TextFixerConfig(unescape_html=False, explain=False)
+        return lambda text: ftfy.fix_text(text, settings)
+    return (lambda text: unicodedata.normalize("NFC", text)) if kind == "nfc" else (lambda text: text)
+
+
+def length_fault(text: str, settings: Clean) -> str | None:
+    """Why a text's length rules it out, or None."""
+    if not text.strip():
+        return "empty"
+    if len(text) < settings.min_chars:
+        return f"shorter than {settings.min_chars} characters"
+    if settings.max_chars is not None and len(text) > settings.max_chars:
+        return f"longer than {settings.max_chars} characters"
+    return None

@@ -1,38 +1,43 @@
-"""A dataset artifact on disk: one Parquet file per split, and `dataset.json` that says what is in it.
+"""A dataset artifact on disk: a folder of Parquet files per split, and `dataset.json` that says what is in it.
+
+    train/<shard>.parquet  validation/<shard>.parquet  test/<shard>.parquet
 
 Columns, all strings: `id` (path, path::qualname or path#row), `text`, `group` (what is never torn over two splits),
-and `label` where the dataset is labelled. Parquet is written without timestamps: equal rows give equal bytes.
+and `label` where the dataset is labelled. A shard's file is named by the shard and written without timestamps: equal
+rows give equal bytes, whatever else is in the dataset.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.errors import StageError
-from tasks.data.reading import Row
 
-ROW_GROUP = 4096
-
-
-def write_dataset(folder: Path, splits: Mapping[str, Sequence[Row]], labels: Sequence[str] | None) -> None:
-    """Write the payload of a dataset artifact."""
+if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    names = ["id", "text", "group", *(["label"] if labels is not None else [])]
-    schema = pa.schema([(name, pa.string()) for name in names])
-    for split, rows in splits.items():
-        table = pa.table({name: [getattr(row, name) for row in rows] for name in names}, schema=schema)
-        pq.write_table(table, folder / f"{split}.parquet", compression="zstd", row_group_size=ROW_GROUP)
-    description = {
-        "splits": {split: len(rows) for split, rows in splits.items()},
-        "labels": list(labels) if labels is not None else None,
-        "columns": names,
-    }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    from tasks.data.reading import Row
+
+COLUMNS = ("id", "text", "group", "label")
+BATCH = 1024
+
+
+def row_schema(labelled: bool = True) -> pa.Schema:
+    """Schema of rows; without `label` where the dataset has none."""
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.string()) for name in COLUMNS if labelled or name != "label"])
+
+
+def row_batch(rows: Sequence[Row]) -> pa.RecordBatch:
+    """Rows as a record batch of `row_schema()`."""
+    import pyarrow as pa
+
+    columns = [pa.array([getattr(row, name) for row in rows], pa.string()) for name in COLUMNS]
+    return pa.record_batch(columns, schema=row_schema())
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -41,13 +46,32 @@ def describe(folder: Path) -> dict[str, Any]:
     return found
 
 
-def iterate_texts(folder: Path, split: str) -> Iterator[list[str]]:
-    """Texts of a split in stored order, a row group at a time. Raises StageError on a split that does not exist."""
+def has_split(folder: Path, type: str, split: str) -> bool:
+    """Whether an artifact of type `dataset` or `tokens` has examples in a split."""
+    name = {"tokens": "tokens.json", "dataset": "dataset.json"}[type]
+    return bool(json.loads((folder / name).read_text(encoding="utf-8"))["splits"].get(split))
+
+
+def split_files(folder: Path, split: str) -> list[Path]:
+    """The files of a split, in their lasting order. Raises StageError on a split that does not exist."""
+    known = describe(folder)["splits"]
+    if split not in known:
+        raise StageError(f"no split {split!r}", hint=f"It has: {', '.join(known)}.")
+    return sorted((folder / split).glob("*.parquet"))
+
+
+def iterate_columns(
+    files: Iterable[Path], columns: Sequence[str], batch_size: int = BATCH
+) -> Iterator[dict[str, list[Any]]]:
+    """Columns of rows in stored order, a batch at a time."""
     import pyarrow.parquet as pq
 
-    file = folder / f"{split}.parquet"
-    if not file.is_file():
-        known = ", ".join(describe(folder)["splits"])
-        raise StageError(f"the dataset has no split {split!r}", hint=f"Its splits: {known}.")
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=ROW_GROUP, columns=["text"]):
-        yield batch.column("text").to_pylist()
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=batch_size, columns=list(columns)):
+            yield {name: batch.column(name).to_pylist() for name in columns}
+
+
+def iterate_texts(folder: Path, split: str) -> Iterator[list[str]]:
+    """Texts of a split in stored order, a batch at a time. Raises StageError on a split that does not exist."""
+    for found in iterate_columns(split_files(folder, split), ["text"]):
+        yield found["text"]

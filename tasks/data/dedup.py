@@ -1,28 +1,35 @@
 """Duplicates: equal texts, and near-equal ones by MinHash (Broder, 1997) with locality-sensitive hashing.
 
-LSH only proposes pairs; a pair counts as near-duplicate if the exact Jaccard similarity of the two sets of word
-shingles reaches the threshold. The first row in the given order stays, so the result is a function of that order.
+Each row has a signature, made where its file is read. Which rows go is decided over all signatures together, in one
+order (held-out splits first), so the result depends on the rows alone, not on when or where they were read. Bands of
+the signature propose pairs; a pair counts as near-duplicate if the share of equal values in the two signatures, which
+estimates the Jaccard similarity of the two sets of word shingles, reaches the threshold. The first of a pair stays.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
-from tasks.data.reading import Row
+from tasks.data.hashing import FACTOR, Hashes, Words, mixed, windows
 from tasks.stage import StageParams
 
 WORD = re.compile(r"\w+|[^\w\s]")
 SEED = 1
+Signatures = npt.NDArray[np.uint32]
+Mask = npt.NDArray[np.bool_]
 
 
 class NearDuplicates(StageParams):
     """When two texts are too alike to both stay."""
 
     threshold: float = Field(
-        0.85, gt=0, le=1, description="Jaccard similarity of the shingle sets from which on a text goes."
+        0.85, gt=0, le=1, description="Estimated Jaccard similarity of the shingle sets from which on a text goes."
     )
     shingle: int = Field(5, ge=1, description="Words (or punctuation marks) in a shingle.")
     num_perm: int = Field(
@@ -37,56 +44,72 @@ class Dedup(StageParams):
     near: NearDuplicates | None = Field(None, description="Drop near-duplicates as well. None: keep them.")
 
 
-def drop_exact(rows: list[Row]) -> list[Row]:
-    """Rows whose text did not occur before."""
-    seen: set[bytes] = set()
-    kept = []
-    for row in rows:
-        digest = hashlib.sha256(row.text.encode("utf-8", "surrogatepass")).digest()
-        if digest not in seen:
-            seen.add(digest)
-            kept.append(row)
-    return kept
+def signatures(texts: Sequence[str], settings: NearDuplicates, words: Words) -> Signatures:
+    """MinHash signature of each text's shingles, uint32 [len(texts), num_perm]."""
+    from rensa import RMinHash
+
+    sets = [shingles(text, settings.shingle, words) for text in texts]
+    offsets = np.concatenate([[0], np.cumsum([len(s) for s in sets])]).astype(np.uint64)
+    flat = np.concatenate(sets) if sets else np.zeros(0, np.uint64)
+    matrix: Any = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, settings.num_perm, SEED)
+    return np.array(matrix.to_rows(), np.uint32).reshape(len(texts), settings.num_perm)
 
 
-def shingles(text: str, size: int) -> set[str]:
-    """Every run of `size` words, or the whole text where it has fewer."""
-    words = WORD.findall(text)
-    if len(words) <= size:
-        return {" ".join(words)}
-    return {" ".join(words[i : i + size]) for i in range(len(words) - size + 1)}
+def shingles(text: str, size: int, words: Words) -> Hashes:
+    """Hashes of every different run of `size` words, or of all words where there are fewer."""
+    numbers = words.hashes(WORD.findall(text))
+    return np.unique(windows(numbers, min(size, len(numbers)))) if len(numbers) else numbers
 
 
-def drop_near(rows: list[Row], settings: NearDuplicates) -> list[Row]:
-    """Rows that are not near-duplicates of an earlier kept row."""
-    from rensa import RMinHash, RMinHashLSH
-
-    index = RMinHashLSH(settings.threshold, settings.num_perm, _bands(settings.threshold, settings.num_perm))
-    kept: list[Row] = []
-    for start in range(0, len(rows), 256):
-        batch = rows[start : start + 256]
-        sets = [shingles(row.text, settings.shingle) for row in batch]
-        sketches = RMinHash.from_token_sets(sets, settings.num_perm, SEED)
-        for row, mine, sketch in zip(batch, sets, sketches, strict=True):
-            near = (kept[k] for k in sorted(index.query(sketch)))
-            if any(_jaccard(mine, shingles(other.text, settings.shingle)) >= settings.threshold for other in near):
-                continue
-            index.insert(len(kept), sketch)
-            kept.append(row)
-    return kept
+def bands(found: Signatures, settings: NearDuplicates) -> Hashes:
+    """Hash of each band of the signatures, uint64 [rows, bands]: rows that agree in one are looked at closely."""
+    count = number_of_bands(settings.threshold, settings.num_perm)
+    width = settings.num_perm // count
+    parts = found.astype(np.uint64).reshape(len(found), count, width)
+    total = np.zeros((len(found), count), np.uint64)
+    for i in range(width):
+        total = total * FACTOR + parts[:, :, i]
+    return mixed(total)
 
 
-def _jaccard(a: set[str], b: set[str]) -> float:
-    both = len(a & b)
-    return both / (len(a) + len(b) - both)
-
-
-def _bands(threshold: float, num_perm: int) -> int:
+def number_of_bands(threshold: float, num_perm: int) -> int:
     """Fewest bands with which a pair exactly at the threshold is proposed with probability >= 0.99.
 
     1 - (1 - s^r)^b is the chance that a pair of similarity s agrees on some band of r rows (Leskovec et al., 2014).
     """
-    for bands in (b for b in range(1, num_perm + 1) if num_perm % b == 0):
-        if 1 - (1 - threshold ** (num_perm // bands)) ** bands >= 0.99:
-            return bands
+    for count in (b for b in range(1, num_perm + 1) if num_perm % b == 0):
+        if 1 - (1 - threshold ** (num_perm // count)) ** count >= 0.99:
+            return count
     return num_perm
+
+
+def first_of_equal(texts: Hashes) -> Mask:
+    """Which rows' text hash [rows, 2] did not occur in an earlier row."""
+    _, first = np.unique(texts, axis=0, return_index=True)
+    keep = np.zeros(len(texts), np.bool_)
+    keep[first] = True
+    return keep
+
+
+def proposed(bands_of_all: Hashes) -> Mask:
+    """Which rows agree with another one in some band; only these need a closer look."""
+    met = np.zeros(len(bands_of_all), np.bool_)
+    for column in bands_of_all.T:
+        _, place, counts = np.unique(column, return_inverse=True, return_counts=True)
+        met |= counts[place] > 1
+    return met
+
+
+def first_of_near(found: Signatures, bands_of_each: Hashes, threshold: float, exempt: Mask) -> Mask:
+    """Which rows stay when each is compared with the earlier ones that stay; `exempt` rows stay in any case."""
+    keep = np.ones(len(found), np.bool_)
+    kept: dict[tuple[int, int], list[int]] = {}
+    for row, values in enumerate(bands_of_each.tolist()):
+        keys = list(enumerate(values))
+        others = sorted({other for key in keys for other in kept.get(key, ())})
+        if others and not exempt[row] and (found[others] == found[row]).mean(axis=1).max() >= threshold:
+            keep[row] = False
+            continue
+        for key in keys:
+            kept.setdefault(key, []).append(row)
+    return keep

@@ -1,17 +1,17 @@
-"""Labels of a dataset: where they come from, which are kept."""
+"""Labels of a dataset: where they come from, what they are called, which are kept and how many of each."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, create_model
 
 from infra.errors import StageError
-from tasks.data.reading import Row
+from tasks.data.hashing import Hashes
 from tasks.stage import StageParams
 
 _FROM = Field(
@@ -25,10 +25,16 @@ _From: Any = create_model("_From", __base__=StageParams, **{"from": (str, _FROM)
 class Label(_From):
     """What the class of an example is."""
 
+    map: dict[str, str] | None = Field(
+        None,
+        min_length=1,
+        description="Label in the data -> label of the dataset; rows with another one are set aside.",
+    )
     keep: list[str] | None = Field(None, min_length=1, description="Labels kept; other rows go. None: all.")
     max_per_class: int | None = Field(
         None, ge=1, description="Most training examples of one class, chosen by a hash of their ids. None: all."
     )
+    balance: bool = Field(False, description="As many training examples of each class as the rarest has.")
 
     @property
     def source(self) -> str:
@@ -38,6 +44,14 @@ class Label(_From):
     @property
     def column(self) -> str | None:
         return self.source.partition(":")[2] or None
+
+
+def mapped(label: str, known: Mapping[str, str]) -> tuple[str | None, str]:
+    """(the dataset's label or None, what is wrong)."""
+    if label in known:
+        return known[label], ""
+    close = difflib.get_close_matches(label, known, n=1)
+    return None, f"label {label!r} is not in the map{f'; did you mean {close[0]!r}?' if close else ''}"
 
 
 def check_known(keep: Iterable[str], existing: Iterable[str]) -> None:
@@ -51,39 +65,29 @@ def check_known(keep: Iterable[str], existing: Iterable[str]) -> None:
             raise StageError(f"no example has the label {name!r}", where="label.keep", hint=f"{guess}Labels: {shown}.")
 
 
-def choose(rows: list[Row], label: Label) -> tuple[list[Row], Counter[str]]:
-    """Rows with a kept label and why the others went. Raises StageError unless at least two classes are left."""
-    dropped: Counter[str] = Counter()
-    counts = Counter(row.label for row in rows if row.label is not None)
-    if label.keep is not None:
-        check_known(label.keep, counts)
-    wanted = set(label.keep if label.keep is not None else counts)
-    kept = []
-    for row in rows:
-        if row.label is None:
-            dropped[f"no {label.source}"] += 1
-        elif row.label not in wanted:
-            dropped["label not kept"] += 1
-        else:
-            kept.append(row)
-    if len(wanted) < 2:
-        only = f"only {next(iter(wanted))!r}" if wanted else "none"
+def check_classes(labels: Iterable[str]) -> None:
+    """Raises StageError unless there are at least two classes."""
+    found = sorted(set(labels))
+    if len(found) < 2:
+        only = f"only {found[0]!r}" if found else "none"
         raise StageError(
             f"a labelled dataset needs at least two classes, there is {only}",
             where="label",
             hint="Widen `keep`, point `from` at another column, or leave `label` out.",
         )
-    return kept, dropped
 
 
-def cap(rows: list[Row], limit: int) -> list[Row]:
-    """At most `limit` rows of each class: those with the lowest hash of their id, in the given order."""
-    by_class: dict[str | None, list[Row]] = {}
-    for row in rows:
-        by_class.setdefault(row.label, []).append(row)
-    chosen = {
-        row.id
-        for members in by_class.values()
-        for row in sorted(members, key=lambda r: hashlib.sha256(r.id.encode()).digest())[:limit]
-    }
-    return [row for row in rows if row.id in chosen]
+def capped(labels: npt.NDArray[np.int32], order: Hashes, label: Label) -> npt.NDArray[np.bool_]:
+    """Which training rows stay: of each class those with the lowest hash, as many as are allowed."""
+    keep = np.ones(len(labels), np.bool_)
+    counts = np.bincount(labels) if len(labels) else np.zeros(0, np.int64)
+    limit = label.max_per_class
+    if label.balance and len(labels):
+        rarest = int(counts[counts > 0].min())
+        limit = rarest if limit is None else min(limit, rarest)
+    if limit is None:
+        return keep
+    for code in np.flatnonzero(counts > limit):
+        members = np.flatnonzero(labels == code)
+        keep[members[np.argsort(order[members], kind="stable")[limit:]]] = False
+    return keep

@@ -1,16 +1,27 @@
-"""Documents joined by an end-of-text token and cut into rows of one length, in constant memory."""
+"""Documents laid into rows of one length, so that a training pads next to nothing and cuts no document it need not cut.
+
+Best-fit decreasing (Ding et al., "Fewer Truncations Improve Language Modeling", 2024): the longest document first, each
+into the fullest row that still has room for it. Only a document longer than a row is cut, into whole rows and a rest.
+What is made is a plan, not a copy: for every row which stretch of which document stands where. The token ids stay in
+the files they were tokenized into, one for each shard of the dataset, so a new shard costs its own tokens and a new
+plan.
+
+    <split>/<shard>.safetensors     ids [tokens], the documents of a shard one after another; lengths [documents]
+    <split>.rows.safetensors        first [rows + 1]: where a row's stretches begin among
+                                    file, start, length [stretches]: number of the file, first token in it, tokens
+"""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+Lengths = npt.NDArray[np.int64]
 DTYPES: dict[str, np.dtype[Any]] = {"U16": np.dtype("<u2"), "I32": np.dtype("<i4")}
 
 
@@ -19,40 +30,123 @@ def token_dtype(vocab_size: int) -> str:
     return "U16" if vocab_size < 1 << 16 else "I32"
 
 
-def pack_rows(documents: Iterable[npt.NDArray[np.int32]], context: int, end: int) -> Iterator[npt.NDArray[np.int32]]:
-    """Blocks of rows [n, context]: the stream doc, end, doc, end ...; what does not fill the last row is dropped."""
-    waiting: list[npt.NDArray[np.int32]] = []
-    count = 0
-    separator = np.array([end], np.int32)
-    for document in documents:
-        waiting += [document, separator]
-        count += len(document) + 1
-        if count >= max(context, 1 << 16):
-            stream = np.concatenate(waiting)
-            whole = count // context * context
-            yield stream[:whole].reshape(-1, context)
-            waiting, count = [stream[whole:]], count - whole
-    if count >= context:
-        stream = np.concatenate(waiting)
-        yield stream[: count // context * context].reshape(-1, context)
+@dataclass(frozen=True)
+class Plan:
+    """Rows of stretches: `first` [rows + 1]; document, start (in the document) and length of each stretch."""
+
+    first: Lengths
+    document: Lengths
+    start: Lengths
+    length: Lengths
+
+    @property
+    def rows(self) -> int:
+        return len(self.first) - 1
 
 
-def write_rows(blocks: Iterable[npt.NDArray[np.int32]], context: int, dtype: str, file: Path, scratch: Path) -> int:
-    """Write blocks [n, context] as one safetensors tensor `input_ids` and return its number of rows.
+def one_to_a_row(lengths: Lengths, context: int) -> Plan:
+    """Each document in rows of its own: for held-out data, where every document is judged by itself."""
+    document, start, length = _stretches(lengths, context)
+    return Plan(np.arange(len(length) + 1), document, start, length)
 
-    A safetensors header names the shape before the data, so the rows go to a scratch file first.
+
+def best_fit(lengths: Lengths, context: int) -> Plan:
+    """Documents of these lengths in as few rows of `context` tokens as best-fit decreasing finds."""
+    document, start, length = _stretches(lengths, context)
+    order = np.argsort(-length, kind="stable")
+    row_of = np.zeros(len(order), np.int64)
+    # Bit `space` is set while a row with that many free places is open: the fullest one with room is one shift away.
+    free, open_rows, rows = 0, [list[int]() for _ in range(context + 1)], 0
+    for place, size in zip(order.tolist(), length[order].tolist(), strict=True):
+        room = free >> size
+        if room:
+            space = size + (room & -room).bit_length() - 1
+            row = open_rows[space].pop()
+            if not open_rows[space]:
+                free ^= 1 << space
+        else:
+            space, row, rows = context, rows, rows + 1
+        row_of[place] = row
+        left = space - size
+        if left:
+            open_rows[left].append(row)
+            free |= 1 << left
+    # Within a row the longest comes first, as it was placed.
+    by_row = order[np.argsort(row_of[order], kind="stable")]
+    first = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))]).astype(np.int64)
+    return Plan(first, document[by_row], start[by_row], length[by_row])
+
+
+def _stretches(lengths: Lengths, context: int) -> tuple[Lengths, Lengths, Lengths]:
+    """(document, start, length) of every stretch: a document, or the row-long parts and the rest of a longer one."""
+    parts = -(-lengths // context)
+    document = np.repeat(np.arange(len(lengths)), parts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(parts) - parts, parts)
+    start = number * context
+    return document, start, np.minimum(context, lengths[document] - start)
+
+
+def save_plan(plan: Plan, documents: Sequence[Lengths], file: Path) -> None:
+    """Write a plan over the documents of some files, given by the lengths in each, as `<split>.rows.safetensors`."""
+    from safetensors.numpy import save_file
+
+    counts = [len(lengths) for lengths in documents]
+    of_file = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    begins = np.concatenate([np.cumsum(lengths) - lengths for lengths in documents] or [np.zeros(0, np.int64)])
+    tensors = {
+        "first": plan.first,
+        "file": of_file[plan.document],
+        "start": begins[plan.document] + plan.start,
+        "length": plan.length.astype(np.int32),
+    }
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, file)
+
+
+class PackedRows(Sequence[dict[str, Any]]):
+    """Rows of a `tokens` artifact, put together from the memory-mapped ids when asked for.
+
+    A row is {"input_ids": [tokens], "segments": [stretches]}: the lengths of the stretches, which do not see each
+    other.
     """
-    rows = 0
-    with scratch.open("wb") as stream:
-        for block in blocks:
-            stream.write(block.astype(DTYPES[dtype]).tobytes())
-            rows += len(block)
-    size = rows * context * DTYPES[dtype].itemsize
-    entry = {"dtype": dtype, "shape": [rows, context], "data_offsets": [0, size]}
-    header = json.dumps({"input_ids": entry}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    with file.open("wb") as target, scratch.open("rb") as source:
-        target.write(len(header).to_bytes(8, "little") + header)
-        shutil.copyfileobj(source, target, 1 << 20)
-    scratch.unlink()
-    return rows
+
+    def __init__(self, folder: Path, split: str) -> None:
+        from safetensors.numpy import load_file
+
+        plan = load_file(folder / f"{split}.rows.safetensors")
+        self.first, self.file = plan["first"], plan["file"]
+        self.start, self.length = plan["start"], plan["length"]
+        self.files = [mapped_ids(path) for path in sorted((folder / split).glob("*.safetensors"))]
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        begin, end = self.first[index % len(self)], self.first[index % len(self) + 1]
+        parts = [
+            self.files[file][start : start + length]
+            for file, start, length in zip(
+                self.file[begin:end].tolist(),
+                self.start[begin:end].tolist(),
+                self.length[begin:end].tolist(),
+                strict=True,
+            )
+        ]
+        ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return {"input_ids": ids, "segments": self.length[begin:end]}
+
+
+def mapped_ids(file: Path) -> npt.NDArray[Any]:
+    """The tensor `ids` of a safetensors file, memory-mapped: nothing is read before it is asked for."""
+    import json
+
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        entry = json.loads(stream.read(size))["ids"]
+    begin, end = entry["data_offsets"]
+    if begin == end:
+        return np.zeros(0, DTYPES[entry["dtype"]])
+    return np.memmap(file, DTYPES[entry["dtype"]], "r", 8 + size + begin, tuple(entry["shape"]))

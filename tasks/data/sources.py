@@ -1,19 +1,27 @@
 """Where a dataset's raw data lies, and which files that is.
 
-A source names files by a glob, or a folder of Python code whose functions are the examples:
+A source names files by a glob, a folder of Python code whose functions are the examples, or the dataset another stage
+made:
 
     sources:
       - {files: "${python:stdlib}/**/*.py", exclude: ["**/test/**"], format: text}
-      - {files: "data/*.jsonl", format: jsonl, text_column: body}
+      - {files: "s3://bucket/raw/*.jsonl.zst", format: jsonl, text_column: body}
+      - {files: "faq.csv", format: csv, template: "Q: {question}\\nA: {answer}", licence: CC-BY-4.0}
       - {python_functions: "${python:stdlib}"}
+      - {files: "hf://datasets/org/name@0123...cdef/data/train-*.parquet", format: parquet}
+      - {stage: mails}
 
-Where the files lie is not identity; which files there are, by relative path and content, is. `${python:stdlib}` is the
+Where the files lie is not identity; which files there are, by relative path and content, is. A dataset on the Hugging
+Face hub is named with its commit, which stands for its content, so a plan asks nobody. `${python:stdlib}` is the
 standard library of the running Python, the one real corpus every machine has (packages installed into it left out).
+Files may be compressed (.gz, .zst, .bz2).
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+import string
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,35 +30,61 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from infra.errors import StageError
-from tasks.data.file_patterns import split_root, walk
-from tasks.stage import Located, SourceFile, StageParams
+from infra import source_files
+from infra.errors import StageError, StoreError
+from infra.source_files import SourceLocation, is_url
+from tasks.data.file_patterns import compiled, matches_any, split_root, walk
+from tasks.stage import Input, Located, SourceFile, StageParams
 
 STDLIB = "${python:stdlib}"
 NOT_STDLIB = frozenset({"site-packages", "dist-packages", "__pycache__"})
-Format = Literal["text", "jsonl", "csv", "parquet", "python_functions"]
+Format = Literal["text", "lines", "jsonl", "csv", "parquet", "arrow", "python_functions"]
+WHOLE_FILE: frozenset[str] = frozenset({"text", "python_functions"})
+"""Formats in which a file, not a row, is the unit that is counted and set aside."""
+KINDS = ("files", "python_functions", "stage")
+HUB = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})/(?P<pattern>.+)")
 
 
 class Source(StageParams):
-    """One place examples come from: give either `files` or `python_functions`."""
+    """One place examples come from: give one of `files`, `python_functions` and `stage`."""
 
     files: Annotated[str | None, Located()] = Field(
-        None, description="Glob of files (`**` crosses folders), relative to the pipeline file."
+        None,
+        description="Glob of files (`**` crosses folders), relative to the pipeline file, or a URL: s3://..., "
+        "hf://datasets/ORG/NAME@COMMIT/...",
     )
     python_functions: Annotated[str | None, Located()] = Field(
         None, description="A folder; every function and method of its .py files is one example (id: path::qualname)."
+    )
+    stage: Annotated[str | None, Input("dataset")] = Field(
+        None, description="Dataset stage whose examples are taken, all splits or the one named."
     )
     exclude: Annotated[list[str], Located(path=False)] = Field(
         default_factory=list, description="Globs, relative to the source's folder, of files to leave out."
     )
     format: Format = Field(
         "text",
-        description="`text`: a file is an example. `jsonl`, `csv`, `parquet`: a row is. Not used with functions.",
+        description="`text`: a file is an example. `lines`: a line is. `jsonl`, `csv`, `parquet`, `arrow`: a row is. "
+        "Not used with functions and stages.",
     )
-    text_column: str = Field("text", description="Column that holds the text; jsonl, csv and parquet only.")
+    text_column: str = Field("text", description="Column that holds the text; formats with rows only.")
+    template: str | None = Field(
+        None, description="Text made of columns instead: `Q: {question}` puts the column `question` there."
+    )
+    messages_column: str | None = Field(
+        None, description="Column with a list of {role, content}; the text is the chat, as `chat_template` has it."
+    )
+    chat_template: str | None = Field(
+        None, description="Jinja template over `messages`, as tokenizers have it. None: ChatML."
+    )
     id_column: str | None = Field(
         None, description="Column with a unique, lasting name of each row. None: named by file and content."
     )
+    delimiter: str = Field(",", min_length=1, max_length=1, description="Between the fields of a csv row.")
+    weight: float = Field(
+        1.0, gt=0, description="Times each training example counts: 0.5 keeps half of them, 2 repeats each once."
+    )
+    licence: str = Field("", description="Of the data, for the data card; an SPDX name where there is one.")
     name: str = Field(
         "", pattern=r"^[\w.-]*$", description="Prefix of this source's ids, where two sources share paths."
     )
@@ -60,84 +94,158 @@ class Source(StageParams):
     def _one_kind(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        if (data.get("files") is None) == (data.get("python_functions") is None):
-            raise ValueError("give exactly one of `files` and `python_functions`")
+        given = [kind for kind in KINDS if data.get(kind) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of `files`, `python_functions` and `stage`")
+        if str(data.get("files")).startswith("hf:") and not HUB.fullmatch(str(data["files"])):
+            raise ValueError("write hf://datasets/ORG/NAME@COMMIT/PATTERN; a branch or tag could move")
         if data.get("python_functions") is not None:
             if data.get("format", "python_functions") != "python_functions":
                 raise ValueError("`format` goes with `files`; python_functions reads .py files")
             return {**data, "format": "python_functions"}
         if data.get("format") == "python_functions":
             raise ValueError("to read functions write `python_functions: FOLDER` instead of `files`")
+        if data.get("stage") is not None:
+            return {**data, "format": "parquet"}
         return data
+
+    @model_validator(mode="after")
+    def _one_text(self) -> Source:
+        if self.template is not None and self.messages_column is not None:
+            raise ValueError("`template` and `messages_column` both make the text; give one")
+        if self.template is not None:
+            fields = [field for _, field, _, _ in string.Formatter().parse(self.template) if field is not None]
+            if not fields or not all(field.isidentifier() for field in fields):
+                raise ValueError("`template` names columns as {column}, letters, digits and _ only; write {{ for {")
+        if (self.template or self.messages_column) and self.format in ("text", "lines", "python_functions"):
+            raise ValueError(f"format {self.format} has no columns to make a text of")
+        return self
 
     @property
     def field(self) -> str:
-        return "files" if self.files is not None else "python_functions"
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def hub(self) -> re.Match[str] | None:
+        """Name, revision and pattern of a dataset on the Hugging Face hub."""
+        return HUB.fullmatch(self.files or "")
 
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file of a source: where it is now, and its name in ids, groups and keys (independent of the machine)."""
+    """A file of a source: where it is now, and its name in ids, groups and keys (independent of the machine).
 
-    location: Path
+    sha256: of its bytes, where that is known without reading it.
+    """
+
+    place: SourceLocation
     path: str
     source: Source
+    sha256: str = ""
 
     @property
     def package(self) -> str:
         """First component of the path below the source's folder, a top-level module without its suffix."""
-        inner = self.path.removeprefix(f"{self.source.name}/") if self.source.name else self.path
-        return inner.partition("/")[0].removesuffix(".py")
+        return package_of(self.path, self.source)
+
+
+def package_of(path: str, source: Source) -> str:
+    """First component of a file's path below its source's folder, a top-level module without its suffix."""
+    inner = path.removeprefix(f"{source.name}/") if source.name else path
+    return inner.partition("/")[0].removesuffix(".py")
 
 
 def expand(pattern: str) -> str:
     """A path or glob with `${python:stdlib}` and `~` replaced."""
+    if is_url(pattern):
+        return pattern
     return str(Path(pattern.replace(STDLIB, sysconfig.get_path("stdlib"))).expanduser())
 
 
 def find_files(sources: Sequence[Source]) -> list[FoundFile]:
-    """Every file the sources name, sorted by path. Raises StageError on an unreadable place or a fileless source."""
+    """Every file outside the store that the sources name, sorted by path; hub datasets are looked at by no plan.
+
+    Raises StageError on an unreadable place or a fileless source.
+    """
     found: dict[str, FoundFile] = {}
     for i, source in enumerate(sources):
-        for file in _files_of(source, f"sources[{i}].{source.field}"):
-            other = found.setdefault(file.path, file)
-            if other.location != file.location:
-                raise StageError(
-                    f"two sources hold a file named {file.path} ({other.location} and {file.location})",
-                    where=f"sources[{i}]",
-                    hint="Give one of the sources a `name:`; it becomes the prefix of its files.",
-                )
-            if other.source != source:
-                raise StageError(
-                    f"{file.path} is read by two sources", where=f"sources[{i}]", hint="`exclude` it from one of them."
-                )
+        if source.hub is None and source.stage is None:
+            _add(found, _files_of(source, f"sources[{i}].{source.field}"), i)
     return [found[path] for path in sorted(found)]
 
 
+def _add(found: dict[str, FoundFile], files: list[FoundFile], number: int) -> None:
+    for file in files:
+        other = found.setdefault(file.path, file)
+        if other.place.location != file.place.location:
+            raise StageError(
+                f"two sources hold a file named {file.path} ({other.place.location} and {file.place.location})",
+                where=f"sources[{number}]",
+                hint="Give one of the sources a `name:`; it becomes the prefix of its files.",
+            )
+        if other.source != file.source:
+            raise StageError(
+                f"{file.path} is read by two sources", where=f"sources[{number}]", hint="`exclude` it from one of them."
+            )
+
+
 def _files_of(source: Source, where: str) -> list[FoundFile]:
-    given = source.files or source.python_functions or ""
-    if "://" in given:
-        raise StageError(
-            f"{given!r} is not a local path", where=where, hint="Mount or copy the data; URLs are not read."
-        )
-    root, pattern = split_root(expand(given)) if source.files else (Path(expand(given)), "**/*.py")
+    given = expand(source.files or source.python_functions or "")
+    if is_url(given):
+        return _remote_files(source, given, where)
+    root, pattern = split_root(given) if source.files else (Path(given), "**/*.py")
     # The standard library's folder holds what pip installs as well; that is not the standard library.
-    skip = NOT_STDLIB if given.startswith(STDLIB) else frozenset({"__pycache__"})
+    skip = NOT_STDLIB if (source.files or source.python_functions or "").startswith(STDLIB) else {"__pycache__"}
     try:
-        paths = walk(root, pattern, source.exclude, skip)
+        paths = walk(root, pattern, source.exclude, frozenset(skip))
+        places = [source_files.local(root / path) for path in paths]
     except OSError as error:
         raise StageError(
             f"cannot read {error.filename or root}: {error.strerror or error}",
             where=where,
             hint="Check the path (relative paths start at the pipeline file's folder) and its permissions.",
         ) from error
-    if not paths:
+    return _named(source, list(zip(paths, places, strict=True)), f"{pattern} under {root}", where)
+
+
+def _remote_files(source: Source, url: str, where: str) -> list[FoundFile]:
+    scheme, _, rest = url.partition("://")
+    folder, pattern = split_root(rest)
+    root = f"{scheme}://{folder.as_posix()}"
+    wanted = compiled(pattern)
+    files = source_files.listed(
+        root, lambda path: bool(wanted.fullmatch(path)) and not matches_any(path, source.exclude)
+    )
+    return _named(source, files, f"{pattern} under {root}", where)
+
+
+def _named(source: Source, files: list[tuple[str, SourceLocation]], what: str, where: str) -> list[FoundFile]:
+    if not files:
         excluded = f" after exclude {source.exclude}" if source.exclude else ""
-        raise StageError(
-            f"no file matches {pattern} under {root}{excluded}", where=where, hint="`**/` matches any depth of folders."
-        )
+        raise StageError(f"no file matches {what}{excluded}", where=where, hint="`**/` matches any depth of folders.")
     prefix = f"{source.name}/" if source.name else ""
-    return [FoundFile(root / path, prefix + path, source) for path in paths]
+    return [FoundFile(place, prefix + path, source) for path, place in files]
+
+
+def hub_files(source: Source, where: str) -> list[FoundFile]:
+    """The files of a hub dataset, downloaded unless the local cache has them. Raises StageError where neither works."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    assert source.hub is not None
+    name, revision, pattern = source.hub.group("name", "revision", "pattern")
+    try:
+        root = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=[pattern]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise StageError(
+            f"cannot get {name} at {revision[:12]}: {str(error).strip().splitlines()[0]}",
+            where=where,
+            hint="Check the name, the commit, HF_TOKEN and the network; a dataset in the local cache needs none.",
+        ) from error
+    # The cache holds links to files that are named by their content.
+    paths = walk(root, pattern, source.exclude)
+    places = [source_files.local((root / path).resolve()) for path in paths]
+    return _named(source, list(zip(paths, places, strict=True)), f"{pattern} in {name}", where)
 
 
 def hashed(files: Sequence[FoundFile]) -> list[SourceFile]:
@@ -147,23 +255,36 @@ def hashed(files: Sequence[FoundFile]) -> list[SourceFile]:
     between a jsonl and a text source are not mistaken for the same data.
     """
     ways = {(f.source.format, f.source.text_column, f.source.id_column) for f in files}
-    result = []
-    for file in files:
-        try:
-            sha = hashlib.sha256(file.location.read_bytes()).hexdigest()
-        except OSError as error:
-            raise unreadable(file, error) from error
-        way = (
-            f" ({file.source.format} {file.source.text_column} {file.source.id_column or ''})" if len(ways) > 1 else ""
-        )
-        result.append(SourceFile(file.path + way, sha))
-    return result
+    found = with_digests(files)
+    return [SourceFile(f.path + (_way(f.source) if len(ways) > 1 else ""), f.sha256) for f in found]
 
 
-def unreadable(file: FoundFile, error: OSError) -> StageError:
+def _way(source: Source) -> str:
+    return f" ({source.format} {source.text_column} {source.id_column or ''})"
+
+
+def with_digests(files: Sequence[FoundFile]) -> list[FoundFile]:
+    """The files with their digests. Raises StageError on one that cannot be read."""
+    try:
+        shas = source_files.digests([file.place for file in files])
+    except OSError as error:
+        broken = next((f for f in files if f.place.location == str(error.filename)), None)
+        raise unreadable(broken.path if broken else "files", error) from error
+    except StoreError as error:
+        raise StageError(error.what, where=error.where or "sources", hint=error.hint) from error
+    return [FoundFile(f.place, f.path, f.source, sha) for f, sha in zip(files, shas, strict=True)]
+
+
+def hub_digests(sources: Sequence[Source]) -> list[SourceFile]:
+    """What stands in a key for hub datasets: the commit says all about their content."""
+    given = [f"{s.name}/{s.files}{s.exclude}{_way(s)}" for s in sources if s.hub]
+    return [SourceFile(path, hashlib.sha256(path.encode()).hexdigest()) for path in given]
+
+
+def unreadable(path: str, error: OSError) -> StageError:
     """The error for a listed file that cannot be opened: not the data's fault, so it is never quarantined."""
     return StageError(
-        f"cannot read {file.location}: {error.strerror or error}",
-        where=f"sources: {file.path}",
+        f"cannot read {error.filename or path}: {error.strerror or error}",
+        where=f"sources: {path}",
         hint="Fix its permissions, or `exclude` it.",
     )

@@ -1,4 +1,4 @@
-"""Byte-level BPE (Sennrich et al., 2016; Radford et al., 2019): training, and fast exact encoding.
+"""Tokenizers: training (byte-level BPE here; WordPiece and Unigram beside it), and fast exact encoding.
 
 Source code repeats its words: 12 MB of it hold 4 M words and 50,000 different ones. `Encoder` therefore splits
 ASCII texts with the standard library's regex, encodes each different word once, and gathers the ids with numpy. The
@@ -18,20 +18,35 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
+from tasks.data.unigram import train_unigram
+from tasks.data.wordpiece import train_wordpiece
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
+UNKNOWN = "<|unk|>"
 # The GPT-2 pattern, with \p{L} and \p{N} as they read in ASCII.
 WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 MAX_WORDS = 1_000_000
 Ids = npt.NDArray[np.int32]
 
 
+def train_tokenizer(algorithm: str, texts: Iterable[list[str]], vocab_size: int) -> Tokenizer:
+    """A tokenizer with ids 0 = <|endoftext|>, 1 = <|pad|>, and, unless it is `bpe`, 2 = <|unk|>."""
+    if algorithm == "wordpiece":
+        return train_wordpiece(texts, vocab_size, [END, PAD, UNKNOWN])
+    if algorithm == "unigram":
+        return train_unigram(texts, vocab_size, END, PAD, UNKNOWN)
+    return train_bpe(texts, vocab_size)
+
+
 def train_bpe(texts: Iterable[list[str]], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer with ids 0 = <|endoftext|> and 1 = <|pad|>; it can encode any text."""
+    """Byte-level BPE (Sennrich et al., 2016; Radford et al., 2019) with ids 0 = <|endoftext|> and 1 = <|pad|>.
+
+    It can encode any text.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -54,7 +69,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END,
         "eos_token": END,
-        "unk_token": END,
+        "unk_token": END if tokenizer.token_to_id(UNKNOWN) is None else UNKNOWN,
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
         "model_max_length": int(1e30),
@@ -93,6 +108,8 @@ class Encoder:
         state = json.loads(tokenizer.to_str())
         self.plain = _is_plain_byte_level(state)
         self.added = [token["content"] for token in state["added_tokens"]]
+        self.by_library = 0
+        """Texts that the tokenizers library encoded whole."""
         self._forget()
 
     def _forget(self) -> None:
@@ -106,6 +123,7 @@ class Encoder:
             self._forget()
         by_words = [i for i, text in enumerate(texts) if self._is_by_words(text)]
         rest = sorted(set(range(len(texts))) - set(by_words))
+        self.by_library += len(rest)
         found: dict[int, Ids] = dict(zip(rest, self._library([texts[i] for i in rest]), strict=True))
         known = self.words.__getitem__
         numbered = {i: np.fromiter(map(known, WORDS.findall(texts[i])), np.int64) for i in by_words}

@@ -1,35 +1,55 @@
 """dataset: files -> examples, cleaned, deduplicated, labelled and split, with every dropped row accounted for.
 
+Every shard of the sources is prepared once, wherever and whenever it is first met (`tasks/data/prepare.py`); which rows
+are in is decided over all shards together from their sketches (`tasks/data/selection.py`); and the rows chosen of a
+shard are written once for each choice (`tasks/data/pieces.py`). All of these are kept in the store by their content:
+new data costs what is new.
+
 Evidence in `records/`: `sources.json` (each file's path and sha256), `counts.json` (rows in and out of each step and
-why), `quarantine.jsonl` (each file or row that could not be read: path, line, reason).
+why), `quarantine.jsonl` (each file or row that could not be read: path, line, reason), `card.json` (the data card).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 
+from infra.artifacts import Manifest
 from infra.errors import StageError
-from tasks.data.cleaning import Clean, clean
-from tasks.data.columns import write_dataset
-from tasks.data.dedup import Dedup, drop_exact, drop_near
-from tasks.data.labels import Label, cap, check_known, choose
-from tasks.data.reading import Columns, Rejected, Row, read_rows
-from tasks.data.sources import FoundFile, Source, find_files, hashed
-from tasks.data.splitting import SPLITS, Split, priority, split_of
-from tasks.stage import Job, SourceFile, Stage, StageParams
+from infra.keys import digest
+from infra.source_files import SourceLocation
+from tasks.data.decontamination import Decontaminate
+from tasks.data.dedup import Dedup
+from tasks.data.labels import Label, check_known
+from tasks.data.parts import PartKind, PartSpec, artifact_location
+from tasks.data.pieces import VERSION as PIECES_VERSION
+from tasks.data.pieces import packed
+from tasks.data.prepare import ROWS, Preparation
+from tasks.data.prepare import VERSION as PREPARED_VERSION
+from tasks.data.shards import Shard, shards_of
+from tasks.data.sources import WHOLE_FILE, FoundFile, Source, find_files, hashed, hub_digests, hub_files, with_digests
+from tasks.data.splitting import SPLITS, Split
+from tasks.data.steps import RowSteps
+from tasks.stage import Job, SourceFile, Stage
+
+PREPARED = PartKind("prepared", "tasks.data.prepare:prepare_shard")
+PIECES = PartKind("rows", "tasks.data.pieces:take_rows")
 
 
-class Params(StageParams):
+class Params(RowSteps):
     """What the dataset is made of and how."""
 
     sources: list[Source] = Field(min_length=1, description="Where the examples come from.")
-    clean: Clean = Field(default_factory=lambda: Clean(), description="Normalisation and length limits.")
     dedup: Dedup = Field(default_factory=lambda: Dedup(), description="Removal of duplicates.")
+    decontaminate: Decontaminate | None = Field(
+        None, description="Removal of training examples that evaluation sets share runs of words with. None: none."
+    )
     label: Label | None = Field(None, description="Class of each example. None: unlabelled text.")
     split: Split = Field(default_factory=lambda: Split(), description="Train, validation and test.")
     max_bad_share: float = Field(
@@ -39,9 +59,8 @@ class Params(StageParams):
 
 def files_of(params: Params) -> list[FoundFile]:
     """The files that matter: where packages are the labels, only those of the kept packages."""
-    files = find_files(params.sources)
-    label = params.label
-    if label is None or label.source != "package" or label.keep is None:
+    files, label = find_files(params.sources), params.label
+    if label is None or label.source != "package" or label.keep is None or label.map is not None or not files:
         return files
     check_known(label.keep, {file.package for file in files})
     return [file for file in files if file.package in label.keep]
@@ -49,120 +68,183 @@ def files_of(params: Params) -> list[FoundFile]:
 
 def sources(params: Params) -> list[SourceFile]:
     """Relative path and sha256 of every file the dataset reads: what enters the key."""
-    return hashed(files_of(params))
+    return [*hashed(files_of(params)), *hub_digests(params.sources)]
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    params = job.params
-    files = files_of(params)
-    pairs = [[file.path, file.sha256] for file in hashed(files)]
-    (job.records / "sources.json").write_text(json.dumps(pairs, indent=0) + "\n", encoding="utf-8")
-    steps: list[dict[str, Any]] = []
+    from tasks.data.card import data_card
+    from tasks.data.frozen import check_frozen
+    from tasks.data.parts import make_parts
+    from tasks.data.runs import known_runs
+    from tasks.data.selection import PreparedShard, Rules, select
 
-    rows, rejected = _read(files, params)
-    _quarantine(job, rows, rejected, files)
-    steps.append({"step": "read", "in": len(files), "out": len(rows), "dropped": {"unreadable": len(rejected)}})
-    if params.label is not None:
-        before = len(rows)
-        rows, dropped = choose(rows, params.label)
-        steps.append({"step": "label", "in": before, "out": len(rows), "dropped": dropped})
-    before = len(rows)
-    rows, dropped = clean(rows, params.clean)
-    steps.append({"step": "clean", "in": before, "out": len(rows), "dropped": dropped})
+    params, store = job.params, job.store
+    files = [*with_digests([*files_of(params), *_hub(params)]), *_of_stages(job)]
+    _write_json(job, "sources.json", [[file.path, file.sha256] for file in files])
+    shards = shards_of(files, params.sources)
+    specs = _preparations(params, shards, known_runs(job, params.decontaminate))
+    prepared = make_parts(PREPARED, specs, store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
+    known = []
+    for shard, part in zip(shards, prepared.parts, strict=True):
+        folder = store.fetch(part, only=["sketch.safetensors", "counts.json"])
+        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+        weight = params.sources[shard.source].weight
+        known.append(PreparedShard(folder / "sketch.safetensors", counts, weight))
+    accounts = [shard.counts for shard in known]
+    rejected, units = _quarantine(job, accounts)
 
-    where = {row.group: split_of(row.group, params.split) for row in rows}
-    rows.sort(key=lambda row: (priority(where[row.group], params.split), row.id))
-    for name, settings, drop in (
-        ("exact duplicates", params.dedup.exact, drop_exact),
-        ("near duplicates", params.dedup.near, lambda r: drop_near(r, params.dedup.near)),  # type: ignore[arg-type]
-    ):
-        if settings:
-            before, rows = len(rows), drop(rows)
-            steps.append({"step": name, "in": before, "out": len(rows), "dropped": {name: before - len(rows)}})
+    overlap = params.decontaminate.max_share if params.decontaminate else None
+    selection = select(known, Rules(params.split, params.dedup, params.label, overlap))
+    with_rows = [i for i, take in enumerate(selection.rows) if any(map(len, take.values()))]
+    chosen = _pieces(
+        [prepared.parts[i] for i in with_rows],
+        [selection.rows[i] for i in with_rows],
+        labelled=params.label is not None,
+    )
+    pieces = make_parts(PIECES, chosen, store, workers=job.cores, scratch=job.scratch)
+    for shard, piece in zip((shards[i] for i in with_rows), pieces.parts, strict=True):
+        job.shared += [replace(e, path=f"{e.path.removesuffix('.parquet')}/{_file_name(shard)}") for e in piece.payload]
 
-    splits = {s: sorted((r for r in rows if where[r.group] == s), key=lambda r: r.id) for s in SPLITS}
-    if params.label is not None and params.label.max_per_class is not None:
-        before, splits["train"] = len(splits["train"]), cap(splits["train"], params.label.max_per_class)
-        after = len(splits["train"])
-        steps.append({"step": "max_per_class", "in": before, "out": after, "dropped": {"over the cap": before - after}})
-    labels, table, warnings = _labels(splits, params)
-    write_dataset(job.output, splits, labels)
-    counts = {"steps": steps, "splits": {s: len(r) for s, r in splits.items()}, "labels": table, "warnings": warnings}
-    (job.records / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
-    sizes = {f"{split}_rows": float(len(members)) for split, members in splits.items()}
+    splits = {split: selection.count(split) for split in SPLITS}
+    columns = ["id", "text", "group", *(["label"] if selection.labels is not None else [])]
+    description = {"splits": splits, "labels": selection.labels, "columns": columns}
+    (job.output / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    check_frozen(job, params.split)
+    steps = [
+        {"step": "read", "rows_in": units, "rows_out": units - rejected, "dropped": {"unreadable": rejected}},
+        *_row_steps(accounts),
+        *selection.steps,
+    ]
+    counts = {"steps": steps, "splits": splits, "labels": selection.table, "warnings": selection.warnings}
+    _write_json(job, "counts.json", counts)
+    _write_json(job, "card.json", data_card(job, selection, _per_source(params, files)))
+    sizes = {f"{split}_rows": float(count) for split, count in splits.items()}
     return {
         "files": float(len(files)),
         "rows": sum(sizes.values()),
         **sizes,
-        "quarantined": float(len(rejected)),
-        "characters": float(sum(len(r.text) for members in splits.values() for r in members)),
+        "quarantined": float(rejected),
+        "characters": float(steps[-1]["characters_out"]),
+        "shards": float(len(shards)),
+        "shards_reused": float(prepared.reused),
     }
 
 
-def _read(files: list[FoundFile], params: Params) -> tuple[list[Row], list[Rejected]]:
-    group = params.split.by.partition(":")[2] or None
-    label = params.label
-    columns = Columns(
-        label=label.column if label else None,
-        group=group,
-        label_from_package=label is not None and label.source == "package",
-    )
-    rows: list[Row] = []
-    rejected: list[Rejected] = []
-    for item in read_rows(files, columns):
-        if isinstance(item, Rejected):
-            rejected.append(item)
-        else:
-            rows.append(Row(item.id, item.text, item.id, item.label) if params.split.by == "row" else item)
-    return rows, rejected
+def _write_json(job: Job[Params], name: str, value: Any) -> None:
+    (job.records / name).write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _quarantine(job: Job[Params], rows: list[Row], rejected: list[Rejected], files: list[FoundFile]) -> None:
-    lines = "".join(json.dumps(asdict(item)) + "\n" for item in rejected)
+def _hub(params: Params) -> list[FoundFile]:
+    """Files of the hub datasets, which a plan knows by their commit alone."""
+    found = [hub_files(source, f"sources[{i}].files") for i, source in enumerate(params.sources) if source.hub]
+    return [file for files in found for file in files]
+
+
+def _of_stages(job: Job[Params]) -> list[FoundFile]:
+    """The stored files of the datasets of other stages: the split named, or all."""
+    given = [source for source in job.params.sources if source.stage is not None]
+    found = []
+    for source, item in zip(given, job.inputs.get("sources", []), strict=True):
+        for entry in item.manifest.payload:
+            split, slash, _ = entry.path.partition("/")
+            if slash and item.split in (None, split):
+                place = SourceLocation(artifact_location(item.manifest, entry.path), entry.size, "")
+                path = "/".join(filter(None, (source.name, item.stage, entry.path)))
+                found.append(FoundFile(place, path, source, entry.sha256))
+    return found
+
+
+def _preparations(params: Params, shards: Sequence[Shard], runs: Sequence[Manifest]) -> list[PartSpec]:
+    """What each shard's preparation depends on, and where its files lie."""
+    label, split, near = params.label, params.split, params.dedup.near
+    steps = {name: getattr(params, name) for name in RowSteps.model_fields}
+    specs = []
+    for shard in shards:
+        how = Preparation(
+            source=params.sources[shard.source],
+            steps=RowSteps(**steps),
+            near=near,
+            label_from=label.source if label else None,
+            label_map=label.map if label else None,
+            label_keep=label.keep if label else None,
+            group_by=split.by,
+            seed=split.seed,
+            ngram=params.decontaminate.ngram if params.decontaminate else None,
+        )
+        identity = {
+            "version": PREPARED_VERSION,
+            "how": how.identity(),
+            "files": shard.content(),
+            "known_runs": sorted(entry.sha256 for run in runs for entry in run.payload),
+        }
+        arguments = {
+            "preparation": how.model_dump(mode="json"),
+            "files": shard.places(),
+            "known_runs": [artifact_location(run, entry.path) for run in runs for entry in run.payload],
+        }
+        specs.append(PartSpec(identity, arguments, shard.size))
+    return specs
+
+
+def _pieces(prepared: Sequence[Manifest], rows: Sequence[dict[str, Any]], *, labelled: bool) -> list[PartSpec]:
+    specs = []
+    for part, take in zip(prepared, rows, strict=True):
+        entry = next(entry for entry in part.payload if entry.path == ROWS)
+        chosen = packed(take)
+        identity = {"version": PIECES_VERSION, "rows": entry.sha256, "take": digest(chosen), "labelled": labelled}
+        arguments = {"rows": artifact_location(part, ROWS), "take": chosen, "labelled": labelled}
+        specs.append(PartSpec(identity, arguments, entry.size))
+    return specs
+
+
+def _file_name(shard: Shard) -> str:
+    return f"{hashlib.sha256(shard.name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}.parquet"
+
+
+def _quarantine(job: Job[Params], counts: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """(set aside, units looked at). Raises StageError where too much was set aside."""
+    named = [item for shard in counts for item in shard["rejected"]]
+    lines = "".join(json.dumps(item) + "\n" for item in named)
     (job.records / "quarantine.jsonl").write_text(lines, encoding="utf-8")
-    # A file of functions is one unit whether it yields a hundred rows or none; elsewhere each row is a unit.
-    by_file = all(file.source.format in ("text", "python_functions") for file in files)
-    total = len(files) if by_file else len(rows) + len(rejected)
-    share = len(rejected) / max(total, 1)
-    unit = "files" if by_file else "rows"
-    if share > job.params.max_bad_share:
-        first = rejected[0]
-        place = first.path if first.line is None else f"{first.path}:{first.line}"
+    rejected, units = (sum(int(shard[name]) for shard in counts) for name in ("rejected_count", "units"))
+    allowed = job.params.max_bad_share
+    share = rejected / max(units, 1)
+    if share > allowed:
+        first = named[0]
+        place = first["path"] if first["line"] is None else f"{first['path']}:{first['line']}"
+        unit = "files" if all(source.format in WHOLE_FILE for source in job.params.sources) else "rows"
         raise StageError(
-            f"{len(rejected)} of {total} {unit} cannot be read ({share:.1%}, allowed {job.params.max_bad_share:.1%})",
+            f"{rejected} of {units} {unit} cannot be read ({share:.1%}, allowed {allowed:.1%})",
             where="sources",
-            hint=f"First: {place}: {first.reason}. Fix or `exclude` them, or raise `max_bad_share`.",
+            hint=f"First: {place}: {first['reason']}. Fix or `exclude` them, or raise `max_bad_share`.",
         )
-    if not rows:
+    if units == rejected:
         raise StageError("the sources hold no example", where="sources", hint="Are `format` and the columns right?")
+    return rejected, units
 
 
-def _labels(
-    splits: dict[str, list[Row]], params: Params
-) -> tuple[list[str] | None, dict[str, dict[str, int]] | None, list[str]]:
-    """(sorted labels, label -> split -> rows, warnings). Raises StageError where nothing is left to learn from."""
-    if not splits["train"]:
-        raise StageError(
-            "no training example is left", hint="See `clean`, `dedup` and `split`: together they dropped every row."
-        )
-    shares = {"validation": params.split.validation, "test": params.split.test}
-    warnings = [f"split {s} is empty" for s, share in shares.items() if share > 0 and not splits[s]]
-    if params.label is None:
-        return None, None, warnings
-    counts = {s: Counter(row.label for row in members) for s, members in splits.items()}
-    labels = sorted({str(row.label) for members in splits.values() for row in members})
-    missing = [label for label in labels if not counts["train"][label]]
-    if missing or len(labels) < 2:
-        raise StageError(
-            f"no training example has the label {missing[0]!r}" if missing else "only one class is left",
-            where="label",
-            hint="Its files all fell into another split or were dropped: use another `split.seed`, or `by: row`.",
-        )
-    for split, share in shares.items():
-        absent = [label for label in labels if not counts[split][label]]
-        if share > 0 and absent:
-            warnings.append(f"split {split} has no example of: {', '.join(absent)}")
-    return labels, {label: {s: counts[s][label] for s in SPLITS} for label in labels}, warnings
+def _per_source(params: Params, files: Sequence[FoundFile]) -> list[Counter[str]]:
+    """How many files and bytes each source has."""
+    found = [Counter[str]() for _ in params.sources]
+    for file in files:
+        number = next(i for i, source in enumerate(params.sources) if source is file.source)
+        found[number].update(files=1, bytes=file.place.size)
+    return found
 
 
-STAGE = Stage(kind="dataset", version=1, makes="dataset", params=Params, run=run, sources=sources)
+def _row_steps(counts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The shards' accounts of each step, added up."""
+    total: dict[str, dict[str, Any]] = {}
+    for shard in counts:
+        for account in shard["steps"]:
+            mine = total.setdefault(account["step"], {"step": account["step"], "dropped": {}, "changed": {}})
+            for name, value in account.items():
+                if isinstance(value, dict):
+                    for reason, count in value.items():
+                        mine[name][reason] = mine[name].get(reason, 0) + count
+                elif name != "step":
+                    mine[name] = mine.get(name, 0) + value
+    return list(total.values())
+
+
+STAGE = Stage(kind="dataset", version=2, makes="dataset", params=Params, run=run, sources=sources, lazy=True)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from infra.errors import StageError
+from tasks.data.columns import has_split
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
 SHOWN_WRONG = 24
@@ -66,7 +67,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         resamples=params.resamples,
         seed=params.seed,
         cores=max(1, len(os.sched_getaffinity(0)) // latency.threads),
-        has_train=split != "train" and (data.path / _file_of(data, "train")).is_file(),
+        has_train=split != "train" and has_split(data.path, data.manifest.type, "train"),
         progress=lambda done, total: job.progress(done, total),
     )
     artifacts = {model.stage: model for model in models}
@@ -107,10 +108,6 @@ def _agree(models: list[InputArtifact], data: InputArtifact) -> tuple[str, list[
     return kinds.pop(), truth
 
 
-def _file_of(data: InputArtifact, split: str) -> str:
-    return f"{split}.parquet" if data.manifest.type == "dataset" else f"{split}.safetensors"
-
-
 def _import_for_children(models: list[InputArtifact], auto_class: str) -> None:
     """Import once, before forking, what every child would otherwise import for itself. No torch operation runs here."""
     import transformers
@@ -135,9 +132,9 @@ def _record(
     samples = {name: m.samples for name, m in measured.items() if m.samples}
     evidence: dict[str, Any] = {"latency.json": times, "samples.json": samples}
     if data.manifest.type == "dataset":
-        import pyarrow.parquet as pq
+        from tasks.training.text_features import read_split
 
-        table = pq.read_table(data.path / f"{split}.parquet", columns=["id", "text"]).to_pydict()
+        table = read_split(data, split, columns=("id", "text"))
         predictions = {name: m.predictions for name, m in measured.items()}
         evidence["misclassified.json"] = misclassified(predictions, table["id"], table["text"], labels, SHOWN_WRONG)
     for name, content in evidence.items():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infra.errors import StageError
+from tasks.data.augmentation import Augment, augmented
+from tasks.data.columns import has_split
 from tasks.objectives import Feature, Objective
+from tasks.training.text_features import read_split, tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -22,17 +25,63 @@ class Features(NamedTuple):
 
 
 def train_and_validation(
-    objective: Objective, data: InputArtifact, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    objective: Objective,
+    data: InputArtifact,
+    tokenizer: PreTrainedTokenizerFast | None,
+    max_length: int,
+    augment: Augment | None = None,
+    seed: int = 0,
 ) -> Features:
-    """Raises StageError if the objective cannot read this kind of data or a split is unusable."""
+    """The training split is changed as `augment` says, validation never.
+
+    Raises StageError if the objective cannot read this kind of data or a split is unusable.
+    """
     if data.manifest.type not in objective.data_types:
         raise StageError(
             f"objective {objective.name} cannot learn from {data.manifest.type!r}",
             where=data.stage,
             hint=f"It reads: {', '.join(objective.data_types)}.",
         )
-    suffix = "safetensors" if data.manifest.type == "tokens" else "parquet"
     train = objective.features(data, data.split or "train", tokenizer, max_length)
-    has_validation = (data.path / f"validation.{suffix}").exists()
-    validation = objective.features(data, "validation", tokenizer, max_length) if has_validation else []
+    if augment is not None:
+        train = AugmentedTexts(train, data, data.split or "train", tokenizer, max_length, augment, seed)
+    watched = has_split(data.path, data.manifest.type, "validation")
+    validation = objective.features(data, "validation", tokenizer, max_length) if watched else []
     return Features(train, validation)
+
+
+class AugmentedTexts(Sequence[Feature]):
+    """Training features whose text is changed by its place in the data stream, and tokenized when it is drawn.
+
+    By index the features are those without changes: baselines and samples are about the data, not about its variants.
+    """
+
+    def __init__(
+        self,
+        plain: Sequence[Feature],
+        data: InputArtifact,
+        split: str,
+        tokenizer: PreTrainedTokenizerFast | None,
+        max_length: int,
+        augment: Augment,
+        seed: int,
+    ) -> None:
+        if data.manifest.type != "dataset":
+            raise StageError(
+                "token ids cannot be augmented", where="augment", hint="Train on the dataset, not on its packed tokens."
+            )
+        self.plain, self.texts = plain, read_split(data, split, columns=("text",))["text"]
+        self.tokenizer, self.max_length, self.augment, self.seed = tokenizer, max_length, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.plain[index]
+
+    def drawn(self, index: int, place: int) -> Feature:
+        """Example `index` as it is trained on at `place`."""
+        text = augmented(self.texts[index], self.augment, self.seed, place)
+        if text == self.texts[index]:
+            return self.plain[index]
+        return {**self.plain[index], "input_ids": tokenized([text], self.tokenizer, self.max_length)[0]}

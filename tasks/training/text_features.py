@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from infra.errors import StageError
+from tasks.data.columns import row_schema, split_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,13 +24,14 @@ CHARACTERS_PER_TOKEN = 64
 
 def read_split(data: InputArtifact, split: str, *, columns: Sequence[str]) -> dict[str, list[Any]]:
     """Columns of one split in frozen order. Raises StageError if the split or a column is missing, or it is empty."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = data.path / f"{split}.parquet"
-    if not path.exists():
-        known = ", ".join(sorted(p.stem for p in data.path.glob("*.parquet"))) or "none"
-        raise StageError(f"no split {split!r}", where=data.stage, hint=f"It has: {known}.")
-    schema = pq.read_schema(path)
+    try:
+        files = split_files(data.path, split)
+    except StageError as error:
+        raise StageError(error.what, where=data.stage, hint=error.hint) from error
+    schema = pq.read_schema(files[0]) if files else row_schema()
     missing = [name for name in columns if name not in schema.names]
     if missing:
         raise StageError(
@@ -37,7 +39,8 @@ def read_split(data: InputArtifact, split: str, *, columns: Sequence[str]) -> di
             where=data.stage,
             hint=f"It has: {', '.join(schema.names)}. Labels come from the dataset stage's `label`.",
         )
-    table = pq.read_table(path, columns=list(columns))
+    wanted = pa.schema([schema.field(name) for name in columns])
+    table = pa.concat_tables([wanted.empty_table(), *(pq.read_table(f, columns=list(columns)) for f in files)])
     if table.num_rows == 0:
         raise StageError(
             f"split {split!r} is empty", where=data.stage, hint="Add data, or give the split a larger share."

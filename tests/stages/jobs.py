@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from infra.artifacts import Manifest
 from infra.checkpoints import CheckpointStore
 from infra.execution import Execution
+from infra.keys import digest
 from infra.store import Store
 from infra.tracking import NullTracker
 from tasks.stage import InputArtifact, Job, StageParams
@@ -20,6 +22,22 @@ def artifact(path: Path, type: str, *, stage: str = "source", split: str | None 
         kind=type, type=type, key="0" * 64, attempt="a", digest="0" * 64, payload=[], records=[], identity={}
     )
     return InputArtifact(stage, path, manifest, split)
+
+
+def stored(store: Path, folder: Path, type: str, *, stage: str = "source", split: str | None = None) -> InputArtifact:
+    """An input whose files are committed in the store at `store`, for stages that fetch what they need by themselves."""
+    opened = Store.open(str(store))
+    key = digest({"folder": str(folder)})
+    manifest = opened.commit(kind=type, type=type, key=key, attempt="a", payload_dir=folder, identity={})
+    return InputArtifact(stage, opened.fetch(manifest), manifest, split)
+
+
+def collect(job: Job[Any]) -> None:
+    """Put the files a stage left in the store beside those it wrote, as a commit and a fetch would."""
+    for entry in job.shared:
+        target = job.output / entry.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(job.fetch_shared(entry.path), target)
 
 
 def make_job(
@@ -35,6 +53,7 @@ def make_job(
     world_size: int = 1,
     store: Path | None = None,
     micro: int = 0,
+    previous: Manifest | None = None,
 ) -> Job[Any]:
     """A job whose output, records and scratch lie in `folder`. Two jobs with the same `store` share checkpoints."""
     for part in ("output", "records", "scratch"):
@@ -55,4 +74,5 @@ def make_job(
         rank=rank,
         world_size=world_size,
         micro=micro,
+        previous=previous,
     )

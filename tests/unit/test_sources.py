@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,10 +17,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from infra.errors import StageError
+from infra.source_files import digests, local, local_copy
 from tasks.data.file_patterns import compiled, split_root, walk
 from tasks.data.functions import python_functions
 from tasks.data.reading import Columns, Rejected, Row, read_rows
-from tasks.data.sources import Source, find_files, hashed
+from tasks.data.sources import Source, find_files, hashed, hub_digests
 from tasks.stage import identity_params
 from tasks.stages import dataset
 
@@ -77,8 +81,6 @@ def test_no_file_matches(tree: Path) -> None:
 def test_unreadable_place(tree: Path) -> None:
     with pytest.raises(StageError, match=r"sources\[0\].python_functions: cannot read .*nowhere: No such file"):
         paths(python_functions=f"{tree}/nowhere")
-    with pytest.raises(StageError, match="not a local path"):
-        paths(files="s3://bucket/*.txt")
 
 
 def test_listed_file_that_vanishes_is_an_error_not_bad_data(tree: Path) -> None:
@@ -86,8 +88,6 @@ def test_listed_file_that_vanishes_is_an_error_not_bad_data(tree: Path) -> None:
     (tree / "a.py").unlink()
     with pytest.raises(StageError, match=r"sources: a.py: cannot read"):
         hashed(files)
-    with pytest.raises(StageError, match=r"sources: a.py: cannot read"):
-        list(read_rows(files, Columns()))
 
 
 def test_a_source_is_files_or_functions() -> None:
@@ -195,10 +195,17 @@ def test_every_function_text_is_valid_python(parts: list[str]) -> None:
         assert isinstance(ast.parse(text).body[0], ast.FunctionDef)
 
 
-def read(tmp_path: Path, name: str, raw: bytes, **source: object) -> list[Row | Rejected]:
+def read(tmp_path: Path, name: str, raw: bytes, columns: Columns | None = None, **source: object) -> list[Any]:
     (tmp_path / name).write_bytes(raw)
-    files = find_files([Source.model_validate({"files": f"{tmp_path}/{name}", **source})])
-    return list(read_rows(files, Columns(label="y", group="g")))
+    return read_file(tmp_path / name, columns, **source)
+
+
+def read_file(file: Path, columns: Columns | None = None, **source: object) -> list[Any]:
+    made = Source.model_validate({"files": str(file), **source})
+    return list(read_rows(file, file.name, made, columns or Columns()))
+
+
+YG = Columns(label="y", group="g")
 
 
 def test_undecodable_text_is_rejected_with_its_reason(tmp_path: Path) -> None:
@@ -218,45 +225,195 @@ def test_python_files_say_their_own_encoding(tmp_path: Path) -> None:
 def test_files_of_functions_with_wrong_syntax_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("def f(:\n")
     (tmp_path / "b.py").write_bytes(b"x = 1\0")
-    files = find_files([Source.model_validate({"python_functions": str(tmp_path)})])
-    found = list(read_rows(files, Columns()))
+    functions = Source.model_validate({"python_functions": str(tmp_path)})
+    found = [row for name in ("a.py", "b.py") for row in read_rows(tmp_path / name, name, functions, Columns())]
     assert [(type(r), r.path) for r in found if isinstance(r, Rejected)] == [(Rejected, "a.py"), (Rejected, "b.py")]
     assert isinstance(found[0], Rejected) and found[0].line == 1 and "not valid Python" in found[0].reason
 
 
 def test_jsonl_rows_keep_their_names_when_lines_are_added(tmp_path: Path) -> None:
     line = b'{"text": "one", "y": "pos", "g": 7}\n'
-    (first,) = read(tmp_path, "a.jsonl", line, format="jsonl")
+    (first,) = read(tmp_path, "a.jsonl", line, YG, format="jsonl")
     assert isinstance(first, Row)
     assert (first.text, first.label, first.group) == ("one", "pos", "7")
-    later = read(tmp_path, "a.jsonl", b'{"text": "zero"}\n' + line, format="jsonl")
+    later = read(tmp_path, "a.jsonl", b'{"text": "zero"}\n' + line, YG, format="jsonl")
     assert first in later
     named = read(tmp_path, "a.jsonl", b'{"text": "one", "n": "x"}\n', format="jsonl", id_column="n")
-    assert named[0].id == "a.jsonl#x"  # type: ignore[union-attr]
+    assert named[0].id == "a.jsonl#x"
 
 
 def test_bad_jsonl_lines_are_rejected_by_line(tmp_path: Path) -> None:
     raw = b'{"text": "ok"}\n{bad\n\n[1]\n{"text": 3}\n{"text": "\xff"}\n{"text": "\\ud800"}\n'
     found = read(tmp_path, "a.jsonl", raw, format="jsonl")
     assert [r.line for r in found if isinstance(r, Rejected)] == [2, 4, 5, 6, 7]
-    assert "columns: text" in found[3].reason  # type: ignore[union-attr]
+    assert "columns: text" in found[3].reason
 
 
-def test_csv_and_parquet(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found = read(tmp_path, "a.csv", b'text,y\n"a, b",pos\nlonely\nc,neg\n', format="csv")
+def test_csv(tmp_path: Path) -> None:
+    found = read(tmp_path, "a.csv", b'text,y\n"a, b",pos\nlonely\nc,neg\n', Columns(label="y"), format="csv")
     assert [(r.text, r.label) for r in found if isinstance(r, Row)] == [("a, b", "pos"), ("c", "neg")]
     assert [r.line for r in found if isinstance(r, Rejected)] == [3]
-    pq.write_table(pa.table({"text": ["x", None], "y": [1, 0]}), tmp_path / "t.parquet")
-    files = find_files([Source.model_validate({"files": f"{tmp_path}/t.parquet", "format": "parquet"})])
-    rows = list(read_rows(files, Columns(label="y")))
-    assert isinstance(rows[0], Row) and (rows[0].text, rows[0].label) == ("x", "1")
-    assert isinstance(rows[1], Rejected)
-    (tmp_path / "t.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(StageError, match="not a Parquet file"):
-        list(read_rows(files, Columns()))
+    assert read(tmp_path, "b.csv", b"", format="csv") == []
+    (latin, good) = read(tmp_path, "c.csv", b"text\ncaf\xe9\nok\n", format="csv")
+    assert isinstance(latin, Rejected) and good.text == "ok", "one row in another encoding costs one row"
+
+
+def test_csv_with_another_delimiter_or_columns_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"(?s)no column 'text'.*the delimiter looks like ';': set `delimiter`"):
+        read(tmp_path, "a.csv", b"text;y\na;b\n", format="csv")
+    assert read(tmp_path, "a.csv", b"text;y\na;b\n", format="csv", delimiter=";")[0].text == "a"
+    with pytest.raises(StageError, match=r"(?s)sources: b.csv: no column 'text'.*Did you mean 'texts'\?"):
+        read(tmp_path, "b.csv", b"texts,y\na,b\n", format="csv")
+    with pytest.raises(StageError, match="column 'text' is there twice"):
+        read(tmp_path, "c.csv", b"text,text\na,b\n", format="csv")
+
+
+def test_parquet_and_arrow(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.feather as feather
+    import pyarrow.parquet as pq
+
+    table = pa.table({"text": ["x", None], "y": [1, 0], "more": [2, 3]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    feather.write_feather(table, tmp_path / "t.arrow")
+    with pa.ipc.new_stream(tmp_path / "s.arrow", table.schema) as stream:
+        stream.write_table(table)
+    for name, kind in (("t.parquet", "parquet"), ("t.arrow", "arrow"), ("s.arrow", "arrow")):
+        good, bad = read_file(tmp_path / name, Columns(label="y"), format=kind)
+        assert (good.text, good.label) == ("x", "1") and isinstance(bad, Rejected)
+        with pytest.raises(StageError, match="no column 'body'"):
+            read_file(tmp_path / name, format=kind, text_column="body")
+    whole = (tmp_path / "t.parquet").read_bytes()
+    for broken in (whole[:-20], whole[:40], b"PAR1 nonsense", b""):
+        with pytest.raises(StageError, match=r"sources: u\.parquet: not a Parquet file"):
+            read(tmp_path, "u.parquet", broken, format="parquet")
+
+
+def test_compressed_files_and_what_is_left_of_them(tmp_path: Path) -> None:
+    import bz2
+    import gzip
+
+    import pyarrow as pa
+
+    lines = b"".join(b'{"text": "row %d"}\n' % i for i in range(5000))
+    packed = {"gz": gzip.compress(lines), "bz2": bz2.compress(lines)}
+    packed["zst"] = pa.compress(lines, codec="zstd", asbytes=True)
+    for suffix, raw in packed.items():
+        assert len(read(tmp_path, f"a.jsonl.{suffix}", raw, format="jsonl")) == 5000
+        with pytest.raises(StageError, match=rf"sources: b.jsonl.{suffix}: the file is damaged"):
+            read(tmp_path, f"b.jsonl.{suffix}", raw[: len(raw) // 2], format="jsonl")
+
+
+def test_lines_are_examples(tmp_path: Path) -> None:
+    found = read(tmp_path, "a.txt", b"one\n\ntwo\r\nthr\0ee\nfour", format="lines")
+    assert [row.text for row in found if isinstance(row, Row)] == ["one", "two", "four"]
+    bad = [(r.line, r.reason) for r in found if isinstance(r, Rejected)]
+    assert bad == [(4, "it holds NUL bytes, so it is no text")]
+
+
+@pytest.mark.parametrize("format", ["text", "lines", "jsonl", "csv"])
+def test_an_endless_line_is_set_aside_without_being_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    import tracemalloc
+
+    monkeypatch.setattr("tasks.data.reading.LONGEST_ROW", 1 << 20)
+    good = {"text": b"", "lines": b"ok", "jsonl": b'{"text": "ok"}', "csv": b"ok"}[format]
+    with (tmp_path / "a").open("wb") as stream:
+        stream.write(b"text\n" if format == "csv" else b"")
+        for _ in range(40):
+            stream.write(b"x" * (1 << 20))
+        stream.write(b"\n" + good + b"\n")
+    tracemalloc.start()
+    found = read_file(tmp_path / "a", format=format)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 << 20, "40 MiB went by"
+    assert [r.reason for r in found if isinstance(r, Rejected)] == ["longer than 1 MiB"]
+    assert [r.text for r in found if isinstance(r, Row)] == ([] if format == "text" else ["ok"])
+
+
+def test_texts_are_made_of_columns(tmp_path: Path) -> None:
+    raw = b'{"q": "Why?", "a": "So.", "n": 3}\n{"q": "And?"}\n'
+    good, bad = read(tmp_path, "a.jsonl", raw, format="jsonl", template="Q{n}: {q}\nA: {a} {{}}")
+    assert good.text == "Q3: Why?\nA: So. {}"
+    assert bad.reason == "column 'n' holds no text (columns: q)"
+    for template in ("{q.__class__}", "{q[0]}", "{0}", "no column", "{}"):
+        with pytest.raises(ValidationError, match="names columns as"):
+            Source.model_validate({"files": "x", "format": "jsonl", "template": template})
+
+
+def test_chats_are_rendered(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows = [{"m": chat}, {"m": []}, {"m": [{"role": "boss", "content": "x"}]}, {"m": [{"role": "user"}]}]
+    raw = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    found = read(tmp_path, "a.jsonl", raw, format="jsonl", messages_column="m")
+    assert found[0].text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+    assert [r.reason for r in found[1:]] == [
+        "column 'm' holds no list of messages",
+        "message 1 has none of the roles system, user, assistant, tool",
+        "message 1 has no content",
+    ]
+    own = "{% for m in messages %}{{ m.content }}|{% endfor %}"
+    assert read(tmp_path, "a.jsonl", raw, format="jsonl", messages_column="m", chat_template=own)[0].text == "Hi|Hello|"
+    evil = "{{ messages.__class__.__mro__ }}"
+    refused = read(tmp_path, "a.jsonl", raw, format="jsonl", messages_column="m", chat_template=evil)
+    assert isinstance(refused[0], Rejected) and "refuses" in refused[0].reason
+
+
+def test_urls_are_listed_and_read(tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/raw/a.jsonl": b'{"text": "a"}\n', "/raw/b/c.jsonl": b'{"text": "c"}\n', "/raw/d.txt": b"d"})
+    found = find_files([Source.model_validate({"files": "memory://raw/**/*.jsonl", "format": "jsonl"})])
+    assert [f.path for f in found] == ["a.jsonl", "b/c.jsonl"]
+    assert [f.sha256 for f in hashed(found)] == [hashlib.sha256(b'{"text": "%c"}\n' % c).hexdigest() for c in b"ac"]
+    with local_copy(found[1].place.location, tmp_path) as copy:
+        assert copy.name == "c.jsonl" and copy.read_bytes() == b'{"text": "c"}\n'
+    assert not copy.exists()
+
+
+def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must be older than the clock's resolution; and whoever doubts it can have all of them read."""
+    monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path / "cache"))
+    read: list[str] = []
+    monkeypatch.setattr("infra.source_files._digest", lambda file: read.append(file.location) or "0" * 64)
+    old, new = tmp_path / "old.txt", tmp_path / "new.txt"
+    old.write_text("x")
+    new.write_text("y")
+    monkeypatch.setattr("infra.source_files._settled", lambda file: file.location.endswith("old.txt"))
+    for _ in range(2):
+        digests([local(old), local(new)])
+    assert [Path(name).name for name in read] == ["old.txt", "new.txt", "new.txt"]
+    os.utime(old, ns=(1, 1))
+    digests([local(old)])
+    monkeypatch.setenv("FORGELINE_VERIFY_SOURCES", "1")
+    digests([local(old)])
+    assert [Path(name).name for name in read[3:]] == ["old.txt", "old.txt"]
+
+
+def test_hub_datasets_are_named_by_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit says all about the content, so a plan needs no network; the files come from the local cache."""
+    commit = "0123456789" * 4
+    for wrong in ("hf://datasets/org/name/data.csv", "hf://datasets/org/name@main/data.csv"):
+        with pytest.raises(ValidationError, match="a branch or tag could move"):
+            Source.model_validate({"files": wrong})
+    snapshot = tmp_path / "hub/datasets--org--name/snapshots" / commit
+    (snapshot / "data").mkdir(parents=True)
+    (snapshot / "data/a.csv").write_text("text\nhello\n")
+    source = Source.model_validate({"files": f"hf://datasets/org/name@{commit}/data/*.csv", "format": "csv"})
+    assert find_files([source]) == [] and len(hub_digests([source])) == 1
+    code = (
+        "import sys; from tasks.data.sources import *; "
+        f"print([f.path for f in hub_files(Source(files={source.files!r}, format='csv'), 'here')])"
+    )
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline)
+    assert done.stdout.strip() == "['data/a.csv']", done.stderr
+    offline["HF_HUB_CACHE"] = str(tmp_path / "empty")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline)
+    assert "StageError: here: cannot get org/name at 012345678901" in done.stderr
 
 
 def test_listing_is_quick_enough_to_plan_with(tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""Files outside the store, which a pipeline reads: local paths, and URLs of any file system that fsspec knows.
+
+    files = listed("s3://bucket/raw", keep)       # every file below, with its size and what tells a change
+    digests(files)                                # sha256 of each; those that did not change are not read again
+    with local_copy(files[0].location) as path:   # the file itself, or a download that is removed afterwards
+
+A digest is remembered by (location, size, stamp) in `$FORGELINE_CACHE/digests.sqlite`. The stamp is what changes with
+the
+bytes: modification and change time in nanoseconds of a local file, the ETag of an object. A local file changed in the
+last seconds is not remembered, because it could change once more within its clock's resolution. What is remembered is a
+shortcut: `--verify` (FORGELINE_VERIFY_SOURCES=1) reads everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from infra.cache import cache_folder
+from infra.keys import CHUNK, file_digest
+from infra.store_errors import store_errors
+
+SETTLED_NS = 3_000_000_000
+"""Age of a local file's last change from which on its digest is remembered."""
+STAMPS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "mtime", "created")
+READERS = 8
+
+
+@dataclass(frozen=True)
+class SourceLocation:
+    """A file somewhere: path or URL, bytes, and its stamp ("" where the file system tells none)."""
+
+    location: str
+    size: int
+    stamp: str
+
+
+def is_url(location: str) -> bool:
+    return "://" in location
+
+
+def local(path: Path) -> SourceLocation:
+    """A local file. Raises OSError."""
+    info = path.stat()
+    return SourceLocation(str(path.absolute()), info.st_size, f"{info.st_mtime_ns}-{info.st_ctime_ns}")
+
+
+def listed(root: str, keep: Callable[[str], bool]) -> list[tuple[str, SourceLocation]]:
+    """(path relative to `root`, file) of every object below a URL whose relative path is kept, sorted.
+
+    Raises StoreError where the place cannot be read.
+    """
+    with store_errors(root):
+        system, folder = _system(root)
+        folder = folder.rstrip("/")
+        found: dict[str, dict[str, Any]] = system.find(folder, detail=True)
+    files = []
+    for name, info in found.items():
+        path = name.removeprefix(folder).lstrip("/")
+        if path and info.get("type") == "file" and keep(path):
+            stamp = next((str(info[key]) for key in STAMPS if info.get(key) is not None), "")
+            files.append((path, SourceLocation(system.unstrip_protocol(name), int(info["size"] or 0), stamp)))
+    return sorted(files, key=lambda item: item[0])
+
+
+def digests(files: Sequence[SourceLocation]) -> list[str]:
+    """sha256 of each file. Raises OSError on a local file that cannot be read, StoreError on a remote one."""
+    verify = os.environ.get("FORGELINE_VERIFY_SOURCES", "0") not in ("", "0")
+    with _remembered() as database:
+        known = {} if verify or database is None else _known(database, files)
+        missing = [file for file in files if file not in known]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="hash") as pool:
+            new = dict(zip(missing, pool.map(_digest, missing), strict=True))
+        if database is not None:
+            lasting = [(f.location, f.size, f.stamp, sha) for f, sha in new.items() if _settled(f)]
+            with contextlib.suppress(sqlite3.Error), database:
+                database.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", lasting)
+    return [known.get(file) or new[file] for file in files]
+
+
+@contextlib.contextmanager
+def local_copy(location: str, scratch: Path) -> Iterator[Path]:
+    """The local file itself, or a download in `scratch` that is removed afterwards."""
+    if not is_url(location):
+        yield Path(location)
+        return
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        target = Path(folder) / location.rpartition("/")[2]
+        with store_errors(location), _open(location) as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, CHUNK)
+        yield target
+
+
+def _digest(file: SourceLocation) -> str:
+    if not is_url(file.location):
+        return file_digest(Path(file.location))
+    sha = hashlib.sha256()
+    with store_errors(file.location), _open(file.location) as stream:
+        while chunk := stream.read(CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _system(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    options = {"use_listings_cache": False} if url.startswith("s3://") else {}
+    found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
+    return found
+
+
+def _open(url: str) -> IO[bytes]:
+    system, path = _system(url)
+    stream: IO[bytes] = system.open(path, "rb")
+    return stream
+
+
+def _settled(file: SourceLocation) -> bool:
+    if is_url(file.location):
+        return bool(file.stamp)
+    return time.time_ns() - max(int(part) for part in file.stamp.split("-")) > SETTLED_NS
+
+
+@contextlib.contextmanager
+def _remembered() -> Iterator[sqlite3.Connection | None]:
+    """The table of remembered digests; None where it cannot be opened, which costs time and nothing else."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(folder / "digests.sqlite", timeout=10)
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS digests "
+            "(location TEXT, size INTEGER, stamp TEXT, sha256 TEXT, PRIMARY KEY (location))"
+        )
+    except (OSError, sqlite3.Error):
+        yield None
+        return
+    with contextlib.closing(database):
+        yield database
+
+
+def _known(database: sqlite3.Connection, files: Sequence[SourceLocation]) -> dict[SourceLocation, str]:
+    found = {}
+    with contextlib.suppress(sqlite3.Error):
+        for file in files:
+            query = "SELECT sha256 FROM digests WHERE location = ? AND size = ? AND stamp = ?"
+            row = database.execute(query, (file.location, file.size, file.stamp)).fetchone()
+            if row is not None and file.stamp:
+                found[file] = str(row[0])
+    return found

@@ -1,0 +1,62 @@
+"""The promise of a frozen test split: what was tested on once is tested on again, word for word."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.errors import StageError
+from tasks.data.columns import iterate_columns
+from tasks.data.splitting import Split
+
+if TYPE_CHECKING:
+    from infra.artifacts import FileEntry
+    from tasks.stage import Job
+
+SHOWN = 3
+
+
+def check_frozen(job: Job[Any], split: Split) -> None:
+    """Raises StageError if an example of the last test split of this stage is gone, or reads differently.
+
+    Only files that differ are read. An example that another one with the same text took the place of is still there.
+    """
+    last = job.previous
+    if not split.frozen or last is None or not _binds(last.identity, job, split):
+        return
+    old, new = _test_files(last.payload), _test_files(job.shared)
+    lost = sorted(path for path, sha in old.items() if new.get(path) != sha)
+    added = sorted(path for path, sha in new.items() if old.get(path) != sha)
+    if not lost:
+        return
+    before = job.store.fetch(last, only=lost)
+    here = {_digest(text) for _, text in _examples(job.fetch_shared(path) for path in added)}
+    gone = [name for name, text in _examples(before / path for path in lost) if _digest(text) not in here]
+    if gone:
+        listed = ", ".join(gone[:SHOWN]) + (f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else "")
+        raise StageError(
+            f"{len(gone)} examples of the frozen test split would change or go: {listed}",
+            where="split.frozen",
+            hint="Scores on it could no longer be compared. Raise `split.test_version` to begin a new test split.",
+        )
+
+
+def _binds(identity: dict[str, Any], job: Job[Any], split: Split) -> bool:
+    """Whether the last artifact was made by this version of the stage and for the same test split."""
+    theirs = identity.get("params", {}).get("split", {})
+    return bool(identity.get("version") == job.version and theirs.get("test_version") == split.test_version)
+
+
+def _test_files(entries: Iterable[FileEntry]) -> dict[str, str]:
+    return {entry.path: entry.sha256 for entry in entries if entry.path.startswith("test/")}
+
+
+def _examples(files: Iterable[Path]) -> Iterable[tuple[str, str]]:
+    for batch in iterate_columns(files, ["id", "text"]):
+        yield from zip(batch["id"], batch["text"], strict=True)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

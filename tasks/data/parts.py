@@ -1,0 +1,199 @@
+"""Work that is done once for each shard and kept in the store by what went into it: nobody does it twice.
+
+    specs = [PartSpec({"shard": [...], "steps": {...}}, {"files": [...]}, size=123), ...]
+    parts = make_parts(PartKind("prepared", "tasks.data.prepare:prepare_shard"), specs, job)     # a manifest for each
+
+A part is an artifact of its own, without a ref, whose files are shared by content. The function that makes one gets its
+arguments, a folder to write to and the store: it can run in this process, in others beside it, or on other machines
+(`make_part`). A killed job leaves the parts it had; the next one makes those that are missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.artifacts import Manifest
+from infra.errors import CorruptArtifact, ForgelineError, TransientError, error_from_json
+from infra.keys import digest
+from infra.store import Store
+
+ARTIFACT = "artifact:"
+"""A location inside a part or artifact of the store: `artifact:KIND/KEY/PATH`."""
+WORTH_A_PROCESS = 32 << 20
+"""Bytes of input for which another process is worth its start."""
+LOOKUPS = 8
+
+
+@dataclass(frozen=True)
+class PartKind:
+    """What is made: the artifact kind, and `module:function` that makes one part."""
+
+    kind: str
+    function: str
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """One part: `identity` is all that its content depends on; `arguments` say where things lie; `size` in bytes."""
+
+    identity: dict[str, Any]
+    arguments: dict[str, Any] = field(hash=False)
+    size: int = 0
+
+    def key(self, kind: PartKind) -> str:
+        return digest({"part": kind.kind, **self.identity})
+
+
+@dataclass
+class Made:
+    """The parts in the order of their specs, and how many were found done."""
+
+    parts: list[Manifest]
+    reused: int
+
+
+def make_parts(
+    kind: PartKind,
+    specs: Sequence[PartSpec],
+    store: Store,
+    *,
+    workers: int,
+    scratch: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Made:
+    """The parts of all specs, made where they are missing. `progress`: (bytes worked on, bytes in all)."""
+    found = _existing(kind, specs, store)
+    missing = [spec for spec, part in zip(specs, found, strict=True) if part is None]
+    new = _make(kind, missing, store, workers, scratch, progress)
+    made = {spec.key(kind): part for spec, part in zip(missing, new, strict=True)}
+    parts = [part or made[spec.key(kind)] for spec, part in zip(specs, found, strict=True)]
+    return Made(parts, len(specs) - len(missing))
+
+
+def make_part(kind: PartKind, spec: PartSpec, store_url: str, scratch: str) -> Manifest:
+    """Make one part and commit it; whoever was first wins, with the same bytes."""
+    store = Store.open(store_url)
+    key, attempt = spec.key(kind), uuid.uuid4().hex[:12]
+    module, _, name = kind.function.partition(":")
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        payload = Path(folder, "payload")
+        payload.mkdir()
+        metrics = getattr(importlib.import_module(module), name)(spec.arguments, payload, store)
+        shared = [store.share(file, file.name) for file in sorted(payload.iterdir())]
+        return store.commit(
+            kind=kind.kind,
+            type=kind.kind,
+            key=key,
+            attempt=attempt,
+            payload_dir=Path(folder, "nothing"),
+            shared=shared,
+            identity=spec.identity,
+            metrics=metrics,
+        )
+
+
+def artifact_location(manifest: Manifest, path: str) -> str:
+    """Location of a file of a stored artifact, for the arguments of a part."""
+    return f"{ARTIFACT}{manifest.kind}/{manifest.key}/{path}"
+
+
+def artifact_file(location: str, store: Store) -> Path:
+    """The verified local file at such a location."""
+    path = location.removeprefix(ARTIFACT).split("/", 2)[2]
+    return store.fetch(_manifest_of(location, store), only=[path]) / path
+
+
+def artifact_folder(location: str, store: Store) -> Path:
+    """The verified local folder of the artifact at `artifact:KIND/KEY/`, with all its files."""
+    return store.fetch(_manifest_of(location, store))
+
+
+def _manifest_of(location: str, store: Store) -> Manifest:
+    kind, key, _ = location.removeprefix(ARTIFACT).split("/", 2)
+    manifest = store.manifest(kind, key)
+    if manifest is None:
+        raise CorruptArtifact(
+            "an input artifact disappeared", kind=kind, key=key, hint="Run again; it will be re-made."
+        )
+    return manifest
+
+
+def _existing(kind: PartKind, specs: Sequence[PartSpec], store: Store) -> list[Manifest | None]:
+    """The committed parts. One whose files were removed as damaged is set aside, to be made anew."""
+
+    def look(spec: PartSpec) -> Manifest | None:
+        manifest = store.manifest(kind.kind, spec.key(kind))
+        if manifest is not None and not all(store.exists(e.shared_path) for e in manifest.payload if e.shared):
+            store.quarantine(kind.kind, manifest.key)
+            return None
+        return manifest
+
+    with ThreadPoolExecutor(LOOKUPS, thread_name_prefix="parts") as pool:
+        return list(pool.map(look, specs))
+
+
+def _make(
+    kind: PartKind,
+    specs: list[PartSpec],
+    store: Store,
+    workers: int,
+    scratch: Path,
+    progress: Callable[[int, int], None],
+) -> list[Manifest]:
+    total, done = sum(spec.size for spec in specs), 0
+    processes = min(workers, len(specs), max(1, total // WORTH_A_PROCESS))
+    if processes <= 1:
+        found = []
+        for spec in specs:
+            found.append(make_part(kind, spec, store.url, str(scratch)))
+            done += spec.size
+            progress(done, total)
+        return found
+    # A fork would copy the locks of this process's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_single_threaded)
+    try:
+        # The largest first: a large one begun last would be waited for alone.
+        futures: dict[Future[Manifest | dict[str, Any]], int] = {}
+        for i in sorted(range(len(specs)), key=lambda i: -specs[i].size):
+            futures[pool.submit(_reported, kind, specs[i], store.url, str(scratch))] = i
+        results: dict[int, Manifest] = {}
+        for future in as_completed(futures):
+            result = future.result()
+            if isinstance(result, dict):
+                raise error_from_json(result)
+            results[futures[future]] = result
+            done += specs[futures[future]].size
+            progress(done, total)
+        return [results[i] for i in range(len(specs))]
+    except BrokenProcessPool as error:
+        raise TransientError(
+            "a process that prepares data was killed",
+            hint="Out of memory, or killed from outside; the parts that are done stay. Fewer workers need less.",
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _reported(kind: PartKind, spec: PartSpec, store_url: str, scratch: str) -> Manifest | dict[str, Any]:
+    """A part, or the error as JSON: exceptions with fields of their own do not survive pickling."""
+    try:
+        return make_part(kind, spec, store_url, scratch)
+    except ForgelineError as error:
+        return error.to_json()
+
+
+def _single_threaded() -> None:
+    """Processes are the parallelism; each of them on all threads would be slower."""
+    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"

@@ -1,0 +1,48 @@
+"""The runs of words of evaluation sets, a part for each of their files: what decontamination looks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from infra.artifacts import Manifest
+from infra.store import Store
+from tasks.data.columns import iterate_columns
+from tasks.data.decontamination import Decontaminate, runs
+from tasks.data.hashing import Words
+from tasks.data.parts import PartKind, PartSpec, artifact_file, artifact_location, make_parts
+
+if TYPE_CHECKING:
+    from tasks.stage import Job
+
+KIND = PartKind("runs", "tasks.data.runs:runs_of_file")
+VERSION = 1
+HELD_OUT = ("validation", "test")
+
+
+def known_runs(job: Job[Any], settings: Decontaminate | None) -> list[Manifest]:
+    """Parts with the runs of the datasets in `decontaminate.against`: of the split named, or of what is held out."""
+    if settings is None:
+        return []
+    specs = []
+    for item in job.inputs["decontaminate.against"]:
+        for entry in item.manifest.payload:
+            split, slash, _ = entry.path.partition("/")
+            if slash and split in ((item.split,) if item.split else HELD_OUT):
+                identity = {"version": VERSION, "file": entry.sha256, "ngram": settings.ngram}
+                arguments = {"file": artifact_location(item.manifest, entry.path), "ngram": settings.ngram}
+                specs.append(PartSpec(identity, arguments, entry.size))
+    return make_parts(KIND, specs, job.store, workers=job.cores, scratch=job.scratch).parts
+
+
+def runs_of_file(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str, float]:
+    """Write `runs.safetensors`: `runs`, the sorted hashes of all runs of words in the file's texts, uint64."""
+    from safetensors.numpy import save_file
+
+    words, found = Words(), [np.zeros(0, np.uint64)]
+    for batch in iterate_columns([artifact_file(arguments["file"], store)], ["text"]):
+        found += [runs(text, arguments["ngram"], words) for text in batch["text"]]
+    save_file({"runs": np.unique(np.concatenate(found))}, folder / "runs.safetensors")
+    return {}

@@ -1,0 +1,237 @@
+"""Which rows of all shards make up the dataset, and in which split: decided from their sketches, texts unread.
+
+The order in which rows are compared is fixed by splits, shards' names and places in them, so the result is a function
+of the shards there are: not of when each arrived, nor of who prepared it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import StageError
+from tasks.data.dedup import Dedup, Mask, Signatures, first_of_equal, first_of_near, proposed
+from tasks.data.labels import Label, capped, check_classes, check_known
+from tasks.data.splitting import SPLITS, TEST, TRAIN, Split, assign, assign_stratified
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PreparedShard:
+    """What is known of a shard: its sketch file and its counts; `weight` of its source."""
+
+    sketch: Path
+    counts: dict[str, Any]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What of a dataset's params decides over rows together."""
+
+    split: Split
+    dedup: Dedup
+    label: Label | None = None
+    max_overlap: float | None = None
+    """Share of a training row's runs of words that evaluation sets may have; None: not asked."""
+
+
+@dataclass
+class Selection:
+    """For each shard and split the rows that are in, in order, repeated where they count more than once."""
+
+    rows: list[dict[str, Rows]]
+    steps: list[dict[str, Any]]
+    labels: list[str] | None
+    table: dict[str, dict[str, int]] | None
+    characters: dict[str, npt.NDArray[np.int32]]
+    """Length of each row of a split."""
+    warnings: list[str] = field(default_factory=list)
+
+    def count(self, split: str) -> int:
+        return sum(len(shard[split]) for shard in self.rows)
+
+
+def select(shards: Sequence[PreparedShard], rules: Rules) -> Selection:
+    """The selection. Raises StageError where nothing is left to train on, or a label is missing."""
+    return _Selecting(shards, rules).run()
+
+
+class _Selecting:
+    def __init__(self, shards: Sequence[PreparedShard], rules: Rules) -> None:
+        self.shards, self.rules = shards, rules
+        sizes = [int(shard.counts["rows"]) for shard in shards]
+        self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), sizes)
+        self.row = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, np.int64)
+        self.characters = self._column("characters")
+        self.labels, self.label = self._labels()
+        self.steps: list[dict[str, Any]] = []
+        split = rules.split
+        points = self._column("point")
+        if split.stratify:
+            self.split = assign_stratified(points, self.label, split)
+        else:
+            self.split = assign(points, split)
+        priority = -self.split if split.frozen else np.zeros(len(points), np.int8)
+        self.left = np.lexsort((self.row, self.shard, priority))
+        """The rows still in, by place among all, in the order in which they are compared."""
+
+    def run(self) -> Selection:
+        dedup, label = self.rules.dedup, self.rules.label
+        if dedup.exact:
+            self._keep("exact duplicates", first_of_equal(self._column("text")[self.left]))
+        if dedup.near is not None:
+            self._keep("near duplicates", self._near(dedup.near.threshold))
+        if self.rules.max_overlap is not None:
+            over = self._column("overlap")[self.left] > self.rules.max_overlap
+            self._keep("decontaminate", ~(over & self._is(TRAIN)))
+        if label is not None and (label.max_per_class is not None or label.balance):
+            train = np.flatnonzero(self._is(TRAIN))
+            keep = np.ones(len(self.left), np.bool_)
+            chosen = self.left[train]
+            keep[train] = capped(self.label[chosen], self._column("order")[chosen], label)
+            self._keep("max_per_class" if label.max_per_class else "balance", keep)
+        repeats = self._repeats()
+        rows = [self._of_shard(number, repeats) for number in range(len(self.shards))]
+        table, warnings = self._checked(rows)
+        lengths = {
+            split: np.repeat(self.characters[self.left], np.where(self._is(code), repeats, 0))
+            for code, split in enumerate(SPLITS)
+        }
+        return Selection(rows, self.steps, self.labels if label else None, table, lengths, warnings)
+
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        from safetensors import safe_open
+
+        found = []
+        for shard in self.shards:
+            with safe_open(shard.sketch, framework="np") as sketch:
+                found.append(sketch.get_tensor(name))
+        return np.concatenate(found)
+
+    def _labels(self) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """All labels, sorted, and each row's place among them."""
+        label = self.rules.label
+        names = sorted({name for shard in self.shards for name in shard.counts["labels"]})
+        if label is not None:
+            met = Counter[str]()
+            for shard in self.shards:
+                met.update(shard.counts["labels_met"])
+            check_known(label.keep or (), met)
+            check_classes(names)
+        codes = self._column("label")
+        start = 0
+        for shard in self.shards:
+            size = int(shard.counts["rows"])
+            places = np.array([names.index(name) for name in shard.counts["labels"]], np.int32)
+            codes[start : start + size] = places[codes[start : start + size]] if size else 0
+            start += size
+        return names, codes
+
+    def _is(self, split: int) -> Mask:
+        found: Mask = self.split[self.left] == split
+        return found
+
+    def _keep(self, step: str, keep: Mask) -> None:
+        before, after = self.left, self.left[keep]
+        self.steps.append(
+            {
+                "step": step,
+                "rows_in": len(before),
+                "rows_out": len(after),
+                "characters_in": int(self.characters[before].sum()),
+                "characters_out": int(self.characters[after].sum()),
+                "dropped": {step: len(before) - len(after)} if len(before) > len(after) else {},
+                "changed": {},
+            }
+        )
+        self.left = after
+
+    def _near(self, threshold: float) -> Mask:
+        """Of two test rows none goes for the other's sake: else a new file could take an example out of the test."""
+        bands = self._column("bands")[self.left]
+        met = np.flatnonzero(proposed(bands))
+        exempt = self._is(TEST)[met] if self.rules.split.frozen else np.zeros(len(met), np.bool_)
+        keep = np.ones(len(self.left), np.bool_)
+        keep[met] = first_of_near(self._signatures(self.left[met]), bands[met], threshold, exempt)
+        return keep
+
+    def _signatures(self, places: Rows) -> Signatures:
+        """Signatures of some rows; those of a shard that has none of them are not read."""
+        from safetensors import safe_open
+
+        found: Signatures | None = None
+        for number in np.unique(self.shard[places]):
+            mine = np.flatnonzero(self.shard[places] == number)
+            with safe_open(self.shards[number].sketch, framework="np") as sketch:
+                values = sketch.get_tensor("signature")[self.row[places[mine]]]
+            if found is None:
+                found = np.zeros((len(places), values.shape[1]), np.uint32)
+            found[mine] = values
+        return np.zeros((0, 1), np.uint32) if found is None else found
+
+    def _repeats(self) -> npt.NDArray[np.int64]:
+        """How often each row that is left counts: by its source's weight, the rest of it by the hash of its id."""
+        weights = np.array([shard.weight for shard in self.shards])[self.shard[self.left]]
+        if (weights == 1).all():
+            return np.ones(len(self.left), np.int64)
+        drawn = self._column("order")[self.left].astype(np.float64) / 2**64
+        times: npt.NDArray[np.int64] = np.where(self._is(TRAIN), np.floor(weights + drawn), 1).astype(np.int64)
+        lengths = self.characters[self.left]
+        self.steps.append(
+            {
+                "step": "weights",
+                "rows_in": len(times),
+                "rows_out": int(times.sum()),
+                "characters_in": int(lengths.sum()),
+                "characters_out": int((lengths * times).sum()),
+                "dropped": {"not drawn": int((times == 0).sum())} if (times == 0).any() else {},
+                "changed": {"repeated": int((times > 1).sum())} if (times > 1).any() else {},
+            }
+        )
+        return times
+
+    def _of_shard(self, number: int, repeats: npt.NDArray[np.int64]) -> dict[str, Rows]:
+        mine = self.shard[self.left] == number
+        found = {}
+        for code, split in enumerate(SPLITS):
+            here = mine & self._is(code)
+            found[split] = np.sort(np.repeat(self.row[self.left[here]], repeats[here]))
+        return found
+
+    def _checked(self, rows: list[dict[str, Rows]]) -> tuple[dict[str, dict[str, int]] | None, list[str]]:
+        """(label -> split -> rows, warnings). Raises StageError where nothing is left to learn from."""
+        counts = {split: sum(len(shard[split]) for shard in rows) for split in SPLITS}
+        if not counts["train"]:
+            raise StageError(
+                "no training example is left", hint="See `clean`, `dedup` and `split`: together they dropped every row."
+            )
+        settings = self.rules.split
+        shares = {"validation": settings.validation, "test": settings.test}
+        warnings = [f"split {s} is empty" for s, share in shares.items() if share > 0 and not counts[s]]
+        if self.rules.label is None:
+            return None, warnings
+        codes = self.split[self.left], self.label[self.left]
+        table = {
+            name: {split: int(((codes[0] == s) & (codes[1] == n)).sum()) for s, split in enumerate(SPLITS)}
+            for n, name in enumerate(self.labels)
+        }
+        missing = [name for name, of in table.items() if not of["train"]]
+        if missing:
+            raise StageError(
+                f"no training example has the label {missing[0]!r}",
+                where="label",
+                hint="Its files all fell into another split or were dropped: use another `split.seed`, or `by: row`.",
+            )
+        for split, share in shares.items():
+            absent = [name for name, of in table.items() if not of[split]]
+            if share > 0 and absent:
+                warnings.append(f"split {split} has no example of: {', '.join(absent)}")
+        return table, warnings

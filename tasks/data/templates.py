@@ -1,0 +1,84 @@
+"""The text of a row: one column, columns put into a template, or a chat."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from typing import Any
+
+from tasks.data.sources import Source
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+)
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class Text(str):
+    """A text, told apart from a plain string that says why there is none."""
+
+    __slots__ = ()
+
+
+class TextMaker:
+    """Makes the text of a record, or says what is wrong with it. `columns`: those it needs."""
+
+    def __init__(self, columns: list[str], make: Callable[[dict[str, Any]], Text | str]) -> None:
+        self.columns, self._make = columns, make
+
+    def __call__(self, record: dict[str, Any]) -> Text | str:
+        return self._make(record)
+
+
+def text_maker(source: Source) -> TextMaker:
+    """How the text of a source's records is made."""
+    if source.messages_column is not None:
+        return _chat(source.messages_column, source.chat_template or CHATML)
+    if source.template is not None:
+        return _filled(source.template)
+    column = "text" if source.format == "lines" else source.text_column
+
+    def make(record: dict[str, Any]) -> Text | str:
+        text = record.get(column)
+        return Text(text) if isinstance(text, str) else _no_text(column, record)
+
+    return TextMaker([column], make)
+
+
+def _no_text(column: str, record: dict[str, Any]) -> str:
+    return f"column {column!r} holds no text (columns: {', '.join(sorted(map(str, record))[:8])})"
+
+
+def _filled(template: str) -> TextMaker:
+    columns = list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name))
+
+    def make(record: dict[str, Any]) -> Text | str:
+        for column in columns:
+            if record.get(column) is None:
+                return _no_text(column, record)
+        return Text(template.format_map(record))
+
+    return TextMaker(columns, make)
+
+
+def _chat(column: str, template: str) -> TextMaker:
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    render = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template).render
+
+    def make(record: dict[str, Any]) -> Text | str:
+        messages = record.get(column)
+        if not isinstance(messages, list) or not messages:
+            return f"column {column!r} holds no list of messages"
+        for i, message in enumerate(messages):
+            if not isinstance(message, dict) or message.get("role") not in ROLES:
+                return f"message {i + 1} has none of the roles {', '.join(ROLES)}"
+            if not isinstance(message.get("content"), str):
+                return f"message {i + 1} has no content"
+        try:
+            return Text(render(messages=messages))
+        except TemplateError as error:
+            return f"the chat template refuses it: {error}"
+
+    return TextMaker([column], make)

@@ -1,0 +1,152 @@
+"""Steps that look at one row: each rule against texts that just meet it and just miss it."""
+
+from __future__ import annotations
+
+import string
+import unicodedata
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tasks.data.cleaning import Clean, length_fault, repair
+from tasks.data.decontamination import Overlap, runs
+from tasks.data.hashing import Words
+from tasks.data.language import Language, detector, language_fault
+from tasks.data.pii import luhn, masker
+from tasks.data.quality import c4, gopher_fault, repetition_fault
+from tasks.data.reading import Row
+from tasks.data.steps import Bad, Labels, RowSteps, row_steps, walk_through
+
+PROSE = (
+    "The committee met on Monday to talk about the new bridge over the river. Most of the people who live nearby have "
+    "wanted it for years, and with the old one closed to lorries the trip to the market takes twice as long. The "
+    "engineer showed three drawings. She said that the cheapest would last for thirty years if it was painted often."
+)
+
+
+def through(text: str, label: str | None = None, labels: Labels | None = None, **settings: Any) -> Any:
+    steps = row_steps(RowSteps.model_validate(settings), labels)
+    return walk_through(Row("r", text, "g", label), steps), {account.step: account for account, _ in steps}
+
+
+@given(st.text(max_size=30))
+def test_repair_is_a_normal_form(text: str) -> None:
+    for kind in ("nfc", "ftfy"):
+        once = repair(kind)(text)
+        assert unicodedata.is_normalized("NFC", once)
+        if kind == "nfc":
+            assert repair(kind)(once) == once == unicodedata.normalize("NFC", text)
+
+
+def test_ftfy_repairs_what_was_decoded_wrongly() -> None:
+    assert repair("ftfy")("schÃ¶n") == "schön"
+    assert repair("ftfy")("a &amp; b") == "a &amp; b"
+    assert repair("none")("e\u0301") == "e\u0301"
+
+
+def test_lengths() -> None:
+    limits = Clean(min_chars=4, max_chars=10)
+    found = [length_fault(text, limits) for text in ("", "  \n", "abc", "abcd", "x" * 10, "x" * 11)]
+    assert found == ["empty", "empty", "shorter than 4 characters", None, None, "longer than 10 characters"]
+
+
+def test_language() -> None:
+    detect, english = detector(), Language(keep=["en"])
+    assert language_fault(detect(PROSE), english) is None
+    german = "Der Ausschuss traf sich am Montag, um über die neue Brücke über den Fluss zu sprechen."
+    assert language_fault(detect(german), english) == "language de"
+    assert language_fault(detect("12345"), english) == "language unclear"
+    with pytest.raises(ValidationError, match="unknown language 'eng'; did you mean en"):
+        Language(keep=["eng"])
+
+
+def test_gopher_rules() -> None:
+    assert gopher_fault(PROSE) is None
+    assert gopher_fault(" ".join(PROSE.split()[:49])) == "gopher: not 50 to 100,000 words"
+    assert gopher_fault("the be " * 30) == "gopher: mean word length not 3 to 10"
+    assert gopher_fault(PROSE + " #" * 8) == "gopher: over 0.1 symbols a word"
+    bullets = "\n".join(f"- {word} that is with the others" for word in PROSE.split()[:20])
+    assert gopher_fault(bullets) == "gopher: over 90% bullet lines"
+    assert gopher_fault(PROSE.replace(".", " and so on...\n")) == "gopher: over 30% lines end in an ellipsis"
+    assert gopher_fault(PROSE + " 12345" * 20) == "gopher: under 80% of words have a letter"
+    assert gopher_fault("committee drawing " * 40) == "gopher: under 2 stop words"
+
+
+def test_repetition_rules() -> None:
+    assert repetition_fault(PROSE) is None
+    lines = PROSE.replace(". ", ".\n")
+    assert repetition_fault(lines) is None
+    assert repetition_fault(lines + "\nagain" * 6) == "repetition: over 30% repeated lines"
+    assert "characters in repeated lines" in str(repetition_fault(lines + ("\n" + PROSE) * 2))
+    assert "commonest 2-gram" in str(repetition_fault(PROSE + " ever more" * 12))
+    assert "repeated" in str(repetition_fault(PROSE + " " + PROSE))
+
+
+def test_c4_keeps_sentences_only() -> None:
+    page = "Home\nThis is the first sentence here. It is a good one.\nClick here to turn on JavaScript now.\n"
+    text, fault = c4(page + "And this is a third sentence!")
+    assert (text, fault) == ("This is the first sentence here. It is a good one.\nAnd this is a third sentence!", None)
+    assert c4(page)[1] == "c4: under 3 sentences"
+    assert c4("Lorem ipsum dolor")[1] == "c4: lorem ipsum" and c4("if (x) {")[1] == "c4: a curly bracket"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("write to jane.doe+x@mail.example.org.", "write to <EMAIL>."),
+        ("a@b is no address, nor is @name", "a@b is no address, nor is @name"),
+        ("call +49 30 901820 or (555) 123-4567", "call <PHONE> or <PHONE>"),
+        ("order 20240131 of 1234567", "order 20240131 of 1234567"),
+        ("from 192.168.0.17 and 2001:db8::8a2e:370:7334", "from <IP> and <IP>"),
+        ("version 1.2.3, 300.1.1.1 and std::vector", "version 1.2.3, 300.1.1.1 and std::vector"),
+        ("card 4111 1111 1111 1111", "card <CARD>"),
+        ("card 4111 1111 1111 1112", "card 4111 1111 1111 1112"),
+    ],
+)
+def test_personal_data(text: str, masked: str) -> None:
+    assert masker(["email", "phone", "ip", "card"])(text)[0] == masked
+
+
+@given(st.text(string.digits, min_size=1, max_size=18), st.integers(1, 9))
+def test_a_check_digit_notices_every_single_wrong_digit(digits: str, shift: int) -> None:
+    whole = next(digits + d for d in string.digits if luhn(digits + d))
+    for i in range(len(whole)):
+        wrong = whole[:i] + str((int(whole[i]) + shift) % 10) + whole[i + 1 :]
+        assert not luhn(wrong)
+
+
+def test_overlap_is_found_across_case_and_punctuation() -> None:
+    known = Overlap(np.unique(runs(PROSE, 13, Words())), 13)
+    assert known.share(PROSE.upper().replace(".", " !")) == 1.0
+    assert (
+        known.share("Something else entirely, of which no thirteen words are in the test set, whatever one does.")
+        == 0.0
+    )
+    half = " ".join(PROSE.split()[:14]) + " then it goes on in its own words for quite a while without any doubt at all"
+    assert 0 < known.share(half) < 0.5
+
+
+def test_accounts_add_up() -> None:
+    row, accounts = through(
+        "Mail a.b@c.org " + PROSE, pii={"mask": ["email"]}, quality={"gopher": True}, language={"keep": ["en"]}
+    )
+    assert row.text.startswith("Mail <EMAIL> The")
+    assert list(accounts) == ["clean", "language", "gopher", "pii"]
+    assert accounts["pii"].changed == {"email": 1}
+    assert accounts["pii"].characters_in - accounts["pii"].characters_out == len("a.b@c.org") - len("<EMAIL>")
+    gone, accounts = through("short", quality={"gopher": True})
+    assert gone is None and accounts["gopher"].dropped == {"gopher: not 50 to 100,000 words": 1}
+    assert (accounts["gopher"].rows_in, accounts["gopher"].rows_out) == (1, 0)
+
+
+def test_labels_are_mapped_and_kept() -> None:
+    labels = Labels({"spam": "bad", "ham": "good"}, ["good"])
+    assert through(PROSE, "ham", labels)[0].label == "good"
+    assert through(PROSE, "spam", labels)[1]["label"].dropped == {"label not kept": 1}
+    assert through(PROSE, None, labels)[1]["label"].dropped == {"no label": 1}
+    assert through(PROSE, "hamm", labels)[0] == Bad("label 'hamm' is not in the map; did you mean 'ham'?")
+    assert labels.met == {"good": 1, "bad": 1}
