@@ -1,14 +1,16 @@
 """Causal language modelling: predict each token from those before it.
 
-Reads packed `tokens` (rows of a fixed context, memory-mapped) or the texts of a `dataset` (one example a text, cut to
-`max_length`). The unit of the loss is the predicted token; padding predicts nothing and is predicted by nothing.
+Reads packed `tokens` (rows of several documents, memory-mapped) or the texts of a `dataset` (one example a text, cut to
+`max_length`). The unit of the loss is the predicted token; padding predicts nothing and is predicted by nothing, nor is
+the first token of a document. Where a row holds several, `position_ids` begin anew with each, by which the model's
+attention tells them apart (`tasks/training/engine.py` then leaves out the mask).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 
 from infra.errors import StageError
 from tasks.compression.distill import distillation
+from tasks.data.packing import PackedRows
 from tasks.objectives import Feature, Predictions
 from tasks.objectives.cross_entropy import IGNORED, summed_cross_entropy
 from tasks.training.text_features import pad_token_ids, read_split, tokenized
@@ -27,28 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from tasks.stage import InputArtifact
-
-
-class PackedTokens(Sequence[Feature]):
-    """Rows of a `tokens` file, read from the memory map when asked for: {"input_ids": uint16 or int32 [context]}."""
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as stream:
-            header_size = int.from_bytes(stream.read(8), "little")
-            entry = json.loads(stream.read(header_size))["input_ids"]
-        dtype = {"U16": "<u2", "I32": "<i4", "I64": "<i8"}[entry["dtype"]]
-        offset = 8 + header_size + entry["data_offsets"][0]
-        shape = tuple(entry["shape"])
-        self.rows = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape) if shape[0] else np.empty(shape)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return {"input_ids": self.rows[index]}
-
-    def __iter__(self) -> Iterator[Feature]:
-        return (self[i] for i in range(len(self)))
 
 
 class CausalLM:
@@ -69,15 +50,15 @@ class CausalLM:
         if data.manifest.type == "dataset":
             table = read_split(data, split, columns=("text",))
             return [{"input_ids": ids} for ids in tokenized(table["text"], tokenizer, max_length)]
-        path = data.path / f"{split}.safetensors"
-        if not path.exists():
+        if not (data.path / f"{split}.rows.safetensors").exists():
             raise StageError(f"no split {split!r}", where=data.stage, hint=f"It has: {_splits(data.path)}.")
-        rows = PackedTokens(path)
+        rows = PackedRows(data.path, split)
         if not len(rows):
-            raise StageError(f"split {split!r} is empty", where=data.stage, hint="Shorten `context` or add data.")
-        if rows.rows.shape[1] > max_length:
+            raise StageError(f"split {split!r} is empty", where=data.stage, hint="Add data.")
+        context = int(json.loads((data.path / "tokens.json").read_text(encoding="utf-8"))["context"])
+        if context > max_length:
             raise StageError(
-                f"rows of {rows.rows.shape[1]} tokens do not fit a model of {max_length}",
+                f"rows of {context} tokens do not fit a model of {max_length}",
                 where=data.stage,
                 hint="Pack with a `context` the model can hold.",
             )
@@ -86,7 +67,17 @@ class CausalLM:
     def collate(self, features: Sequence[Feature], pad_token_id: int) -> dict[str, torch.Tensor]:
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], pad_token_id)
         labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        if not any(len(f.get("segments", ())) > 1 for f in features):
+            return batch
+        positions = torch.zeros_like(input_ids)
+        for row, feature in enumerate(features):
+            begin = 0
+            for length in feature["segments"].tolist():
+                positions[row, begin : begin + length] = torch.arange(length)
+                labels[row, begin] = IGNORED  # nothing before it in its document foretells it
+                begin += length
+        return {**batch, "position_ids": positions}
 
     def units(self, batch: Mapping[str, torch.Tensor]) -> int:
         return int((batch["labels"][:, 1:] != IGNORED).sum())
@@ -124,10 +115,7 @@ class CausalLM:
         distribution or with the unigram (Ney, Essen and Kneser, 1994), whichever is lower. Choosing on the heldout
         data flatters the baselines, so beating them means something.
         """
-        rows, targets = (
-            [np.asarray(f["input_ids"], np.int64) for f in train],
-            [np.asarray(f["input_ids"], np.int64) for f in heldout],
-        )
+        rows, targets = ([part for f in features for part in _documents(f)] for features in (train, heldout))
         size = 1 + max(int(row.max()) for row in [*rows, *targets] if len(row))
         counts = np.bincount(np.concatenate([row[1:] for row in rows]), minlength=size) + 0.5
         unigram = counts / counts.sum()
@@ -154,7 +142,7 @@ class CausalLM:
         generate: Any = model.generate
         room = int(getattr(model.config, "max_position_embeddings", 0) or 256)
         for i in np.linspace(0, len(heldout) - 1, min(4, len(heldout))).astype(int):
-            row = np.asarray(heldout[int(i)]["input_ids"], np.int64)
+            row = _documents(heldout[int(i)])[0]
             prompt = torch.from_numpy(row[: min(32, max(1, len(row) // 2), room // 2)])[None]
             # The seed is the example's place, so that a report changes only where the model did.
             torch.manual_seed(int(i))
@@ -177,8 +165,15 @@ class CausalLM:
         return shown
 
 
+def _documents(feature: Feature) -> list[npt.NDArray[np.int64]]:
+    """The documents of a row, each by itself."""
+    ids = np.asarray(feature["input_ids"], np.int64)
+    return np.split(ids, np.cumsum(feature["segments"])[:-1]) if "segments" in feature else [ids]
+
+
 def _splits(folder: Path) -> str:
-    return ", ".join(sorted(path.stem for path in folder.glob("*.safetensors"))) or "none"
+    found = sorted(path.name.partition(".")[0] for path in folder.glob("*.rows.safetensors"))
+    return ", ".join(found) or "none"
 
 
 OBJECTIVE = CausalLM()

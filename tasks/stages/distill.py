@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from tasks.data.augmentation import Augment
 from tasks.stage import Input, Job, Stage
 from tasks.training.deepspeed_config import training_faults
 from tasks.training.settings import TrainingParams
@@ -25,6 +26,7 @@ class Params(TrainingParams):
 
     teacher: Annotated[str, Input("model")] = Field(description="The model to learn from.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples to learn on.")
+    augment: Augment | None = Field(None, description="Changes made to training texts. None: none.")
     layers: int = Field(ge=1, description="Layers of the student; at most the teacher's.")
     temperature: float = Field(2.0, gt=0, description="Softens both outputs. 1: as they are.")
     alpha: float = Field(0.7, ge=0, le=1, description="Share of the teacher's outputs in the loss. 0: labels only.")
@@ -46,10 +48,12 @@ def run(job: Job[Params]) -> dict[str, float]:
     card = read_card(source)
     objective = objective_named(card.objective)
     tokenizer = load_tokenizer(source)
-    features = train_and_validation(objective, data, tokenizer, card.max_length)
+    features = train_and_validation(objective, data, tokenizer, card.max_length, params.augment, params.seed)
     torch.manual_seed(params.seed)
     teacher = load_model(source, objective.auto_class)
     student = student_from(teacher, params.layers)
+    if hasattr(teacher.config, "use_cache"):
+        teacher.config.use_cache = False  # with one, packed documents would see each other
     torch.nn.Module.to(teacher.train(False).requires_grad_(False), training_device(job.execution))
 
     def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

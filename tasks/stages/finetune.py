@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tasks.data.augmentation import Augment
 from tasks.stage import Input, Job, Stage
 from tasks.training.deepspeed_config import training_faults
 from tasks.training.settings import TrainingParams, WithObjective
@@ -24,6 +25,7 @@ class Params(WithObjective, TrainingParams):
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="Where the backbone's weights come from. `random`: only the architecture is kept."
     )
+    augment: Augment | None = Field(None, description="Changes made to training texts. None: none.")
     max_length: int | None = Field(
         None, ge=1, description="Tokens kept of each example. None: as many as the model was trained for."
     )
@@ -42,7 +44,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     objective = objective_named(params.objective)
     max_length = params.max_length or read_card(source).max_length
     tokenizer = load_tokenizer(source)
-    features = train_and_validation(objective, data, tokenizer, max_length)
+    features = train_and_validation(objective, data, tokenizer, max_length, params.augment, params.seed)
     head = objective.head(data)
     torch.manual_seed(params.seed)
     model = load_model(source, objective.auto_class, pretrained=params.init == "pretrained", **head)

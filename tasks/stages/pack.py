@@ -1,23 +1,26 @@
-"""pack: documents -> rows of `context` tokens, ready for a language model; no padding, at most one row's worth lost."""
+"""pack: documents -> token ids and rows of at most `context` tokens, ready for a language model.
+
+Training rows are packed by best fit and name where each document in them begins; held-out documents get rows of their
+own (`tasks/data/packing.py`). Every file of the dataset is tokenized once and kept, so new data costs its own tokens.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import Annotated
 
 from pydantic import Field
 
+from infra.artifacts import FileEntry, Manifest
 from infra.errors import StageError
+from tasks.data.parts import PartKind, PartSpec, artifact_location
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from tasks.data.tokenizing import Encoder
+TOKENS = PartKind("ids", "tasks.data.tokens:tokenize_file")
+VERSION = 1
+"""Raised when the same text would be tokenized differently."""
 
 
 class Params(StageParams):
@@ -29,36 +32,61 @@ class Params(StageParams):
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.data.columns import describe
-    from tasks.data.packing import pack_rows, token_dtype, write_rows
-    from tasks.data.tokenizing import Encoder, load_tokenizer
+    import numpy as np
+    from safetensors.numpy import load_file
 
-    if job.execution.threads != "auto":
-        os.environ["RAYON_NUM_THREADS"] = str(job.execution.threads)
+    from tasks.data.packing import best_fit, one_to_a_row, save_plan
+    from tasks.data.parts import make_parts
+    from tasks.data.tokenizing import load_tokenizer
+
     data, context = job.input("data"), job.params.context
-    tokenizer, end = load_tokenizer(job.input("tokenizer").path)
-    encoder = Encoder(tokenizer)
-    vocab_size = tokenizer.get_vocab_size()
-    dtype = token_dtype(vocab_size)
-    names = [data.split] if data.split else list(describe(data.path)["splits"])
-    rows = {}
-    for name in names:
-        blocks = pack_rows(_encoded(encoder, data, name), context, end)
-        rows[name] = write_rows(blocks, context, dtype, job.output / f"{name}.safetensors", job.scratch / "rows.bin")
-    if not rows.get("train", next(iter(rows.values()))):
-        raise StageError(f"there is less text than one row of {context} tokens", where="context", hint="Lower it.")
-    description = {"context": context, "vocab_size": vocab_size, "splits": rows}
+    given = job.input("tokenizer").manifest
+    folder = job.store.fetch(given)
+    shutil.copytree(folder, job.output / "tokenizer")
+    files = [entry for entry in data.manifest.payload if "/" in entry.path]
+    wanted = [entry for entry in files if data.split in (None, entry.path.partition("/")[0])]
+    specs = _specs(data, given, wanted)
+    made = make_parts(TOKENS, specs, job.store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
+    rows, used = {}, {}
+    for split in sorted({entry.path.partition("/")[0] for entry in wanted}):
+        chosen = [(e, p) for e, p in zip(wanted, made.parts, strict=True) if e.path.startswith(f"{split}/")]
+        lengths = []
+        for entry, part in chosen:
+            lengths.append(load_file(job.store.fetch(part) / part.payload[0].path)["lengths"])
+            name = entry.path.removesuffix(".parquet")
+            job.shared.append(replace(part.payload[0], path=f"{name}.safetensors"))
+        plan = (best_fit if split == "train" else one_to_a_row)(np.concatenate(lengths), context)
+        save_plan(plan, lengths, job.output / f"{split}.rows.safetensors")
+        rows[split] = plan.rows
+        used[split] = float(plan.length.sum()) / max(plan.rows * context, 1)
+        if split == "train":
+            long = int((np.concatenate(lengths) > context).sum())
+    if not sum(rows.values()):
+        raise StageError("there is nothing to pack", where="data", hint="The dataset has no rows in these splits.")
+    tokenizer, _ = load_tokenizer(folder)
+    description = {"context": context, "vocab_size": tokenizer.get_vocab_size(), "splits": rows}
     (job.output / "tokens.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    shutil.copytree(job.input("tokenizer").path, job.output / "tokenizer")
-    total = sum(rows.values())
-    return {"rows": float(total), "tokens": float(total * context), **{f"{n}_rows": float(r) for n, r in rows.items()}}
+    tokens = sum(part.metrics["tokens"] for part in made.parts)
+    return {
+        "rows": float(sum(rows.values())),
+        "tokens": tokens,
+        **{f"{name}_rows": float(count) for name, count in rows.items()},
+        **({"useful_share": used["train"], "documents_cut": float(long)} if "train" in used else {}),
+        "files": float(len(wanted)),
+        "files_reused": float(made.reused),
+    }
 
 
-def _encoded(encoder: Encoder, data: InputArtifact, split: str) -> Iterator[npt.NDArray[np.int32]]:
-    from tasks.data.columns import iterate_texts
+def _specs(data: InputArtifact, tokenizer: Manifest, files: list[FileEntry]) -> list[PartSpec]:
+    place = artifact_location(tokenizer, "")
+    return [
+        PartSpec(
+            {"version": VERSION, "file": entry.sha256, "tokenizer": tokenizer.digest},
+            {"file": artifact_location(data.manifest, entry.path), "tokenizer": place},
+            entry.size,
+        )
+        for entry in files
+    ]
 
-    for texts in iterate_texts(data.path, split):
-        yield from encoder.encode(texts)
 
-
-STAGE = Stage(kind="pack", version=1, makes="tokens", params=Params, run=run)
+STAGE = Stage(kind="pack", version=2, makes="tokens", params=Params, run=run, lazy=True)

@@ -1,40 +1,82 @@
-"""tokenizer: a byte-level BPE tokenizer learned from the training split of a dataset."""
+"""tokenizer: learned from the training split of a dataset, or a given one in the Hugging Face format."""
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Annotated, Literal
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.stage import Input, Job, Stage, StageParams
+from infra.keys import file_digest
+from tasks.stage import Input, Job, Located, SourceFile, Stage, StageParams
+
+FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class Params(StageParams):
-    """What the tokenizer is learned from and how large it is."""
+    """What the tokenizer is learned from and how large it is; or where the given one lies."""
 
-    data: Annotated[str, Input("dataset")] = Field(description="Dataset whose training split is read.")
-    algorithm: Literal["bpe"] = Field(
-        "bpe", description="`bpe`: byte-level byte pair encoding; no text is unknown to it."
+    data: Annotated[str | None, Input("dataset")] = Field(None, description="Dataset whose training split is read.")
+    algorithm: Literal["bpe", "wordpiece", "unigram"] = Field(
+        "bpe",
+        description="`bpe`: byte-level byte pair encoding; no text is unknown to it. `wordpiece`: as BERT has it, with "
+        "case. `unigram`: a language model over pieces, with bytes for what they do not spell.",
     )
-    vocab_size: int = Field(
-        ge=258, le=1 << 20, description="Tokens, of which 256 are bytes and 2 are <|endoftext|> and <|pad|>."
+    vocab_size: int | None = Field(
+        None,
+        ge=258,
+        le=1 << 20,
+        description="Tokens, special ones included; for `bpe` and `unigram` 256 of them are bytes.",
     )
+    given: Annotated[str | None, Located()] = Field(
+        None, description="Folder with tokenizer.json and tokenizer_config.json to take as they are."
+    )
+
+    @model_validator(mode="after")
+    def _learned_or_given(self) -> Params:
+        if (self.given is None) == (self.data is None) or (self.data is None) != (self.vocab_size is None):
+            raise ValueError("give `data` and `vocab_size` to learn a tokenizer, or `given` to take one")
+        return self
+
+
+def sources(params: Params) -> list[SourceFile]:
+    """The files of a given tokenizer. Raises StageError where they cannot be read."""
+    if params.given is None:
+        return []
+    try:
+        return [SourceFile(name, file_digest(Path(params.given, name))) for name in FILES]
+    except OSError as error:
+        raise StageError(
+            f"cannot read {error.filename}: {error.strerror}",
+            where="given",
+            hint="A tokenizer is a folder with tokenizer.json and tokenizer_config.json, as save_pretrained writes it.",
+        ) from error
 
 
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.columns import iterate_texts
-    from tasks.data.tokenizing import save_tokenizer, train_bpe
+    from tasks.data.tokenizing import load_tokenizer, save_tokenizer, train_tokenizer
 
+    params = job.params
+    if params.given is not None:
+        for name in FILES:
+            shutil.copyfile(Path(params.given, name), job.output / name)
+        _write_sources(job)
+        tokenizer, _ = load_tokenizer(job.output)
+        return {"vocab_size": float(tokenizer.get_vocab_size())}
+    assert params.vocab_size is not None
     if job.execution.threads != "auto":
         os.environ["RAYON_NUM_THREADS"] = str(job.execution.threads)
     data = job.input("data")
-    tokenizer = train_bpe(iterate_texts(data.path, data.split or "train"), job.params.vocab_size)
+    tokenizer = train_tokenizer(params.algorithm, iterate_texts(data.path, data.split or "train"), params.vocab_size)
     size = tokenizer.get_vocab_size()
-    if size < job.params.vocab_size:
+    if size < params.vocab_size:
         raise StageError(
-            f"the data yields only {size} tokens, not {job.params.vocab_size}",
+            f"the data yields only {size} tokens, not {params.vocab_size}",
             where="vocab_size",
             hint=f"Set vocab_size to {size} or less, or give it more text.",
         )
@@ -42,4 +84,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     return {"vocab_size": float(size)}
 
 
-STAGE = Stage(kind="tokenizer", version=1, makes="tokenizer", params=Params, run=run)
+def _write_sources(job: Job[Any]) -> None:
+    pairs = [[name, file_digest(job.output / name)] for name in FILES]
+    (job.records / "sources.json").write_text(json.dumps(pairs) + "\n", encoding="utf-8")
+
+
+STAGE = Stage(kind="tokenizer", version=1, makes="tokenizer", params=Params, run=run, sources=sources)

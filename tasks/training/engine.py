@@ -180,8 +180,13 @@ def _check_features(model: PreTrainedModel, execution: Execution, device: torch.
 
 
 def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What of a batch the model sees: all but the labels, because the objective computes the loss."""
-    return {name: value for name, value in batch.items() if name != "labels"}
+    """What of a batch the model sees: all but the labels, because the objective computes the loss.
+
+    Where `position_ids` tell the documents of a row apart there is no mask: with one, transformers does not look at
+    them.
+    """
+    hidden = {"labels", "attention_mask"} if "position_ids" in batch else {"labels"}
+    return {name: value for name, value in batch.items() if name not in hidden}
 
 
 def _decay_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:

@@ -28,6 +28,8 @@ def validate(
     """
     if not features:
         return {}
+    # Examples of like lengths together, so that little is padding.
+    order = np.argsort([len(feature["input_ids"]) for feature in features], kind="stable")
     batches = range(-(-len(features) // BATCH))
     rounds = -(-len(batches) // ranks.world_size)
     loss_sum, units = 0.0, 0
@@ -36,9 +38,7 @@ def validate(
         for number in range(rounds):
             place = number * ranks.world_size + ranks.rank
             start = (place % len(batches)) * BATCH
-            batch = objective.collate(
-                [features[i] for i in range(start, min(start + BATCH, len(features)))], pad_token_id
-            )
+            batch = objective.collate([features[int(i)] for i in order[start : start + BATCH]], pad_token_id)
             on_device = {name: value.to(ranks.device) for name, value in batch.items()}
             logits = forward(on_device)
             if place >= len(batches):

@@ -42,6 +42,12 @@ class Loader:
 
     def _collate(self, number: int) -> list[Micro]:
         return [
-            (position, self.objective.collate([self.features[i] for i in examples], self.pad))
+            (position, self.objective.collate([self._drawn(i, position + k) for k, i in enumerate(examples)], self.pad))
             for position, examples in self.sampler.micro_batches(number, self.rank)
         ]
+
+    def _drawn(self, index: int, place: int) -> Feature:
+        """The example at a place of the data stream; augmented ones depend on the place."""
+        drawn = getattr(self.features, "drawn", None)
+        feature: Feature = self.features[index] if drawn is None else drawn(index, place)
+        return feature

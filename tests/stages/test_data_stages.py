@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from pydantic import ValidationError
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from infra.errors import StageError
-from tasks.data.packing import pack_rows
+from tasks.data.packing import PackedRows, best_fit, one_to_a_row
 from tasks.data.tokenizing import Encoder, load_tokenizer, train_bpe
 from tasks.stages import dataset, pack, tokenizer
 
@@ -31,14 +32,21 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def made(jobs: ModuleType, folder: Path, stage: Any, params: dict[str, Any], **inputs: Any) -> Any:
-    job = jobs.make_job(folder, stage.STAGE.params.model_validate(params), inputs)
+def made(
+    jobs: ModuleType, folder: Path, stage: Any, params: dict[str, Any], store: Path | None = None, **inputs: Any
+) -> Any:
+    job = jobs.make_job(folder, stage.STAGE.params.model_validate(params), inputs, store=store)
     job.metrics = stage.STAGE.run(job)
+    jobs.collect(job)
     return job
 
 
 def splits_of(folder: Path) -> dict[str, list[dict[str, str]]]:
-    return {s: pq.read_table(folder / f"{s}.parquet").to_pylist() for s in ("train", "validation", "test")}
+    return {s: sorted_rows(folder / s) for s in ("train", "validation", "test")}
+
+
+def sorted_rows(folder: Path) -> list[dict[str, str]]:
+    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +82,10 @@ def test_description_and_counts_add_up(functions: Any) -> None:
     assert description["columns"] == ["id", "text", "group", "label"]
     counts = json.loads((functions.records / "counts.json").read_text())
     for step, following in zip(counts["steps"][1:], counts["steps"][2:], strict=False):
-        assert step["out"] == following["in"]
-    assert all(s["in"] - s["out"] == sum(s["dropped"].values()) for s in counts["steps"][1:])
-    assert counts["steps"][-1]["out"] == sum(description["splits"].values()) == functions.metrics["rows"]
+        assert step["rows_out"] == following["rows_in"]
+        assert step["characters_out"] == following["characters_in"]
+    assert all(s["rows_in"] - s["rows_out"] == sum(s["dropped"].values()) for s in counts["steps"])
+    assert counts["steps"][-1]["rows_out"] == sum(description["splits"].values()) == functions.metrics["rows"]
     recorded = json.loads((functions.records / "sources.json").read_text())
     assert recorded == [[f.path, f.sha256] for f in dataset.sources(functions.params)]
 
@@ -84,6 +93,7 @@ def test_description_and_counts_add_up(functions: Any) -> None:
 def test_equal_sources_give_equal_bytes(functions: Any, jobs: ModuleType, tmp_path: Path) -> None:
     again = jobs.make_job(tmp_path, functions.params)
     dataset.run(again)
+    jobs.collect(again)
     assert digests(again.output) == digests(functions.output)
 
 
@@ -175,6 +185,53 @@ def test_tokenizer_is_learned_from_the_training_split_alone(
     assert digests(other.output) != digests(bpe.output)
 
 
+def test_wordpiece_is_that_of_the_library_but_the_same_every_time(
+    functions: Any, jobs: ModuleType, tmp_path: Path
+) -> None:
+    params = {"data": "functions", "vocab_size": 800, "algorithm": "wordpiece"}
+    data = jobs.artifact(functions.output, "dataset")
+    job = made(jobs, tmp_path / "a", tokenizer, params, data=data)
+    loaded = PreTrainedTokenizerFast.from_pretrained(job.output)
+    assert (loaded.eos_token_id, loaded.pad_token_id, loaded.unk_token_id, len(loaded)) == (0, 1, 2, 800)
+    assert loaded.tokenize("return xyzzy") == loaded.convert_ids_to_tokens(loaded("return xyzzy")["input_ids"])
+    assert loaded.decode(loaded("return the value of x")["input_ids"]) == "return the value of x"
+    assert digests(made(jobs, tmp_path / "b", tokenizer, params, data=data).output) == digests(job.output)
+    library = Tokenizer(models.WordPiece(unk_token="<|unk|>"))
+    library.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    texts = [row["text"] for row in splits_of(functions.output)["train"]]
+    special = ["<|endoftext|>", "<|pad|>", "<|unk|>"]
+    library.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=800, special_tokens=special))
+    assert len(library.get_vocab().keys() & loaded.get_vocab().keys()) > 0.98 * 800, "they differ in ties"
+
+
+def test_unigram_is_that_of_sentencepiece_and_the_same_every_time(
+    functions: Any, jobs: ModuleType, tmp_path: Path
+) -> None:
+    params = {"data": "functions", "vocab_size": 900, "algorithm": "unigram"}
+    data = jobs.artifact(functions.output, "dataset")
+    job = made(jobs, tmp_path / "a", tokenizer, params, data=data)
+    loaded = PreTrainedTokenizerFast.from_pretrained(job.output)
+    assert (loaded.eos_token_id, loaded.pad_token_id, loaded.unk_token_id, len(loaded)) == (0, 1, 2, 900)
+    for text in ("def f(x):\n\treturn x  # ünï 漢字 \U0001f600", " two  blanks ", "x" * 300):
+        assert loaded.decode(loaded(text)["input_ids"]) == text
+    assert loaded.unk_token_id not in loaded("漢字")["input_ids"]
+    assert digests(made(jobs, tmp_path / "b", tokenizer, params, data=data).output) == digests(job.output)
+    texts = [row["text"] for row in splits_of(functions.output)["test"]]
+    assert sum(len(loaded(text)["input_ids"]) for text in texts) < 0.5 * sum(map(len, texts))
+
+
+def test_a_given_tokenizer_is_taken_as_it_is(bpe: Any, jobs: ModuleType, tmp_path: Path) -> None:
+    job = made(jobs, tmp_path, tokenizer, {"given": str(bpe.output)})
+    assert digests(job.output) == digests(bpe.output) and job.metrics == bpe.metrics
+    before = tokenizer.sources(job.params)
+    assert [file.path for file in before] == ["tokenizer.json", "tokenizer_config.json"]
+    with pytest.raises(StageError, match=r"(?s)given: cannot read .*as save_pretrained writes it"):
+        tokenizer.sources(tokenizer.Params(given=str(tmp_path)))
+    with pytest.raises(ValidationError, match="to learn a tokenizer, or `given` to take one"):
+        tokenizer.Params(given="x", vocab_size=300)
+
+
 def test_vocabulary_larger_than_the_data(jobs: ModuleType, tmp_path: Path) -> None:
     data = made(jobs, tmp_path / "d", dataset, text_params(write_texts(tmp_path / "t", {"a.txt": "aaa bbb"}), split={}))
     with pytest.raises(StageError, match="the data yields only"):
@@ -207,36 +264,74 @@ def test_fast_encoding_equals_the_library_on_any_text(text: str) -> None:
     assert ids.tolist() == PLAIN.encode(text, add_special_tokens=False).ids
 
 
-@given(st.lists(st.lists(st.integers(1, 9), max_size=8), max_size=12), st.integers(2, 7))
-def test_packing_keeps_order_and_drops_less_than_a_row(documents: list[list[int]], context: int) -> None:
-    arrays = [np.array(d, np.int32) for d in documents]
-    stream = [token for document in documents for token in [*document, 0]]
-    blocks = list(pack_rows(arrays, context, end=0))
-    packed = np.concatenate([np.zeros((0, context), int), *blocks]).ravel().tolist()
-    assert packed == stream[: len(packed)]
-    assert 0 <= len(stream) - len(packed) < context
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(2, 17))
+def test_packing_loses_doubles_and_mixes_nothing(lengths: list[int], context: int) -> None:
+    """Every token of every document stands in exactly one place; only documents longer than a row are cut."""
+    for plan in (best_fit(np.array(lengths, np.int64), context), one_to_a_row(np.array(lengths, np.int64), context)):
+        seen = [np.zeros(length, int) for length in lengths]
+        filled = np.zeros(plan.rows, int)
+        row_of = np.repeat(np.arange(plan.rows), np.diff(plan.first))
+        for row, document, start, length in zip(row_of, plan.document, plan.start, plan.length, strict=True):
+            seen[document][start : start + length] += 1
+            filled[row] += length
+        assert all((counts == 1).all() for counts in seen)
+        assert (filled <= context).all() and (filled > 0).all()
+        pieces = np.bincount(plan.document, minlength=len(lengths))
+        assert pieces.tolist() == [-(-length // context) for length in lengths]
+
+
+def test_packing_is_no_worse_than_first_fit_and_wastes_little() -> None:
+    """Skewed lengths, as documents have them."""
+    lengths = np.clip(np.random.default_rng(1).lognormal(4.5, 1.0, 20_000), 1, 5000).astype(np.int64)
+    plan = best_fit(lengths, 512)
+    assert lengths.sum() / (plan.rows * 512) > 0.99
+    spaces: list[int] = []
+    for length in sorted((length % 512 for length in lengths.tolist() if length % 512), reverse=True)[:2000]:
+        row = next((i for i, space in enumerate(spaces) if space >= length), None)
+        if row is None:
+            spaces.append(512 - length)
+        else:
+            spaces[row] -= length
+    some = np.array(sorted((n % 512 for n in lengths.tolist() if n % 512), reverse=True)[:2000], np.int64)
+    assert best_fit(some, 512).rows <= len(spaces)
+
+
+def stored(jobs: ModuleType, folder: Path, job: Any, type: str, split: str | None = None) -> Any:
+    """What a job made, in the store that lies in `folder`."""
+    return jobs.stored(folder / "store", job.output, type, split=split)
 
 
 def test_packed_tokens_decode_to_the_documents(bpe: Any, functions: Any, jobs: ModuleType, tmp_path: Path) -> None:
-    inputs = {"data": jobs.artifact(functions.output, "dataset"), "tokenizer": jobs.artifact(bpe.output, "tokenizer")}
-    job = made(jobs, tmp_path, pack, {"data": "d", "tokenizer": "t", "context": 64}, **inputs)
+    inputs = {
+        "data": stored(jobs, tmp_path, functions, "dataset"),
+        "tokenizer": stored(jobs, tmp_path, bpe, "tokenizer"),
+    }
+    params = {"data": "d", "tokenizer": "t", "context": 64}
+    job = made(jobs, tmp_path, pack, params, **inputs)
     description = json.loads((job.output / "tokens.json").read_text())
     assert (description["context"], description["vocab_size"]) == (64, 600)
     assert digests(job.output / "tokenizer") == digests(bpe.output)
     raw, _ = load_tokenizer(bpe.output)
     for split, members in splits_of(functions.output).items():
-        ids = load_file(job.output / f"{split}.safetensors")["input_ids"]
-        assert ids.dtype == np.uint16
-        assert len(ids) == description["splits"][split]
-        text = raw.decode(ids.ravel().tolist(), skip_special_tokens=False)
-        joined = "".join(row["text"] + "<|endoftext|>" for row in members)
-        assert joined.startswith(text[:-10]) and len(joined) - len(text) < 64 * 20
-    again = made(jobs, tmp_path / "again", pack, {"data": "d", "tokenizer": "t", "context": 64}, **inputs)
+        rows = PackedRows(job.output, split)
+        assert len(rows) == description["splits"][split]
+        found = [ids.tolist() for row in rows for ids in np.split(row["input_ids"], np.cumsum(row["segments"])[:-1])]
+        whole = [[*raw.encode(row["text"], add_special_tokens=False).ids, 0] for row in members]
+        assert sorted(found) == sorted(ids[i : i + 64] for ids in whole for i in range(0, len(ids), 64))
+    assert job.metrics["useful_share"] > 0.97
+    other = {
+        "data": stored(jobs, tmp_path / "o", functions, "dataset"),
+        "tokenizer": stored(jobs, tmp_path / "o", bpe, "tokenizer"),
+    }
+    again = made(jobs, tmp_path / "o", pack, params, **other)
     assert digests(again.output) == digests(job.output)
+    once_more = jobs.make_job(tmp_path / "more", job.params, inputs, store=tmp_path / "store")
+    assert pack.run(once_more)["files_reused"] == job.metrics["files"]
 
 
-def test_less_text_than_one_row(bpe: Any, jobs: ModuleType, tmp_path: Path) -> None:
-    data = made(jobs, tmp_path / "d", dataset, text_params(write_texts(tmp_path / "t", {"a.txt": "aaa"}), split={}))
-    inputs = {"data": jobs.artifact(data.output, "dataset"), "tokenizer": jobs.artifact(bpe.output, "tokenizer")}
-    with pytest.raises(StageError, match="less text than one row of 512 tokens"):
-        made(jobs, tmp_path / "p", pack, {"data": "d", "tokenizer": "t", "context": 512}, **inputs)
+def test_nothing_to_pack(bpe: Any, functions: Any, jobs: ModuleType, tmp_path: Path) -> None:
+    data = jobs.stored(tmp_path / "store", functions.output, "dataset", split="nowhere")
+    inputs = {"data": data, "tokenizer": stored(jobs, tmp_path, bpe, "tokenizer")}
+    with pytest.raises(StageError, match="there is nothing to pack"):
+        made(jobs, tmp_path, pack, {"data": "d", "tokenizer": "t", "context": 512}, **inputs)

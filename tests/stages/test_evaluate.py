@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 from infra.errors import StageError
 from tasks.compression.onnx_export import export_onnx
+from tasks.data.packing import PackedRows
 from tasks.evaluation.forked import forked
 from tasks.release.model_files import copy_companions, shipped_bytes, write_card
 from tasks.stages import evaluate, gate
@@ -76,7 +77,7 @@ def evaluated(tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path_fa
 
 def test_predictions_are_the_models_own_in_frozen_order(evaluated: Any, tiny_inputs: Path) -> None:
     """One example at a time, unpadded, through plain transformers."""
-    rows = pq.read_table(tiny_inputs / "dataset/test.parquet").to_pylist()
+    rows = pq.read_table(tiny_inputs / "dataset/test/0.parquet").to_pylist()
     folder = evaluated.inputs["models"][0].path
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = AutoModelForTokenClassification.from_pretrained(folder).eval()
@@ -111,7 +112,7 @@ def test_metrics_equal_scikit_learn(evaluated: Any, name: str) -> None:
 
 def test_scores_say_what_was_measured_on_what(evaluated: Any, tiny_inputs: Path) -> None:
     scores = evaluated.scores
-    count = pq.read_table(tiny_inputs / "dataset/test.parquet").num_rows
+    count = pq.read_table(tiny_inputs / "dataset/test/0.parquet").num_rows
     assert scores["data"] == {"stage": "functions", "split": "test", "n": count, "digest": "0" * 64}
     assert (scores["objective"], scores["primary_metric"], scores["labels"]) == (
         "text_classification",
@@ -138,7 +139,7 @@ def test_replicates_are_paired(evaluated: Any) -> None:
 
 
 def test_misclassified_examples_are_real(evaluated: Any, tiny_inputs: Path) -> None:
-    rows = {row["id"]: row for row in pq.read_table(tiny_inputs / "dataset/test.parquet").to_pylist()}
+    rows = {row["id"]: row for row in pq.read_table(tiny_inputs / "dataset/test/0.parquet").to_pylist()}
     shown = json.loads((evaluated.records / "misclassified.json").read_text())
     assert shown
     for example in shown:
@@ -180,9 +181,12 @@ def test_language_model_on_packed_tokens(tiny: ModuleType, tiny_inputs: Path, jo
     job = jobs.make_job(tmp_path / "job", params, inputs)
     evaluate.run(job)
     metrics = json.loads((job.output / "scores.json").read_text())["models"]["lm"]["metrics"]
-    rows = load_file(tiny_inputs / "tokens/validation.safetensors")["input_ids"].astype(np.int64)
+    rows = [
+        torch.from_numpy(row["input_ids"].astype(np.int64)) for row in PackedRows(tiny_inputs / "tokens", "validation")
+    ]
     with torch.no_grad():
-        expected = float(model(torch.from_numpy(rows), labels=torch.from_numpy(rows)).loss)
+        sums = [float(model(row[None], labels=row[None]).loss) * (len(row) - 1) for row in rows if len(row) > 1]
+    expected = sum(sums) / sum(len(row) - 1 for row in rows)
     assert metrics["cross_entropy"]["value"] == pytest.approx(expected, rel=1e-4)
     assert metrics["perplexity"]["value"] == pytest.approx(math.exp(expected), rel=1e-3)
     assert not metrics["perplexity"]["greater_is_better"]

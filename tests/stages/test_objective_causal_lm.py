@@ -14,15 +14,39 @@ from safetensors.numpy import load_file
 
 from infra.errors import StageError
 from tasks.objectives.causal_lm import OBJECTIVE
+from tasks.training.engine import model_inputs
 from tasks.training.model_files import load_tokenizer
 
 
 def test_packed_rows_are_read_in_place(jobs: ModuleType, tiny_inputs: Path) -> None:
     rows = OBJECTIVE.features(jobs.artifact(tiny_inputs / "tokens", "tokens"), "train", None, 64)
-    expected = load_file(tiny_inputs / "tokens/train.safetensors")["input_ids"]
-    assert len(rows) == len(expected)
-    np.testing.assert_array_equal(np.stack([row["input_ids"] for row in rows]), expected)
-    assert isinstance(rows.rows, np.memmap)  # type: ignore[attr-defined]
+    ids = load_file(tiny_inputs / "tokens/train/0.safetensors")["ids"]
+    assert sorted(np.concatenate([row["input_ids"] for row in rows]).tolist()) == sorted(ids.tolist())
+    assert isinstance(rows.files[0], np.memmap)  # type: ignore[attr-defined]
+    alone = next(row for row in rows if len(row["segments"]) == 1)
+    assert isinstance(alone["input_ids"], np.memmap), "a row of one document is no copy"
+
+
+@pytest.mark.parametrize("type", ["llama", "gpt2"])
+def test_documents_in_a_row_do_not_see_each_other(tiny: ModuleType, type: str) -> None:
+    """Loss and gradients of a packed row are those of its documents one by one, padding and all."""
+    documents = [f["input_ids"] for f in tiny.lm_features(5)]
+    packed = [
+        {"input_ids": np.concatenate(documents[:3]), "segments": np.array([len(d) for d in documents[:3]])},
+        {"input_ids": np.concatenate(documents[3:]), "segments": np.array([len(d) for d in documents[3:]])},
+    ]
+    found = []
+    for features in (packed, [{"input_ids": document} for document in documents]):
+        model, batch = tiny.model(type).eval(), OBJECTIVE.collate(features, 0)
+        model.config.use_cache = (
+            False  # as the training loop does; with a cache transformers does not look for documents
+        )
+        loss, units = OBJECTIVE.loss(model(**model_inputs(batch)).logits, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert units == OBJECTIVE.units(batch) == sum(len(d) - 1 for d in documents)
+        found.append((loss.detach(), next(p.grad for n, p in model.named_parameters() if "wte" in n or "embed" in n)))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-4, rtol=1e-4)
 
 
 def test_texts_of_a_dataset_serve_too(jobs: ModuleType, tiny_inputs: Path) -> None:

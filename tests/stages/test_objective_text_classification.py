@@ -79,7 +79,7 @@ def test_features_are_labelled_and_cut(jobs: ModuleType, tiny_inputs: Path) -> N
     tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
     assert tokenizer is not None
     features = OBJECTIVE.features(data, "test", tokenizer, 16)
-    table = pq.read_table(tiny_inputs / "dataset/test.parquet").to_pylist()
+    table = pq.read_table(tiny_inputs / "dataset/test/0.parquet").to_pylist()
     names = OBJECTIVE.head(data)["id2label"]
     assert [names[f["label"]] for f in features] == [row["label"] for row in table]
     assert max(len(f["input_ids"]) for f in features) == 16
@@ -110,7 +110,8 @@ def dataset(folder: Path, labels: list[str] | None, rows: list[str]) -> Path:
     columns: dict[str, list[str]] = {"id": rows, "text": rows, "group": rows}
     if labels is not None:
         columns["label"] = rows
-    pq.write_table(pa.table(columns), folder / "train.parquet")
+    (folder / "train").mkdir()
+    pq.write_table(pa.table(columns), folder / "train/0.parquet")
     return folder
 
 
@@ -140,8 +141,8 @@ def test_data_it_cannot_learn_from_is_refused(
 
 def test_a_split_without_rows_is_refused(jobs: ModuleType, tiny_inputs: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_inputs / "dataset", tmp_path / "d")
-    table = pq.read_table(tmp_path / "d/test.parquet")
-    pq.write_table(table.slice(0, 0), tmp_path / "d/test.parquet")
+    table = pq.read_table(tmp_path / "d/test/0.parquet")
+    pq.write_table(table.slice(0, 0), tmp_path / "d/test/0.parquet")
     with pytest.raises(StageError, match="split 'test' is empty"):
         data = jobs.artifact(tmp_path / "d", "dataset")
         OBJECTIVE.features(data, "test", load_tokenizer(tiny_inputs / "tokenizer"), 16)

@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from tasks.data.packing import best_fit, one_to_a_row, save_plan
+
 PACKAGES = ("json", "logging", "wsgiref")
 CONTEXT = 32
 VOCABULARY = 320
@@ -107,10 +109,10 @@ def write_inputs(folder: Path) -> Path:
     """`dataset/`, `tokenizer/` and `tokens/` as the data stages lay them out."""
     rows = functions()
     splits = {"train": [r for i, r in enumerate(rows) if i % 5 > 1], "validation": rows[::5], "test": rows[1::5]}
-    (folder / "dataset").mkdir()
     for split, part in splits.items():
+        (folder / "dataset" / split).mkdir(parents=True)
         columns = {"id": [r[0] for r in part], "text": [r[1] for r in part], "group": [r[0] for r in part]}
-        pq.write_table(pa.table({**columns, "label": [r[2] for r in part]}), folder / "dataset" / f"{split}.parquet")
+        pq.write_table(pa.table({**columns, "label": [r[2] for r in part]}), folder / "dataset" / split / "0.parquet")
     sizes = {split: len(part) for split, part in splits.items()}
     (folder / "dataset/dataset.json").write_text(
         json.dumps({"splits": sizes, "labels": list(PACKAGES), "columns": ["id", "text", "group", "label"]})
@@ -135,11 +137,14 @@ def write_inputs(folder: Path) -> Path:
         tokenizer.save_pretrained(place)
     counts = {}
     for split, part in splits.items():
-        stream = [token for row in part for token in [*tokenizer(row[1])["input_ids"], tokenizer.eos_token_id]]
-        count = len(stream) // CONTEXT
-        packed = np.array(stream[: count * CONTEXT], np.uint16).reshape(count, CONTEXT)
-        save_file({"input_ids": packed}, tokens / f"{split}.safetensors")
-        counts[split] = count
+        documents = [[*tokenizer(row[1])["input_ids"], tokenizer.eos_token_id] for row in part]
+        lengths = np.array([len(document) for document in documents], np.int64)
+        (tokens / split).mkdir()
+        ids = np.concatenate(documents).astype(np.uint16)
+        save_file({"ids": ids, "lengths": lengths}, tokens / split / "0.safetensors")
+        plan = (best_fit if split == "train" else one_to_a_row)(lengths, CONTEXT)
+        save_plan(plan, [lengths], tokens / f"{split}.rows.safetensors")
+        counts[split] = plan.rows
     (tokens / "tokens.json").write_text(
         json.dumps({"context": CONTEXT, "vocab_size": len(tokenizer), "splits": counts})
     )

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from infra.tracking import JobTracker
-from tasks.objectives.causal_lm import PackedTokens
+from tasks.data.packing import PackedRows, one_to_a_row, save_plan
 from tasks.stage import objective
 from tasks.training.loop import train
 from tasks.training.settings import TrainingParams
@@ -44,9 +44,7 @@ def run(workload: Workload, gate: Gate, folder: Path) -> dict[str, float]:
         store=folder / "store",
     )
     job = dataclasses.replace(job, tracker=JobTracker(place / "metrics.jsonl"))
-    tokens = place / "tokens.safetensors"
-    save_file({"input_ids": np.stack([f["input_ids"] for f in workload.features()])}, tokens)
-    train(job, workload.model(), objective("causal_lm"), PackedTokens(tokens), [], params)
+    train(job, workload.model(), objective("causal_lm"), packed(workload, place / "tokens"), [], params)
     if rank():
         return {}
     lines = [json.loads(line) for line in (job.records / "train.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -67,6 +65,15 @@ def training_params(workload: Workload) -> TrainingParams:
             "seed": workload.seed,
         }
     )
+
+
+def packed(workload: Workload, folder: Path) -> PackedRows:
+    """The workload's rows as a `tokens` artifact holds them, memory-mapped."""
+    rows = [feature["input_ids"] for feature in workload.features()]
+    lengths = np.array([len(row) for row in rows], np.int64)
+    save_file({"ids": np.concatenate(rows), "lengths": lengths}, _made(folder / "train") / "0.safetensors")
+    save_plan(one_to_a_row(lengths, workload.context), [lengths], folder / "train.rows.safetensors")
+    return PackedRows(folder, "train")
 
 
 def _made(folder: Path) -> Path:
