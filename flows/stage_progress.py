@@ -40,7 +40,9 @@ class StageProgress:
         """`120/300` while it runs, `uploading` while its result is sent, else empty."""
         if not self.active or "step" not in self.values or not self.values.get("total"):
             return ""
-        return "uploading" if self.uploading else f"{self.values['step']:.0f}/{self.values['total']:.0f}"
+        if self.uploading:
+            return "uploading"
+        return f"{self.values['step']:.0f}/{self.values['total']:.0f}{' MB' if self.values.get('megabytes') else ''}"
 
     def take(self, fields: dict[str, Any], now: float) -> bool:
         """Store fields; True if the state changed. A stage that starts again forgets its last attempt's figures."""

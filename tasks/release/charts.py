@@ -66,16 +66,32 @@ def buckets(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> l
     ]
 
 
-def line_chart(label: str, series: Sequence[Series], baselines: Sequence[tuple[str, float]]) -> Markup:
-    """Values over steps; `baselines` are dashed lines labelled at the right edge. Needs one non-empty series."""
+def line_chart(
+    label: str,
+    series: Sequence[Series],
+    baselines: Sequence[tuple[str, float]],
+    *,
+    x_title: str = "step",
+    log: bool = False,
+) -> Markup:
+    """Values over steps; `baselines` are dashed lines labelled at the right edge. Needs one non-empty series.
+
+    log: x on a logarithmic scale; all x are positive then.
+    """
     width, height, top, bottom, left = 480.0, 270.0, 12.0, 238.0, 44.0
     right = width - (12 + max((len(name) for name, _ in baselines), default=0) * LARGE_CHARACTER if baselines else 14)
     values = [y for s in series for _, y in s.points] + [value for _, value in baselines]
     steps = [x for s in series for x, _ in s.points]
     y_low, y_high = padded(values)
-    x = Scale(min(0.0, *steps), max(steps), left, right)
+    x = (
+        Scale(min(steps), max(steps), left, right, log=True)
+        if log
+        else Scale(min(0.0, *steps), max(steps), left, right)
+    )
     y = Scale(max(y_low, 0.0) if min(values) >= 0 else y_low, y_high, bottom, top)
-    parts = _axes(x, y, [f"{t:g}" if t < 10000 else compact(t) for t in x.ticks(5)], "step", height)
+    parts = _axes(
+        x, y, [f"{t:g}" if t < 1000 or (not log and t < 10000) else compact(t) for t in x.ticks(5)], x_title, height
+    )
     for (name, value), at in zip(baselines, spread([y(v) for _, v in baselines], 13), strict=True):
         parts += [
             tag("line", x1=left, x2=right, y1=y(value), y2=y(value), cls="baseline"),
@@ -90,7 +106,7 @@ def line_chart(label: str, series: Sequence[Series], baselines: Sequence[tuple[s
         parts.append(tag("polyline", points=_path(line, x, y), cls=f"line s{one.color}"))
         if one.dots or len(line) == 1:
             parts += [
-                tag("circle", [tag("title", f"{one.name}, step {a:g}: {number(b)}")], cx=x(a), cy=y(b), r=3,
+                tag("circle", [tag("title", f"{one.name}, {x_title} {a:g}: {number(b)}")], cx=x(a), cy=y(b), r=3,
                     cls=f"dot s{one.color}")
                 for a, b in line
             ]  # fmt: skip

@@ -24,6 +24,7 @@ from markupsafe import Markup
 from tasks.release import readable
 from tasks.release.charts import Series, line_chart
 from tasks.release.dag_picture import ACTIONS, dag
+from tasks.release.data_view import data_views, drift_view
 from tasks.release.evidence import Evidence, Load, as_list, as_object, gather, json_object, read_baselines, read_curve
 from tasks.release.release_view import headline, model_name, release_view, tiles, verdict_view
 from tasks.release.samples_view import samples_views
@@ -78,6 +79,8 @@ def render_report(run: dict[str, Any], load: Load) -> str:
         dag=dag(stages),
         actions=[(a, told) for a, told in ACTIONS.items() if any(s.get("action") == a for s in stages)],
         timeline=_timeline(stages, run.get("seconds")),
+        data=data_views(dict(of_type.get("dataset", [])), notes),
+        drifts=[drift_view(name, drift) for name, drift in objects("drift", "drift.json")],
         curves=[view for s in stages if (view := _curve(s, evidence.get(s["name"]), notes))],
         scores=[view for view in views if view],
         verdicts=[verdict_view(name, verdict) for name, verdict in verdicts],

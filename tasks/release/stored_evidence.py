@@ -12,7 +12,7 @@ from tasks.release.evidence import Evidence, Load
 if TYPE_CHECKING:
     from infra.store import Store
 
-READABLE = ("scores", "verdict", "release")
+READABLE = ("scores", "verdict", "release", "drift")
 
 
 def evidence_loader(store: Store) -> Load:

@@ -55,11 +55,11 @@ class Scale:
         return self.start + (self.end - self.start) * ((v - a) / (b - a) if b > a else 0.5)
 
     def ticks(self, count: int = 5) -> list[float]:
-        """Round values inside the range: 1, 2, 5 times a power of ten."""
+        """Round values inside the range: 1, 2, 5 times a power of ten; over two decades of a logarithm, its powers."""
         if not self.log:
             return nice_ticks(self.low, self.high, count)
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        found = [m * 10.0**p for p in powers for m in (1, 2, 5)]
+        found = [m * 10.0**p for p in powers for m in ((1,) if self.high > 100 * self.low else (1, 2, 5))]
         return [t for t in found if self.low * 0.999 <= t <= self.high * 1.001]
 
 

@@ -148,10 +148,14 @@ class Result:
         return self
 
 
+PARTS = {"prepared", "rows", "ids", "runs"}
+"""Kinds of what data stages keep of single shards; they belong to no stage, and their files have no attempt."""
+
+
 def manifests(store: Store) -> list[Manifest]:
-    """Every artifact of a store."""
+    """Every artifact of a store that a stage made."""
     found = []
-    for kind in store.list("artifacts"):
+    for kind in sorted({*store.list("artifacts")} - PARTS):
         for key in store.list(f"artifacts/{kind}"):
             manifest = store.manifest(kind, key)
             if manifest is not None:
@@ -163,6 +167,6 @@ def attempts(store: Store) -> dict[str, list[str]]:
     """Attempt folders of every key: more than one is work done twice, or cut off."""
     return {
         f"{kind}/{key}": [name for name in store.list(f"artifacts/{kind}/{key}") if name != "manifest.json"]
-        for kind in store.list("artifacts")
+        for kind in sorted({*store.list("artifacts")} - PARTS)
         for key in store.list(f"artifacts/{kind}")
     }

@@ -64,7 +64,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def objects(store: Store) -> list[str]:
-    return [path for top in ("artifacts", "checkpoints", "claims", "refs", "runs") for path in store.walk(top)]
+    return [path for top in ("artifacts", "files", "checkpoints", "claims", "refs", "runs") for path in store.walk(top)]
 
 
 def test_every_training_of_a_finished_chain_is_proven(project: Project) -> None:
@@ -89,7 +89,7 @@ def test_one_stage_with_its_own_settings_on_a_remote_store(project: Project, sea
         for name, value in environment.items():
             patch.setenv(name, value)
         remote = Store.open(seaweed.url("doctor"))
-        for path in local.walk("artifacts"):
+        for path in (*local.walk("artifacts"), *local.walk("files")):
             remote.put_file(project.store / path, path)
         before = objects(remote)
         settings = ["--set", "execution.base.processes=2", "--set", "execution.base.zero_stage=1"]

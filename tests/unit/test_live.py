@@ -197,6 +197,8 @@ def test_time_left_of_a_resumed_stage_counts_only_the_steps_made_since() -> None
     stage.take({"state": "running"}, now=130.0)
     assert stage.seconds(131.0) == pytest.approx(1.0)
     assert stage.steps == ""
+    stage.take({"step": 120, "total": 3400, "megabytes": 1.0}, now=132.0)
+    assert stage.steps == "120/3400 MB"
 
 
 def test_clock() -> None:

@@ -38,7 +38,6 @@ Path_ = tuple[str | int, ...]
 ONE_CHOICE = "it has one choice"
 TWINS = "its only other value makes teacher and scratch the same stage"
 FIXED = {
-    "tokenizer.algorithm": ONE_CHOICE,
     "base.optimizer.name": ONE_CHOICE,
     "teacher.optimizer.name": ONE_CHOICE,
     "scratch.optimizer.name": ONE_CHOICE,
@@ -50,14 +49,27 @@ FIXED = {
     "onnx.format": ONE_CHOICE,
     "int8.scheme": ONE_CHOICE,
     "functions.sources.0.format": "it follows from `python_functions`",
+    **{
+        f"{stage}.sources.0.{field}": "files and functions have no columns"
+        for stage in ("corpus", "functions")
+        for field in ("template", "messages_column")
+    },
     "execution.launcher": ONE_CHOICE,
     "execution.offload_optimizer": "it needs a ZeRO stage",
     "execution.offload_parameters": "it needs a ZeRO stage",
 }
 # What says where data lies; the content enters the key instead, which the tests of sources below show.
-LOCATED = {"files", "python_functions", "exclude"}
-MODELS = {"Label": {"from": "package"}, "NearDuplicates": {}, "TrainingParams": {"max_steps": 3}}
-WORDS = ["row", "package", "causal_lm", "text_classification", "gpt2", "another", "column:label"]
+LOCATED = {"files", "python_functions", "exclude", "given"}
+MODELS: dict[str, list[dict[str, Any]]] = {
+    "Label": [{"from": "package"}],
+    "NearDuplicates": [{}],
+    "TrainingParams": [{"max_steps": 3}],
+    "Language": [{"keep": ["en"]}],
+    "Pii": [{"mask": ["email"]}],
+    "Decontaminate": [{"against": ["functions"]}, {"against": ["corpus"]}],
+    "Augment": [{"delete": 0.1}],
+}
+WORDS = [";", "row", "package", "causal_lm", "text_classification", "gpt2", "another", "column:label"]
 
 
 @dataclass
@@ -129,7 +141,7 @@ def _elsewhere(quickstart: Quickstart, node: StageNode) -> ArtifactRef:
 def _spelled_out(params: BaseModel) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(params.model_dump_json())
     for source in data.get("sources", []):
-        for name in [name for name in ("files", "python_functions") if source[name] is None]:
+        for name in [name for name in ("files", "python_functions", "stage") if source[name] is None]:
             del source[name]
     return data
 
@@ -168,7 +180,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         elif option is type(None) and value is not None:
             yield None
         elif isinstance(option, type) and issubclass(option, BaseModel) and value is None:
-            yield MODELS[option.__name__]
+            yield from MODELS[option.__name__]
         elif option in (int, float) and (value is None or isinstance(value, str)):
             yield from (1, 0.5, 1000)
         elif option is str and value is None:
@@ -176,7 +188,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         elif typing.get_origin(option) is list and value is None:
             yield ["another"]
         elif typing.get_origin(option) is dict and not value:
-            yield {"wall_clock_breakdown": True}
+            yield from ({"wall_clock_breakdown": True}, {"a": "b"})
 
 
 def fields(model: type[BaseModel], data: dict[str, Any], path: Path_ = ()) -> Iterator[tuple[Path_, FieldInfo | None]]:

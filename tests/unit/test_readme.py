@@ -77,5 +77,5 @@ def test_the_variables_it_names_are_read(readme: Any) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(FORGELINE_\w+)`", text))
     code = "".join(path.read_text() for room in ("infra", "tasks", "flows") for path in (ROOT / room).rglob("*.py"))
-    used = set(re.findall(r"[\"'](FORGELINE_[A-Z]+)[\"']", code))
+    used = set(re.findall(r"[\"'](FORGELINE_[A-Z_]+)[\"']", code))
     assert named == used

@@ -152,6 +152,34 @@ def quickstart_run(root: Path) -> tuple[dict[str, Any], Folder]:
             "inputs": {"data": [{"stage": n, "digest": f"{random.Random(n).getrandbits(256):064x}"} for n in needs]},
         })  # fmt: skip
     folder.write("functions", "payload/dataset.json", {"splits": {"train": 2400}, "labels": LABELS, "columns": ["id"]})
+    folder.write("functions", "records/counts.json", {
+        "splits": {"train": 2400, "validation": 310, "test": 694}, "warnings": [],
+        "labels": {label: {"train": 240, "validation": 31, "test": 69} for label in LABELS},
+        "steps": [
+            {"step": "read", "rows_in": 211, "rows_out": 211, "dropped": {}},
+            {"step": "label", "rows_in": 8000, "rows_out": 4100, "dropped": {"label not kept": 3900}, "changed": {}},
+            {"step": "pii", "rows_in": 4100, "rows_out": 4100, "dropped": {}, "changed": {"email": 12, "ip": 3}},
+            {"step": "near duplicates", "rows_in": 4100, "rows_out": 3404, "dropped": {"near duplicates": 696}},
+        ],
+    })  # fmt: skip
+    folder.write("functions", "records/card.json", {
+        "sources": [{"source": "${python:stdlib}", "licence": "PSF-2.0", "weight": 1.0, "files": 211, "bytes": 3_400_000}],
+        "characters": {"train": [[65, 128, 900], [129, 256, 1100], [257, 512, 400]], "test": [[65, 128, 694]]},
+        "examples": {"train": [{"id": "json/decoder.py::f", "text": "def f():\n    return '<b>not bold</b>'"}], "test": []},
+    })  # fmt: skip
+    folder.write("drift", "manifest.json", {"kind": "compare", "type": "drift", "key": "drift", "payload": []})
+    folder.write("drift", "payload/drift.json", {
+        "drifted": True, "alpha": 0.01, "looked_at": {"old": 1000, "new": 980},
+        "differences": [
+            {"name": "length", "size": 0.04, "p": 0.31, "told": "median 312 -> 320 characters", "drifted": False},
+            {"name": "vocabulary", "size": 0.21, "p": 0.0002, "told": "24.1% of the words are new", "drifted": True},
+        ],
+    })  # fmt: skip
+    stages.append({
+        "name": "drift", "kind": "compare", "action": "run", "reason": "never ran", "seconds": 1.0, "started_at": 130.6,
+        "artifact": {"kind": "compare", "key": "drift", "digest": "0" * 64, "type": "drift"}, "metrics": {"drifted": 1},
+        "needs": ["functions"], "error": None,
+    })  # fmt: skip
     write_curve(folder, "base", 300, 7.6, 3.98, 30, 15700, 1)
     folder.write(
         "base", "records/baselines.json", {"metric": "cross_entropy", "values": {"unigram": 6.27, "bigram": 3.89}}
@@ -278,7 +306,7 @@ def test_a_finished_run_tells_what_shipped_and_at_which_price(whole: str) -> Non
 def test_every_stage_is_drawn_once_and_every_trained_one_has_a_curve(whole: str) -> None:
     page = Page(whole)
     drawn = [a for tag, a in page.tags if tag == "g" and (a.get("class") or "").startswith("stage ")]
-    assert len(drawn) == len(CHAIN)
+    assert len(drawn) == len(CHAIN) + 1, "the chain and the comparison"
     labels = [a.get("aria-label") or "" for tag, a in page.tags if tag == "svg"]
     assert [x for x in labels if x.startswith("Loss of")] == [
         f"Loss of {n} over optimizer steps" for n in ("base", "teacher", "scratch", "student", "lean")
@@ -286,6 +314,21 @@ def test_every_stage_is_drawn_once_and_every_trained_one_has_a_curve(whole: str)
     assert sum(x.startswith("Confusion matrix") for x in labels) == 6
     assert "unigram" in page.text
     assert "bigram" in page.text
+
+
+def test_data_cards_and_drift_are_shown(whole: str) -> None:
+    for told in (
+        "The data: functions",
+        "label not kept 3,900",
+        "changed: email 12, ip 3",
+        "PSF-2.0",
+        "json/decoder.py::f",
+        "&lt;b&gt;not bold&lt;/b&gt;",
+        "drift: the data have drifted",
+        "24.1% of the words are new",
+    ):
+        assert told in whole, told
+    assert whole.count("The data: ") == 1, "a dataset without evidence has no card"
 
 
 def test_the_page_needs_nothing_but_itself(whole: str) -> None:
