@@ -47,7 +47,7 @@ def fetch_files(
     where = f"{objects.url}/{prefix}"
     own = objects.local_folder(prefix)
     if own is not None and not any(entry.shared for entry in entries):
-        verify(own, entries, where, strangers=partial)
+        verify(own, entries, where, partial=partial)
         return own
     cache = cache_folder()
     folder = cache / content_digest((entry.path, entry.sha256) for entry in entries)

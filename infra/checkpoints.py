@@ -18,7 +18,7 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ class CheckpointStore:
             for entry in upload_files(self.store, f"{prefix}/files", sized, progress)
         ]
         if rank:
-            self.store.write_json(f"{prefix}.parts/{rank}.json", [asdict(entry) for entry in entries])
+            self.store.write_json(f"{prefix}.parts/{rank}.json", [entry.to_json() for entry in entries])
             return
         data = json_bytes(state)
         self.store.write_bytes(f"{prefix}/state.json", data)
@@ -112,7 +112,7 @@ class CheckpointStore:
             "format": FORMAT,
             "step": step,
             "attempt": prefix.rpartition("/")[2],
-            "files": [asdict(entry) for entry in entries],
+            "files": [entry.to_json() for entry in entries],
         }
         if self.fence is not None:
             self.fence.check()
@@ -228,4 +228,4 @@ def _multiples(steps: list[int], every: int) -> set[int]:
 
 
 def _entries(listed: list[dict[str, Any]]) -> list[FileEntry]:
-    return [FileEntry(safe_relative_path(e["path"]), int(e["size"]), str(e["sha256"])) for e in listed]
+    return [FileEntry.from_json(entry) for entry in listed]

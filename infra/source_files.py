@@ -5,10 +5,9 @@
     with local_copy(files[0].location) as path:   # the file itself, or a download that is removed afterwards
 
 A digest is remembered by (location, size, stamp) in `$FORGELINE_CACHE/digests.sqlite`. The stamp is what changes with
-the
-bytes: modification and change time in nanoseconds of a local file, the ETag of an object. A local file changed in the
-last seconds is not remembered, because it could change once more within its clock's resolution. What is remembered is a
-shortcut: `--verify` (FORGELINE_VERIFY_SOURCES=1) reads everything.
+the bytes: modification and change time in nanoseconds of a local file, the ETag of an object. A local file changed in
+the last seconds is not remembered, because it could change once more within its clock's resolution. What is remembered
+is a shortcut: `--verify` (FORGELINE_VERIFY_SOURCES=1) reads everything.
 """
 
 from __future__ import annotations

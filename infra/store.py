@@ -158,6 +158,10 @@ class Store(Objects):
         wanted = [entry for entry in manifest.payload if only is None or entry.path in only]
         return self._fetch(manifest, "payload", wanted, on_progress, partial=only is not None)
 
+    def fetch_shared(self, entry: FileEntry) -> Path:
+        """The local, verified file of one shared entry. Raises DamagedFiles."""
+        return fetch_files(self, "files", [entry]) / entry.path
+
     def fetch_records(self, manifest: Manifest, *, on_progress: OnProgress | None = None) -> Path | None:
         """As `fetch`, for the evidence kept beside the payload; None where the stage left none."""
         return self._fetch(manifest, "records", manifest.records, on_progress) if manifest.records else None
@@ -214,7 +218,7 @@ class Store(Objects):
         """Remove shared files whose bytes are not what their name says: `share` would take them for stored."""
         for entry in (entry for entry in manifest.payload if entry.shared):
             try:
-                fetch_files(self, "files", [entry])
+                self.fetch_shared(entry)
             except DamagedFiles:
                 self.delete(entry.shared_path)
 

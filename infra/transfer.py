@@ -93,11 +93,11 @@ def upload_files(
     return sorted(_in_parallel(send, files, lambda item: item[2] >= LARGE), key=lambda entry: entry.path)
 
 
-def verify(folder: Path, entries: list[FileEntry], where: str, *, strangers: bool = False) -> None:
-    """Raise DamagedFiles unless `folder` holds the files of `entries`, byte for byte, and (by default) no others."""
+def verify(folder: Path, entries: list[FileEntry], where: str, *, partial: bool = False) -> None:
+    """Raise DamagedFiles unless `folder` has the files of `entries`, byte for byte, and no others unless `partial`."""
     problems = [p for p in _in_parallel(lambda e: problem(folder, e), entries, lambda e: e.size >= LARGE) if p]
     expected = {entry.path for entry in entries}
-    if folder.is_dir() and not strangers:
+    if folder.is_dir() and not partial:
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
             if not path.is_dir() and name not in expected:

@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from infra.artifacts import FileEntry, Manifest
-from infra.cache import fetch_files
 from infra.errors import StageError
 from infra.execution import Execution
 
@@ -134,8 +133,7 @@ class Job(Generic[P]):
 
     def fetch_shared(self, path: str) -> Path:
         """The local, verified file of an entry of `shared`."""
-        entry = next(entry for entry in self.shared if entry.path == path)
-        return fetch_files(self.store, "files", [entry]) / path
+        return self.store.fetch_shared(next(entry for entry in self.shared if entry.path == path))
 
     def input(self, name: str) -> InputArtifact:
         """The single artifact given for field `name`."""

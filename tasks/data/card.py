@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.data.columns import iterate_columns
+from tasks.data.splitting import SPLITS
 
 if TYPE_CHECKING:
     from tasks.data.selection import Selection
@@ -29,7 +30,7 @@ def data_card(job: Job[Any], selection: Selection, files: Sequence[Counter[str]]
             for source, count in zip(job.params.sources, files, strict=True)
         ],
         "characters": _lengths(selection.characters),
-        "examples": {split: _examples(job, split) for split in ("train", "validation", "test")},
+        "examples": {split: _examples(job, split) for split in SPLITS},
     }
 
 

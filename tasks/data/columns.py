@@ -10,7 +10,7 @@ rows give equal bytes, whatever else is in the dataset.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from infra.errors import StageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from infra.artifacts import FileEntry, Manifest
     from tasks.data.reading import Row
 
 COLUMNS = ("id", "text", "group", "label")
@@ -58,6 +59,12 @@ def split_files(folder: Path, split: str) -> list[Path]:
     if split not in known:
         raise StageError(f"no split {split!r}", hint=f"It has: {', '.join(known)}.")
     return sorted((folder / split).glob("*.parquet"))
+
+
+def stored_files(manifest: Manifest, splits: Collection[str] | None = None) -> list[tuple[str, FileEntry]]:
+    """(split, entry) of each file of rows of a stored dataset; of the splits given, or of all."""
+    found = [(entry.path.partition("/")[0], entry) for entry in manifest.payload if "/" in entry.path]
+    return [(split, entry) for split, entry in found if splits is None or split in splits]
 
 
 def iterate_columns(

@@ -7,17 +7,13 @@ appendix C, uses 13). Only the training split is cleaned; what is held out may o
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
-from tasks.data.hashing import Words, windows
+from tasks.data.hashing import Hashes, Words, windows
 from tasks.stage import Input, StageParams
-
-if TYPE_CHECKING:
-    Hashes = npt.NDArray[np.uint64]
 
 WORD = re.compile(r"\w+")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import StageError
 from tasks.data.columns import iterate_columns
+from tasks.data.hashing import long_hash
 from tasks.data.splitting import Split
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def check_frozen(job: Job[Any], split: Split) -> None:
     if not lost:
         return
     before = job.store.fetch(last, only=lost)
-    here = {_digest(text) for _, text in _examples(job.fetch_shared(path) for path in added)}
-    gone = [name for name, text in _examples(before / path for path in lost) if _digest(text) not in here]
+    here = {long_hash(text) for _, text in _examples(job.fetch_shared(path) for path in added)}
+    gone = [name for name, text in _examples(before / path for path in lost) if long_hash(text) not in here]
     if gone:
         listed = ", ".join(gone[:SHOWN]) + (f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else "")
         raise StageError(
@@ -56,7 +56,3 @@ def _test_files(entries: Iterable[FileEntry]) -> dict[str, str]:
 def _examples(files: Iterable[Path]) -> Iterable[tuple[str, str]]:
     for batch in iterate_columns(files, ["id", "text"]):
         yield from zip(batch["id"], batch["text"], strict=True)
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,8 @@ def make_parts(
     return Made(parts, len(specs) - len(missing))
 
 
-def make_part(kind: PartKind, spec: PartSpec, store_url: str, scratch: str) -> Manifest:
+def make_part(kind: PartKind, spec: PartSpec, store: Store, scratch: Path) -> Manifest:
     """Make one part and commit it; whoever was first wins, with the same bytes."""
-    store = Store.open(store_url)
     key, attempt = spec.key(kind), uuid.uuid4().hex[:12]
     module, _, name = kind.function.partition(":")
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -155,7 +155,7 @@ def _make(
     if processes <= 1:
         found = []
         for spec in specs:
-            found.append(make_part(kind, spec, store.url, str(scratch)))
+            found.append(make_part(kind, spec, store, scratch))
             done += spec.size
             progress(done, total)
         return found
@@ -166,7 +166,7 @@ def _make(
         # The largest first: a large one begun last would be waited for alone.
         futures: dict[Future[Manifest | dict[str, Any]], int] = {}
         for i in sorted(range(len(specs)), key=lambda i: -specs[i].size):
-            futures[pool.submit(_reported, kind, specs[i], store.url, str(scratch))] = i
+            futures[pool.submit(_reported, kind, specs[i], store.url, scratch)] = i
         results: dict[int, Manifest] = {}
         for future in as_completed(futures):
             result = future.result()
@@ -185,12 +185,18 @@ def _make(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _reported(kind: PartKind, spec: PartSpec, store_url: str, scratch: str) -> Manifest | dict[str, Any]:
+def _reported(kind: PartKind, spec: PartSpec, store_url: str, scratch: Path) -> Manifest | dict[str, Any]:
     """A part, or the error as JSON: exceptions with fields of their own do not survive pickling."""
     try:
-        return make_part(kind, spec, store_url, scratch)
+        return make_part(kind, spec, _opened(store_url), scratch)
     except ForgelineError as error:
         return error.to_json()
+
+
+@cache
+def _opened(store_url: str) -> Store:
+    """The store, opened once for all parts that this process makes."""
+    return Store.open(store_url)
 
 
 def _single_threaded() -> None:

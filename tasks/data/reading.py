@@ -6,28 +6,21 @@ what is missing. A row, or a file that is one example, is set aside and counted.
 
 from __future__ import annotations
 
-import csv
-import difflib
 import gzip
 import hashlib
-import io
 import json
-import tokenize
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from infra.errors import StageError
 from tasks.data.functions import python_functions
+from tasks.data.records import records
 from tasks.data.sources import WHOLE_FILE, Source, package_of
+from tasks.data.streams import decode, reason, too_long, whole
 from tasks.data.templates import Text, text_maker
-
-LONGEST_ROW = 64 << 20
-"""Bytes of a row (or a file that is one example); more is no example but a mistake, and would fill the memory."""
-BATCH = 1024
-COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 
 @dataclass(frozen=True)
@@ -99,24 +92,11 @@ def _not_text(row: Row) -> str | None:
     return None
 
 
-def open_stream(file: Path) -> Any:
-    """The bytes of a file, decompressed where its name says that it is compressed."""
-    kind = COMPRESSED.get(file.suffix)
-    if kind is None:
-        return file.open("rb")
-    if kind == "gzip":
-        return gzip.open(file)
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.input_stream(str(file), compression=kind))
-
-
 def _documents(file: Path, path: str, source: Source, columns: Columns) -> Numbered:
     label = package_of(path, source) if columns.label_from_package else None
-    with open_stream(file) as stream:
-        raw = stream.read(LONGEST_ROW + 1)
-    if len(raw) > LONGEST_ROW:
-        yield None, Rejected(path, None, _too_long())
+    raw = whole(file)
+    if raw is None:
+        yield None, Rejected(path, None, too_long())
         return
     try:
         text = decode(raw, python=path.endswith(".py"))
@@ -126,31 +106,10 @@ def _documents(file: Path, path: str, source: Source, columns: Columns) -> Numbe
         found = python_functions(text)
     except (UnicodeError, LookupError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
-        yield line, Rejected(path, line, _reason(error))
+        yield line, Rejected(path, line, reason(error))
         return
     for name, code in found:
         yield None, Row(f"{path}::{name}", code, path, label)
-
-
-def decode(raw: bytes, *, python: bool) -> str:
-    """Bytes as text: UTF-8 (a byte order mark is dropped), or as PEP 263 says for Python files; newlines become \\n.
-
-    Raises UnicodeDecodeError, or SyntaxError for a coding line that names no known encoding.
-    """
-    encoding = tokenize.detect_encoding(io.BytesIO(raw).readline)[0] if python else "utf-8-sig"
-    return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _too_long() -> str:
-    return f"longer than {LONGEST_ROW >> 20} MiB"
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"not {error.encoding} text (byte {error.start})"
-    if isinstance(error, SyntaxError):
-        return f"not valid Python: {error.msg}"
-    return f"{type(error).__name__}: {error}"
 
 
 def _records(file: Path, path: str, source: Source, columns: Columns) -> Numbered:
@@ -158,8 +117,11 @@ def _records(file: Path, path: str, source: Source, columns: Columns) -> Numbere
     make = text_maker(source)
     # Rows of another stage's dataset have names and groups that hold everywhere.
     prefix = "" if source.stage is not None else f"{path}#"
-    id_column, group_column = _names(source, columns)
-    for line, record in _parsed(file, path, source, columns):
+    id_column, group_column = source.id_column, columns.group
+    if source.stage is not None:
+        id_column, group_column = "id", columns.group or "group"
+    wanted = [*make.columns, *filter(None, (columns.label, id_column, group_column))]
+    for line, record in records(file, path, source, wanted):
         text = record if isinstance(record, str) else make(record)
         if not isinstance(text, Text):
             yield line, Rejected(path, line, text)
@@ -173,158 +135,6 @@ def _records(file: Path, path: str, source: Source, columns: Columns) -> Numbere
         yield line, Row(f"{prefix}{name}", str(text), _cell(record, group_column) or path, label)
 
 
-def _names(source: Source, columns: Columns) -> tuple[str | None, str | None]:
-    """Columns of a row's id and group."""
-    if source.stage is not None:
-        return "id", columns.group or "group"
-    return source.id_column, columns.group
-
-
 def _cell(record: dict[str, Any], column: str | None) -> str | None:
     value = record.get(column) if column else None
     return None if value is None or value == "" else value if isinstance(value, str) else json.dumps(value)
-
-
-def _parsed(
-    file: Path, path: str, source: Source, columns: Columns
-) -> Iterator[tuple[int | None, dict[str, Any] | str]]:
-    """(line, record) or (line, what is wrong with it)."""
-    wanted = [*text_maker(source).columns, *filter(None, (columns.label, *_names(source, columns)))]
-    if source.format in ("parquet", "arrow"):
-        yield from _table(file, path, source, wanted)
-        return
-    with open_stream(file) as stream:
-        if source.format == "csv":
-            yield from _csv(stream, path, source, wanted)
-        elif source.format == "lines":
-            for number, line in _lines(stream):
-                if line is None or line.strip():
-                    yield number, _decoded(line) if line is not None else _too_long()
-        else:
-            yield from _jsonl(stream)
-
-
-def _decoded(line: bytes) -> dict[str, Any] | str:
-    try:
-        return {"text": decode(line, python=False).removesuffix("\n")}
-    except UnicodeDecodeError as error:
-        return _reason(error)
-
-
-def _jsonl(stream: IO[bytes]) -> Iterator[tuple[int | None, dict[str, Any] | str]]:
-    for number, line in _lines(stream):
-        if line is None:
-            yield number, _too_long()
-            continue
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(decode(line, python=False))
-        except (UnicodeDecodeError, ValueError, RecursionError) as error:
-            yield number, _reason(error) if isinstance(error, UnicodeDecodeError) else f"not valid JSON: {error}"
-            continue
-        yield (
-            number,
-            record if isinstance(record, dict) else f"a JSON object was expected, not {type(record).__name__}",
-        )
-
-
-def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """(number from 1, line), None for a line that is too long, of which no more than that is held."""
-    number = 0
-    while line := stream.readline(LONGEST_ROW + 1):
-        number += 1
-        whole = len(line) <= LONGEST_ROW or line.endswith(b"\n")
-        while not whole:
-            rest = stream.readline(1 << 20)
-            whole = not rest or rest.endswith(b"\n")
-            line = b""
-        yield number, line or None
-
-
-def _csv(
-    stream: IO[bytes], path: str, source: Source, wanted: Iterable[str]
-) -> Iterator[tuple[int | None, dict[str, Any] | str]]:
-    csv.field_size_limit(LONGEST_ROW)
-    too_long: list[int] = []
-    rows = csv.DictReader(_text_lines(stream, too_long), delimiter=source.delimiter, strict=True)
-    try:
-        header = list(rows.fieldnames or [])
-        if not header:
-            return
-        hint = next((f"the delimiter looks like {d!r}: set `delimiter`" for d in ";\t|," if d in header[0]), "")
-        _check_columns(header, wanted, path, hint if len(header) == 1 else "")
-        for record in rows:
-            wrong = None in record or None in record.values()
-            yield rows.line_num, "another number of fields than the header" if wrong else record
-    except csv.Error as error:
-        yield rows.line_num, f"not valid CSV: {error}; nothing after it was read"
-    for number in too_long:
-        yield number, _too_long()
-
-
-def _text_lines(stream: IO[bytes], too_long: list[int]) -> Iterator[str]:
-    """Lines as text; a byte that is no UTF-8 becomes half a surrogate pair, which rejects its row and no other."""
-    for number, line in _lines(stream):
-        if line is None:
-            too_long.append(number)
-        else:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
-
-
-def _table(
-    file: Path, path: str, source: Source, wanted: Iterable[str]
-) -> Iterator[tuple[int | None, dict[str, Any] | str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    name = {"parquet": "a Parquet", "arrow": "an Arrow"}[source.format]
-    number = 0
-    try:
-        if source.format == "parquet":
-            table = pq.ParquetFile(file)
-            names, batches = table.schema_arrow.names, table.iter_batches(BATCH, columns=sorted(set(wanted)))
-        else:
-            names, batches = _arrow(file)
-        _check_columns(names, wanted, path)
-        for batch in batches:
-            for record in batch.select(sorted(set(wanted))).to_pylist():
-                number += 1
-                yield number, record
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise StageError(
-            f"not {name} file: {error}",
-            where=f"sources: {path}",
-            hint="It may be cut off: fetch it again, or `exclude` it.",
-        ) from error
-
-
-def _arrow(file: Path) -> tuple[list[str], Iterable[Any]]:
-    """Column names and batches of an Arrow file, memory-mapped, of the random-access or the stream format."""
-    import pyarrow as pa
-
-    source = pa.memory_map(str(file))
-    try:
-        opened = pa.ipc.open_file(source)
-    except pa.ArrowInvalid:
-        source.seek(0)
-        stream = pa.ipc.open_stream(source)
-        return stream.schema.names, stream
-    return opened.schema.names, (opened.get_batch(i) for i in range(opened.num_record_batches))
-
-
-def _check_columns(header: list[str], wanted: Iterable[str], path: str, hint: str = "") -> None:
-    """Raises StageError on a column that is not there, or that is there twice."""
-    where = f"sources: {path}"
-    doubled = sorted({name for name in header if header.count(name) > 1})
-    if doubled:
-        raise StageError(
-            f"column {doubled[0]!r} is there twice", where=where, hint="Rename one; nobody can say which is meant."
-        )
-    for name in wanted:
-        if name not in header:
-            close = difflib.get_close_matches(name, header, n=1)
-            guess = f"{hint}. " if hint else f"Did you mean {close[0]!r}? " if close else ""
-            raise StageError(
-                f"no column {name!r}", where=where, hint=f"{guess}Its columns: {', '.join(map(repr, header[:20]))}."
-            )

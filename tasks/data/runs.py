@@ -9,7 +9,7 @@ import numpy as np
 
 from infra.artifacts import Manifest
 from infra.store import Store
-from tasks.data.columns import iterate_columns
+from tasks.data.columns import iterate_columns, stored_files
 from tasks.data.decontamination import Decontaminate, runs
 from tasks.data.hashing import Words
 from tasks.data.parts import PartKind, PartSpec, artifact_file, artifact_location, make_parts
@@ -28,12 +28,10 @@ def known_runs(job: Job[Any], settings: Decontaminate | None) -> list[Manifest]:
         return []
     specs = []
     for item in job.inputs["decontaminate.against"]:
-        for entry in item.manifest.payload:
-            split, slash, _ = entry.path.partition("/")
-            if slash and split in ((item.split,) if item.split else HELD_OUT):
-                identity = {"version": VERSION, "file": entry.sha256, "ngram": settings.ngram}
-                arguments = {"file": artifact_location(item.manifest, entry.path), "ngram": settings.ngram}
-                specs.append(PartSpec(identity, arguments, entry.size))
+        for _, entry in stored_files(item.manifest, [item.split] if item.split else HELD_OUT):
+            identity = {"version": VERSION, "file": entry.sha256, "ngram": settings.ngram}
+            arguments = {"file": artifact_location(item.manifest, entry.path), "ngram": settings.ngram}
+            specs.append(PartSpec(identity, arguments, entry.size))
     return make_parts(KIND, specs, job.store, workers=job.cores, scratch=job.scratch).parts
 
 

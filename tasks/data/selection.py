@@ -19,6 +19,7 @@ from infra.errors import StageError
 from tasks.data.dedup import Dedup, Mask, Signatures, first_of_equal, first_of_near, proposed
 from tasks.data.labels import Label, capped, check_classes, check_known
 from tasks.data.splitting import SPLITS, TEST, TRAIN, Split, assign, assign_stratified
+from tasks.data.steps import Account
 
 Rows = npt.NDArray[np.int64]
 
@@ -141,18 +142,23 @@ class _Selecting:
 
     def _keep(self, step: str, keep: Mask) -> None:
         before, after = self.left, self.left[keep]
-        self.steps.append(
-            {
-                "step": step,
-                "rows_in": len(before),
-                "rows_out": len(after),
-                "characters_in": int(self.characters[before].sum()),
-                "characters_out": int(self.characters[after].sum()),
-                "dropped": {step: len(before) - len(after)} if len(before) > len(after) else {},
-                "changed": {},
-            }
-        )
+        gone = len(before) - len(after)
+        self._account(step, before, after, dropped=Counter({step: gone} if gone else {}))
         self.left = after
+
+    def _account(
+        self, step: str, before: Rows, after: Rows, dropped: Counter[str], changed: Counter[str] | None = None
+    ) -> None:
+        account = Account(
+            step,
+            rows_in=len(before),
+            rows_out=len(after),
+            characters_in=int(self.characters[before].sum()),
+            characters_out=int(self.characters[after].sum()),
+            dropped=dropped,
+            changed=changed or Counter(),
+        )
+        self.steps.append(account.to_json())
 
     def _near(self, threshold: float) -> Mask:
         """Of two test rows none goes for the other's sake: else a new file could take an example out of the test."""
@@ -184,18 +190,9 @@ class _Selecting:
             return np.ones(len(self.left), np.int64)
         drawn = self._column("order")[self.left].astype(np.float64) / 2**64
         times: npt.NDArray[np.int64] = np.where(self._is(TRAIN), np.floor(weights + drawn), 1).astype(np.int64)
-        lengths = self.characters[self.left]
-        self.steps.append(
-            {
-                "step": "weights",
-                "rows_in": len(times),
-                "rows_out": int(times.sum()),
-                "characters_in": int(lengths.sum()),
-                "characters_out": int((lengths * times).sum()),
-                "dropped": {"not drawn": int((times == 0).sum())} if (times == 0).any() else {},
-                "changed": {"repeated": int((times > 1).sum())} if (times > 1).any() else {},
-            }
-        )
+        counts = {"not drawn": int((times == 0).sum()), "repeated": int((times > 1).sum())}
+        dropped, changed = (Counter({name: counts[name]} if counts[name] else {}) for name in counts)
+        self._account("weights", self.left, np.repeat(self.left, times), dropped=dropped, changed=changed)
         return times
 
     def _of_shard(self, number: int, repeats: npt.NDArray[np.int64]) -> dict[str, Rows]:

@@ -126,12 +126,17 @@ def _clean(settings: Clean) -> Change:
         fault = length_fault(text, settings)
         if fault is not None:
             return fault
-        if text == row.text:
-            return row
-        account.changed["repaired"] += 1
-        return replace(row, text=text)
+        return _with_text(row, text, account, "repaired")
 
     return change
+
+
+def _with_text(row: Row, text: str, account: Account, how: str) -> Row:
+    """The row with another text, if it is another, and that on the account."""
+    if text == row.text:
+        return row
+    account.changed[how] += 1
+    return replace(row, text=text)
 
 
 def _language(settings: Language) -> Change:
@@ -151,10 +156,7 @@ def _c4(row: Row, account: Account) -> Row | str:
     text, fault = c4(row.text)
     if fault is not None:
         return fault
-    if text == row.text:
-        return row
-    account.changed["lines removed"] += 1
-    return replace(row, text=text)
+    return _with_text(row, text, account, "lines removed")
 
 
 def _pii(settings: Pii) -> Change:

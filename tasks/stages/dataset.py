@@ -24,13 +24,14 @@ from infra.artifacts import Manifest
 from infra.errors import StageError
 from infra.keys import digest
 from infra.source_files import SourceLocation
+from tasks.data.columns import stored_files
 from tasks.data.decontamination import Decontaminate
 from tasks.data.dedup import Dedup
 from tasks.data.labels import Label, check_known
 from tasks.data.parts import PartKind, PartSpec, artifact_location
 from tasks.data.pieces import VERSION as PIECES_VERSION
 from tasks.data.pieces import packed
-from tasks.data.prepare import ROWS, Preparation
+from tasks.data.prepare import COUNTS, ROWS, SKETCH, Preparation
 from tasks.data.prepare import VERSION as PREPARED_VERSION
 from tasks.data.shards import Shard, shards_of
 from tasks.data.sources import WHOLE_FILE, FoundFile, Source, find_files, hashed, hub_digests, hub_files, with_digests
@@ -86,10 +87,10 @@ def run(job: Job[Params]) -> dict[str, float]:
     prepared = make_parts(PREPARED, specs, store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
     known = []
     for shard, part in zip(shards, prepared.parts, strict=True):
-        folder = store.fetch(part, only=["sketch.safetensors", "counts.json"])
-        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+        folder = store.fetch(part, only=[SKETCH, COUNTS])
+        counts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
         weight = params.sources[shard.source].weight
-        known.append(PreparedShard(folder / "sketch.safetensors", counts, weight))
+        known.append(PreparedShard(folder / SKETCH, counts, weight))
     accounts = [shard.counts for shard in known]
     rejected, units = _quarantine(job, accounts)
 
@@ -117,7 +118,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     ]
     counts = {"steps": steps, "splits": splits, "labels": selection.table, "warnings": selection.warnings}
     _write_json(job, "counts.json", counts)
-    _write_json(job, "card.json", data_card(job, selection, _per_source(params, files)))
+    _write_json(job, "card.json", data_card(job, selection, _per_source(params, shards)))
     sizes = {f"{split}_rows": float(count) for split, count in splits.items()}
     return {
         "files": float(len(files)),
@@ -145,24 +146,26 @@ def _of_stages(job: Job[Params]) -> list[FoundFile]:
     given = [source for source in job.params.sources if source.stage is not None]
     found = []
     for source, item in zip(given, job.inputs.get("sources", []), strict=True):
-        for entry in item.manifest.payload:
-            split, slash, _ = entry.path.partition("/")
-            if slash and item.split in (None, split):
-                place = SourceLocation(artifact_location(item.manifest, entry.path), entry.size, "")
-                path = "/".join(filter(None, (source.name, item.stage, entry.path)))
-                found.append(FoundFile(place, path, source, entry.sha256))
+        for _, entry in stored_files(item.manifest, [item.split] if item.split else None):
+            place = SourceLocation(artifact_location(item.manifest, entry.path), entry.size, "")
+            path = "/".join(filter(None, (source.name, item.stage, entry.path)))
+            found.append(FoundFile(place, path, source, entry.sha256))
     return found
 
 
 def _preparations(params: Params, shards: Sequence[Shard], runs: Sequence[Manifest]) -> list[PartSpec]:
     """What each shard's preparation depends on, and where its files lie."""
     label, split, near = params.label, params.split, params.dedup.near
-    steps = {name: getattr(params, name) for name in RowSteps.model_fields}
-    specs = []
-    for shard in shards:
+    steps = RowSteps(**{name: getattr(params, name) for name in RowSteps.model_fields})
+    known = {
+        "content": sorted(entry.sha256 for run in runs for entry in run.payload),
+        "places": [artifact_location(run, entry.path) for run in runs for entry in run.payload],
+    }
+    ways = []
+    for source in params.sources:
         how = Preparation(
-            source=params.sources[shard.source],
-            steps=RowSteps(**steps),
+            source=source,
+            steps=steps,
             near=near,
             label_from=label.source if label else None,
             label_map=label.map if label else None,
@@ -171,19 +174,20 @@ def _preparations(params: Params, shards: Sequence[Shard], runs: Sequence[Manife
             seed=split.seed,
             ngram=params.decontaminate.ngram if params.decontaminate else None,
         )
-        identity = {
-            "version": PREPARED_VERSION,
-            "how": how.identity(),
-            "files": shard.content(),
-            "known_runs": sorted(entry.sha256 for run in runs for entry in run.payload),
-        }
-        arguments = {
-            "preparation": how.model_dump(mode="json"),
-            "files": shard.places(),
-            "known_runs": [artifact_location(run, entry.path) for run in runs for entry in run.payload],
-        }
-        specs.append(PartSpec(identity, arguments, shard.size))
-    return specs
+        ways.append(
+            (
+                {"version": PREPARED_VERSION, "how": how.identity(), "known_runs": known["content"]},
+                {"preparation": how.model_dump(mode="json"), "known_runs": known["places"]},
+            )
+        )
+    return [
+        PartSpec(
+            {**ways[shard.source][0], "files": shard.content()},
+            {**ways[shard.source][1], "files": shard.places()},
+            shard.size,
+        )
+        for shard in shards
+    ]
 
 
 def _pieces(prepared: Sequence[Manifest], rows: Sequence[dict[str, Any]], *, labelled: bool) -> list[PartSpec]:
@@ -223,12 +227,11 @@ def _quarantine(job: Job[Params], counts: Sequence[dict[str, Any]]) -> tuple[int
     return rejected, units
 
 
-def _per_source(params: Params, files: Sequence[FoundFile]) -> list[Counter[str]]:
+def _per_source(params: Params, shards: Sequence[Shard]) -> list[Counter[str]]:
     """How many files and bytes each source has."""
     found = [Counter[str]() for _ in params.sources]
-    for file in files:
-        number = next(i for i, source in enumerate(params.sources) if source is file.source)
-        found[number].update(files=1, bytes=file.place.size)
+    for shard in shards:
+        found[shard.source].update(files=len(shard.files), bytes=shard.size)
     return found
 
 

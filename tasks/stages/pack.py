@@ -15,6 +15,7 @@ from pydantic import Field
 
 from infra.artifacts import FileEntry, Manifest
 from infra.errors import StageError
+from tasks.data.columns import stored_files
 from tasks.data.parts import PartKind, PartSpec, artifact_location
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
@@ -43,15 +44,15 @@ def run(job: Job[Params]) -> dict[str, float]:
     given = job.input("tokenizer").manifest
     folder = job.store.fetch(given)
     shutil.copytree(folder, job.output / "tokenizer")
-    files = [entry for entry in data.manifest.payload if "/" in entry.path]
-    wanted = [entry for entry in files if data.split in (None, entry.path.partition("/")[0])]
-    specs = _specs(data, given, wanted)
+    wanted = stored_files(data.manifest, [data.split] if data.split else None)
+    specs = _specs(data, given, [entry for _, entry in wanted])
     made = make_parts(TOKENS, specs, job.store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
     rows, used = {}, {}
-    for split in sorted({entry.path.partition("/")[0] for entry in wanted}):
-        chosen = [(e, p) for e, p in zip(wanted, made.parts, strict=True) if e.path.startswith(f"{split}/")]
+    for split in sorted({split for split, _ in wanted}):
         lengths = []
-        for entry, part in chosen:
+        for (of, entry), part in zip(wanted, made.parts, strict=True):
+            if of != split:
+                continue
             lengths.append(load_file(job.store.fetch(part) / part.payload[0].path)["lengths"])
             name = entry.path.removesuffix(".parquet")
             job.shared.append(replace(part.payload[0], path=f"{name}.safetensors"))

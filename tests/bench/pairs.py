@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,6 @@ def throughput(
     workload = Workload(zero_stage=zero_stage, ranks=ranks, steps=settings.steps, blocks=settings.pairs)
     found = interleave(first, opponent, workload, settings)
     ratios = [theirs.seconds / ours.seconds for ours, theirs in zip(found.first, found.second, strict=True)]
-    low, high = median_interval(ratios)
     own = found.own[0]
     checkpoints = int(own.get("checkpoints", 0))
     incomparable = difference(*found.losses)
@@ -62,11 +62,8 @@ def throughput(
         workload.tokens_per_block / float(np.median([block.seconds for block in blocks]))
         for blocks in (found.first, found.second)
     ]
-    return Measurement(
-        value=float(np.median(ratios)),
-        low=low,
-        high=high,
-        interval="95% bootstrap",
+    return of_median(
+        ratios,
         figures=[Figure(first.removesuffix("_train"), rates[0], "tokens/s"), Figure(opponent, rates[1], "tokens/s")],
         incomparable=incomparable,
         busy=float(np.mean([block.busy for block in (*found.first, *found.second)])),
@@ -84,6 +81,12 @@ def throughput(
             "checkpoint_stall_seconds": own.get("stall_seconds", 0.0) / max(checkpoints, 1),
         },
     )
+
+
+def of_median(values: Sequence[float], **more: Any) -> Measurement:
+    """The median of some values with its interval; `more`: the other fields of a Measurement."""
+    low, high = median_interval(values)
+    return Measurement(float(np.median(values)), low, high, "95% bootstrap", **more)
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:

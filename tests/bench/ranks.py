@@ -9,10 +9,10 @@ import contextlib
 import importlib
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from infra.launch.network import free_port
 from tests.bench.workload import Workload, cores
 
 
@@ -33,10 +33,15 @@ def train(name: str, workload: Workload, gate: Callable[[float], None], folder: 
 @contextlib.contextmanager
 def followers(name: str, workload: Workload, folder: Path) -> Iterator[None]:
     """Ranks 1 and up, training beside this process, which becomes rank 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    os.environ.update({**place, "WORLD_SIZE": str(workload.ranks), "RANK": "0", "LOCAL_RANK": "0"})
+    os.environ.update(
+        {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": str(workload.ranks),
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+        }
+    )
     spawn = multiprocessing.get_context("spawn")
     others = [spawn.Process(target=_follow, args=(n, name, workload, folder)) for n in range(1, workload.ranks)]
     for process in others:

@@ -317,7 +317,7 @@ def test_an_endless_line_is_set_aside_without_being_held(
 ) -> None:
     import tracemalloc
 
-    monkeypatch.setattr("tasks.data.reading.LONGEST_ROW", 1 << 20)
+    monkeypatch.setattr("tasks.data.streams.LONGEST_ROW", 1 << 20)
     good = {"text": b"", "lines": b"ok", "jsonl": b'{"text": "ok"}', "csv": b"ok"}[format]
     with (tmp_path / "a").open("wb") as stream:
         stream.write(b"text\n" if format == "csv" else b"")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.bench.arm import Arm
-from tests.bench.pairs import median_interval
+from tests.bench.pairs import of_median
 from tests.bench.result import Figure, Measurement, Row, Settings
 from tests.bench.workload import Workload
 
@@ -33,7 +33,6 @@ def play(rounds: int) -> dict[str, list[float]]:
 def measure(against: str, settings: Settings) -> Measurement:
     found = play(settings.pairs)
     ratios = [ours / other for ours, other in zip(found["snapshot_seconds"], found[against], strict=True)]
-    low, high = median_interval(ratios)
     named = {
         "snapshot": "snapshot_seconds",
         "first snapshot": "first_seconds",
@@ -41,11 +40,8 @@ def measure(against: str, settings: Settings) -> Measurement:
         "synchronous": "save_seconds",
         "of that serialising": "serialise_seconds",
     }
-    return Measurement(
-        value=float(np.median(ratios)),
-        low=low,
-        high=high,
-        interval="95% bootstrap",
+    return of_median(
+        ratios,
         figures=[
             *(Figure(arm, float(np.median(found[name])) * 1e3, "ms") for arm, name in named.items()),
             Figure("state", found["bytes"][0] / MB, "MB"),

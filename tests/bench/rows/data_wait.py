@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from tests.bench.arm import Arm
-from tests.bench.pairs import median_interval
+from tests.bench.pairs import of_median
 from tests.bench.result import Figure, Measurement, Row, Settings
 from tests.bench.workload import Workload
 
@@ -23,12 +23,8 @@ def measure(settings: Settings) -> Measurement:
     waits, steps = (np.array([line[name] for line in lines]) for name in ("data_wait", "seconds"))
     blocks = zip(np.split(waits, workload.blocks), np.split(steps, workload.blocks), strict=True)
     shares = [float(wait.sum() / seconds.sum()) for wait, seconds in blocks]
-    low, high = median_interval(shares)
-    return Measurement(
-        value=float(np.median(shares)),
-        low=low,
-        high=high,
-        interval="95% bootstrap",
+    return of_median(
+        shares,
         figures=[
             Figure("wait", float(np.median(waits)) * 1e3, "ms"),
             Figure("longest wait", float(waits.max()) * 1e3, "ms"),

@@ -7,7 +7,7 @@ import contextlib
 import numpy as np
 
 from tests.bench.arm import Arm
-from tests.bench.pairs import median_interval
+from tests.bench.pairs import of_median
 from tests.bench.result import Figure, Measurement, Row, Settings
 from tests.bench.workload import Workload
 
@@ -35,13 +35,9 @@ def measure(settings: Settings) -> Measurement:
                 shares.setdefault(arm.name, []).append(rate / possible)
                 matrix.append(possible)
     ours = shares["forgeline_train"]
-    low, high = median_interval(ours)
     gemm = float(np.median(matrix))
-    return Measurement(
-        value=float(np.median(ours)),
-        low=low,
-        high=high,
-        interval="95% bootstrap",
+    return of_median(
+        ours,
         figures=[
             Figure("matrix product", gemm / 1e9, "GFLOP/s"),
             Figure("forgeline", float(np.median(ours)) * gemm / 1e9, "GFLOP/s"),

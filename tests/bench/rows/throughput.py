@@ -10,41 +10,47 @@ from tests.bench.result import Row
 AGAINST = "tokens/s of Forgeline over"
 ALONE = "; a single rank that offloads nothing trains at ZeRO 0 in Forgeline, whatever it is told"
 
+
+def against(name: str, what: str, bar: float, opponent: str, stage: int, ranks: int = 1) -> Row:
+    return Row(f"throughput-{name}", f"{AGAINST} {what}", bar, "", partial(throughput, opponent, stage, ranks))
+
+
 ROWS = [
-    Row(
-        "throughput-torch",
-        f"{AGAINST} a bare torch loop in one process, hidden 384 x 4 layers, 16 x 128 tokens a step",
+    against(
+        "torch",
+        "a bare torch loop in one process, hidden 384 x 4 layers, 16 x 128 tokens a step",
         0.97,
-        "",
-        partial(throughput, "torch_loop", 0, 1),
+        "torch_loop",
+        0,
     ),
     *(
-        Row(
-            f"throughput-deepspeed-{stage}",
-            f"{AGAINST} a bare `deepspeed.initialize` loop, both told ZeRO {stage}, same workload in one process{ALONE}",
+        against(
+            f"deepspeed-{stage}",
+            f"a bare `deepspeed.initialize` loop, both told ZeRO {stage}, same workload in one process{ALONE}",
             0.98,
-            "",
-            partial(throughput, "deepspeed_loop", stage, 1),
+            "deepspeed_loop",
+            stage,
         )
         for stage in range(4)
     ),
     *(
-        Row(
-            f"throughput-two-ranks-{stage}",
-            f"{AGAINST} a bare `deepspeed.initialize` loop, both at ZeRO {stage} on two ranks of half the threads",
+        against(
+            f"two-ranks-{stage}",
+            f"a bare `deepspeed.initialize` loop, both at ZeRO {stage} on two ranks of half the threads",
             0.98,
-            "",
-            partial(throughput, "deepspeed_loop", stage, 2),
+            "deepspeed_loop",
+            stage,
+            2,
         )
         for stage in range(4)
     ),
     *(
-        Row(
-            f"throughput-trainer-{stage}",
-            f"{AGAINST} HF Trainer with a DeepSpeed config, both told ZeRO {stage}, logging every step, not saving",
+        against(
+            f"trainer-{stage}",
+            f"HF Trainer with a DeepSpeed config, both told ZeRO {stage}, logging every step, not saving",
             1.10,
-            "",
-            partial(throughput, "hf_trainer", stage, 1),
+            "hf_trainer",
+            stage,
         )
         for stage in (0, 2)
     ),

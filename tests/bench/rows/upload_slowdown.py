@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from tests.bench.arm import Arm
-from tests.bench.pairs import median_interval
+from tests.bench.pairs import of_median
 from tests.bench.result import Figure, Measurement, Row, Settings
 from tests.bench.workload import Workload
 
@@ -43,13 +43,9 @@ def measure(s3: bool, settings: Settings) -> Measurement:
         found = json.loads((arm.folder / "found.json").read_text(encoding="utf-8"))
     cycles = found["cycles"]
     ratios = [float(np.mean(beside) / np.mean(quiet)) for beside, quiet in cycles]
-    low, high = median_interval(ratios)
     beside, quiet = ([value for cycle in cycles for value in cycle[side]] for side in (0, 1))
-    return Measurement(
-        value=float(np.median(ratios)),
-        low=low,
-        high=high,
-        interval="95% bootstrap",
+    return of_median(
+        ratios,
         figures=[
             Figure("step beside an upload", float(np.median(beside)) * 1e3, "ms"),
             Figure("quiet step", float(np.median(quiet)) * 1e3, "ms"),

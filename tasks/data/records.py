@@ -1,0 +1,146 @@
+"""Records of tables and lines: csv, jsonl, lines, Parquet, Arrow, a batch at a time."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from infra.errors import StageError
+from tasks.data.sources import Source
+from tasks.data.streams import LONGEST_ROW, decode, lines, open_stream, reason, too_long
+
+BATCH = 1024
+Numbered = tuple[int | None, dict[str, Any] | str]
+"""(line, record) or (line, what is wrong with it)."""
+
+
+def records(file: Path, path: str, source: Source, wanted: Collection[str]) -> Iterator[Numbered]:
+    """Every record of a file with its line, or what is wrong with it; `wanted`: the columns that must be there.
+
+    Raises StageError if the file is no table or lacks a column.
+    """
+    if source.format in ("parquet", "arrow"):
+        yield from _table(file, path, source, wanted)
+        return
+    with open_stream(file) as stream:
+        if source.format == "csv":
+            yield from _csv(stream, path, source, wanted)
+        elif source.format == "lines":
+            for number, line in lines(stream):
+                if line is None or line.strip():
+                    yield number, _decoded(line) if line is not None else too_long()
+        else:
+            yield from _jsonl(stream)
+
+
+def _decoded(line: bytes) -> dict[str, Any] | str:
+    try:
+        return {"text": decode(line, python=False).removesuffix("\n")}
+    except UnicodeDecodeError as error:
+        return reason(error)
+
+
+def _jsonl(stream: IO[bytes]) -> Iterator[Numbered]:
+    for number, line in lines(stream):
+        if line is None:
+            yield number, too_long()
+            continue
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(decode(line, python=False))
+        except (UnicodeDecodeError, ValueError, RecursionError) as error:
+            yield number, reason(error) if isinstance(error, UnicodeDecodeError) else f"not valid JSON: {error}"
+            continue
+        yield (
+            number,
+            record if isinstance(record, dict) else f"a JSON object was expected, not {type(record).__name__}",
+        )
+
+
+def _csv(stream: IO[bytes], path: str, source: Source, wanted: Collection[str]) -> Iterator[Numbered]:
+    csv.field_size_limit(LONGEST_ROW)
+    skipped: list[int] = []
+    rows = csv.DictReader(_text_lines(stream, skipped), delimiter=source.delimiter, strict=True)
+    try:
+        header = list(rows.fieldnames or [])
+        if not header:
+            return
+        hint = next((f"the delimiter looks like {d!r}: set `delimiter`" for d in ";\t|," if d in header[0]), "")
+        _check_columns(header, wanted, path, hint if len(header) == 1 else "")
+        for record in rows:
+            wrong = None in record or None in record.values()
+            yield rows.line_num, "another number of fields than the header" if wrong else record
+    except csv.Error as error:
+        yield rows.line_num, f"not valid CSV: {error}; nothing after it was read"
+    for number in skipped:
+        yield number, too_long()
+
+
+def _text_lines(stream: IO[bytes], skipped: list[int]) -> Iterator[str]:
+    """Lines as text; a byte that is no UTF-8 becomes half a surrogate pair, which rejects its row and no other."""
+    for number, line in lines(stream):
+        if line is None:
+            skipped.append(number)
+        else:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+
+
+def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> Iterator[Numbered]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    name = {"parquet": "a Parquet", "arrow": "an Arrow"}[source.format]
+    number = 0
+    try:
+        if source.format == "parquet":
+            table = pq.ParquetFile(file)
+            names, batches = table.schema_arrow.names, table.iter_batches(BATCH, columns=sorted(set(wanted)))
+        else:
+            names, batches = _arrow(file)
+        _check_columns(names, wanted, path)
+        for batch in batches:
+            for record in batch.select(sorted(set(wanted))).to_pylist():
+                number += 1
+                yield number, record
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise StageError(
+            f"not {name} file: {error}",
+            where=f"sources: {path}",
+            hint="It may be cut off: fetch it again, or `exclude` it.",
+        ) from error
+
+
+def _arrow(file: Path) -> tuple[list[str], Iterable[Any]]:
+    """Column names and batches of an Arrow file, memory-mapped, of the random-access or the stream format."""
+    import pyarrow as pa
+
+    source = pa.memory_map(str(file))
+    try:
+        opened = pa.ipc.open_file(source)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        stream = pa.ipc.open_stream(source)
+        return stream.schema.names, stream
+    return opened.schema.names, (opened.get_batch(i) for i in range(opened.num_record_batches))
+
+
+def _check_columns(header: list[str], wanted: Collection[str], path: str, hint: str = "") -> None:
+    """Raises StageError on a column that is not there, or that is there twice."""
+    where = f"sources: {path}"
+    doubled = sorted({name for name in header if header.count(name) > 1})
+    if doubled:
+        raise StageError(
+            f"column {doubled[0]!r} is there twice", where=where, hint="Rename one; nobody can say which is meant."
+        )
+    for name in wanted:
+        if name not in header:
+            close = difflib.get_close_matches(name, header, n=1)
+            guess = f"{hint}. " if hint else f"Did you mean {close[0]!r}? " if close else ""
+            raise StageError(
+                f"no column {name!r}", where=where, hint=f"{guess}Its columns: {', '.join(map(repr, header[:20]))}."
+            )
