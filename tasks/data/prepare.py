@@ -2,7 +2,7 @@
 anywhere; what it leaves depends on nothing else.
 
     rows.parquet          id, text, group, label of every row that is left
-    sketch.safetensors    for each row: text [2] (hash), point (of its group), order (hash of its id), label and length,
+    sketch.arrow          for each row: text [2] (hash), point (of its group), order (hash of its id), label and length,
                           signature and bands where near-duplicates are looked for, overlap with evaluation sets
     counts.json           each step's account, labels, what was set aside
 """
@@ -29,6 +29,7 @@ from tasks.data.dedup import NearDuplicates, bands, signatures
 from tasks.data.hashing import Words, long_hash, short_hash
 from tasks.data.parts import ARTIFACT, artifact_file
 from tasks.data.reading import Columns, Rejected, Row, read_rows
+from tasks.data.sketch import SketchWriter
 from tasks.data.sources import WHOLE_FILE, Source, unreadable
 from tasks.data.splitting import point_of
 from tasks.data.steps import Bad, Labels, RowSteps, row_steps, walk_through
@@ -37,8 +38,8 @@ from tasks.stage import identity_params
 BATCH = 1000
 NAMED = 1000
 """Rows set aside that a shard names; all are counted."""
-ROWS, SKETCH, COUNTS = "rows.parquet", "sketch.safetensors", "counts.json"
-VERSION = 1
+ROWS, SKETCH, COUNTS = "rows.parquet", "sketch.arrow", "counts.json"
+VERSION = 2
 """Raised when the same shard would be prepared differently."""
 
 
@@ -137,7 +138,7 @@ class _Writer:
         self.folder, self.how, self.overlap, self.words = folder, how, overlap, Words()
         self.rows, self.labels, self._batch = 0, list[str](), list[Row]()
         self._codes: dict[str | None, int] = {}
-        self._parts: list[dict[str, np.ndarray[Any, Any]]] = []
+        self._sketch = SketchWriter(folder / SKETCH)
         self._table = pq.ParquetWriter(folder / ROWS, row_schema(), compression="zstd", compression_level=1)
 
     def add(self, rows: Iterator[Row]) -> None:
@@ -147,17 +148,14 @@ class _Writer:
                 self._flush()
 
     def close(self) -> None:
-        from safetensors.numpy import save_file
-
         self._flush()
         self._table.close()
-        joined = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
-        save_file(joined, self.folder / SKETCH)
+        self._sketch.close()
 
     def _flush(self) -> None:
         rows, texts = self._batch, [row.text for row in self._batch]
-        if rows or not self._parts:
-            self._parts.append(self._known(rows, texts))
+        if rows or not self.rows:
+            self._sketch.write(self._known(rows, texts))
         if rows:
             self._table.write_batch(row_batch(rows))
         self.rows += len(rows)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from infra.errors import StageError
 from tasks.data.dedup import Dedup, Mask, Signatures, first_of_equal, first_of_near, proposed
 from tasks.data.labels import Label, capped, check_classes, check_known
+from tasks.data.sketch import Sketch
 from tasks.data.splitting import SPLITS, TEST, TRAIN, Split, assign, assign_stratified
 from tasks.data.steps import Account
 
@@ -109,12 +110,10 @@ class _Selecting:
         return Selection(rows, self.steps, self.labels if label else None, table, lengths, warnings)
 
     def _column(self, name: str) -> npt.NDArray[Any]:
-        from safetensors import safe_open
-
         found = []
         for shard in self.shards:
-            with safe_open(shard.sketch, framework="np") as sketch:
-                found.append(sketch.get_tensor(name))
+            with Sketch(shard.sketch) as sketch:
+                found.append(sketch.column(name))
         return np.concatenate(found)
 
     def _labels(self) -> tuple[list[str], npt.NDArray[np.int32]]:
@@ -171,13 +170,11 @@ class _Selecting:
 
     def _signatures(self, places: Rows) -> Signatures:
         """Signatures of some rows; those of a shard that has none of them are not read."""
-        from safetensors import safe_open
-
         found: Signatures | None = None
         for number in np.unique(self.shard[places]):
             mine = np.flatnonzero(self.shard[places] == number)
-            with safe_open(self.shards[number].sketch, framework="np") as sketch:
-                values = sketch.get_tensor("signature")[self.row[places[mine]]]
+            with Sketch(self.shards[number].sketch) as sketch:
+                values = sketch.values("signature", self.row[places[mine]])
             if found is None:
                 found = np.zeros((len(places), values.shape[1]), np.uint32)
             found[mine] = values

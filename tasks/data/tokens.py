@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,41 +12,71 @@ from typing import Any
 import numpy as np
 
 from infra.store import Store
-from tasks.data.columns import iterate_columns
+from tasks.data.columns import iterate_columns, row_count
+from tasks.data.encoding import Differs, Encoded, Encoder
 from tasks.data.packing import DTYPES, token_dtype
 from tasks.data.parts import artifact_file, artifact_folder
-from tasks.data.tokenizing import Encoder, load_tokenizer
+from tasks.data.tokenizing import load_tokenizer
 
 IDS = "ids.safetensors"
-BATCH = 512
+BATCH = 1024
+HEADER = 248
+"""Bytes of the header, padded with blanks, so that it can be written last: 256 with its length."""
+log = logging.getLogger(__name__)
 
 
 def tokenize_file(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str, float]:
     """Write `ids.safetensors`: ids [tokens] of all documents, each with the end-of-text token behind it; lengths.
 
-    arguments: `file` and `tokenizer`, locations in the store of the file and of the tokenizer's artifact.
+    arguments: `file` and `tokenizer`, locations in the store of the file and of the tokenizer's artifact. Returns how
+    many documents the tokenizers library encoded (`by_library`), and how many it only compared (`compared`).
     """
-    from safetensors.numpy import save_file
-
     encoder, end = _encoder(artifact_folder(arguments["tokenizer"], store))
-    dtype, before = DTYPES[token_dtype(encoder.tokenizer.get_vocab_size())], encoder.by_library
-    ids, lengths = [np.zeros(0, dtype)], list[int]()
-    for batch in iterate_columns([artifact_file(arguments["file"], store)], ["text"], BATCH):
-        for document in encoder.encode(batch["text"]):
-            whole = np.empty(len(document) + 1, dtype)
-            whole[:-1], whole[-1] = document, end
-            ids.append(whole)
-            lengths.append(len(whole))
-    save_file({"ids": np.concatenate(ids), "lengths": np.array(lengths, np.int64)}, folder / IDS)
+    file, before = artifact_file(arguments["file"], store), encoder.compared
+    documents, dtype = row_count(file), token_dtype(encoder.tokenizer.get_vocab_size())
+    fast = encoder.fast is not None
+    try:
+        encode = encoder.by_fast if fast else encoder.by_library
+        tokens = _save(map(encode, _texts(file)), end, documents, dtype, folder / IDS)
+    except Differs as error:
+        log.warning("%s: the fast tokenizer differs, so it is not used: %s", arguments["file"], error)
+        fast = False
+        tokens = _save(map(encoder.by_library, _texts(file)), end, documents, dtype, folder / IDS)
     return {
-        "documents": float(len(lengths)),
-        "tokens": float(sum(lengths)),
-        "by_library": float(encoder.by_library - before),
+        "documents": float(documents),
+        "tokens": float(tokens),
+        "by_library": 0.0 if fast else float(documents),
+        "compared": float(encoder.compared - before),
     }
+
+
+def _save(batches: Iterable[Encoded], end: int, documents: int, dtype: str, path: Path) -> int:
+    """Write the ids as they come, then the lengths before them, and the header. Returns the number of tokens."""
+    tokens, lengths = 0, [np.zeros(0, np.int64)]
+    with path.open("wb") as stream:
+        stream.seek(8 + HEADER + 8 * documents)
+        for batch in batches:
+            closed = batch.closed_by(end)
+            stream.write(closed.ids.astype(DTYPES[dtype]).data)
+            lengths.append(closed.lengths)
+            tokens += len(closed.ids)
+        begin, total = 8 * documents, 8 * documents + tokens * DTYPES[dtype].itemsize
+        header = {
+            "lengths": {"dtype": "I64", "shape": [documents], "data_offsets": [0, begin]},
+            "ids": {"dtype": dtype, "shape": [tokens], "data_offsets": [begin, total]},
+        }
+        stream.seek(0)
+        stream.write(HEADER.to_bytes(8, "little") + json.dumps(header).encode().ljust(HEADER))
+        stream.write(np.concatenate(lengths).astype("<i8").data)
+    return tokens
+
+
+def _texts(file: Path) -> Iterator[list[str]]:
+    return (batch["text"] for batch in iterate_columns([file], ["text"], BATCH))
 
 
 @lru_cache(maxsize=1)
 def _encoder(folder: Path) -> tuple[Encoder, int]:
-    """An encoder, which remembers the words of the files before, and the id of the end-of-text token."""
+    """The encoder of a tokenizer, and the id of its end-of-text token."""
     tokenizer, end = load_tokenizer(folder)
     return Encoder(tokenizer), end

@@ -177,10 +177,10 @@ def test_a_damaged_part_is_made_anew(jobs: ModuleType, tmp_path: Path) -> None:
     first = prepared(jobs, tmp_path / "a", jsonl(data), store=store)
     part = next((store / "artifacts/prepared").iterdir()).name
     manifest = first.store.manifest("prepared", part)
-    sketch = next(entry for entry in manifest.payload if entry.path == "sketch.safetensors")
+    sketch = next(entry for entry in manifest.payload if entry.path == "sketch.arrow")
     damaged = store / sketch.shared_path
     damaged.write_bytes(b"x" + damaged.read_bytes()[1:])
-    with pytest.raises(CorruptArtifact, match=r"sketch\.safetensors: sha256 differs") as caught:
+    with pytest.raises(CorruptArtifact, match=r"sketch\.arrow: sha256 differs") as caught:
         prepared(jobs, tmp_path / "b", jsonl(data), store=store)
     first.store.quarantine(caught.value.kind, caught.value.key, caught.value.attempt)
     assert not damaged.exists()

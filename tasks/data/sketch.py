@@ -1,0 +1,89 @@
+"""What is known of a shard's rows, column by column: an Arrow file, written as the rows come and read memory-mapped.
+
+A column has one value a row, or a fixed number of them: numpy arrays [rows] or [rows, width] in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class SketchWriter:
+    """Writes batches of rows, all with the columns of the first."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._writer = file, None
+
+    def write(self, columns: Mapping[str, Array]) -> None:
+        import pyarrow as pa
+
+        arrays = [_to_arrow(values) for values in columns.values()]
+        batch = pa.record_batch(arrays, names=list(columns))
+        if self._writer is None:
+            self._writer = pa.ipc.new_file(self._file, batch.schema)
+        self._writer.write_batch(batch)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Sketch:
+    """A shard's sketch. Use as a context manager, so that its file does not stay open."""
+
+    def __init__(self, file: Path) -> None:
+        import pyarrow as pa
+
+        self._map = pa.memory_map(str(file))
+        reader = pa.ipc.open_file(self._map)
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches])
+
+    def __enter__(self) -> Sketch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._batches.clear()
+        self._map.close()
+
+    def column(self, name: str) -> Array:
+        """All values of a column, copied."""
+        return np.concatenate([_to_numpy(batch.column(name)) for batch in self._batches])
+
+    def values(self, name: str, rows: npt.NDArray[np.int64]) -> Array:
+        """The values of some rows; of the others nothing is read."""
+        found: list[tuple[Array, Array]] = []
+        batch_of = np.searchsorted(self._ends, rows, "right")
+        for number in np.unique(batch_of):
+            places = np.flatnonzero(batch_of == number)
+            batch = self._batches[number]
+            begin = self._ends[number] - batch.num_rows
+            found.append((places, _to_numpy(batch.column(name))[rows[places] - begin]))
+        order = np.concatenate([places for places, _ in found])
+        together: Array = np.concatenate([values for _, values in found])[np.argsort(order)]
+        return together
+
+
+def _to_arrow(values: Array) -> Any:
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _to_numpy(column: Any) -> Array:
+    import pyarrow as pa
+
+    if not pa.types.is_fixed_size_list(column.type):
+        plain: Array = column.to_numpy()
+        return plain
+    wide: Array = column.values.to_numpy().reshape(len(column), column.type.list_size)
+    return wide

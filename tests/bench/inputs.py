@@ -1,0 +1,74 @@
+"""What the rows of the data benchmark work on, made once a run: texts, tokenizers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from tests.bench.corpus import write_corpus, write_growth, write_words
+
+MEGABYTES = 48.0
+SHARDS = 8
+VOCABULARY = 8192
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="forgeline-bench-")
+
+
+@cache
+def corpus(megabytes: float = MEGABYTES) -> Path:
+    """Folder of JSONL files."""
+    folder = Path(_folder().name, f"corpus-{megabytes:g}")
+    write_corpus(folder, megabytes, SHARDS)
+    return folder
+
+
+@cache
+def growth(share: float) -> Path:
+    """Folder with one more file for `corpus()`."""
+    folder = Path(_folder().name, f"growth-{share:g}")
+    folder.mkdir()
+    write_growth(folder, corpus(), share)
+    return folder
+
+
+@cache
+def words(megabytes: float) -> Path:
+    """Folder with one file of that size."""
+    folder = Path(_folder().name, f"words-{megabytes:g}")
+    folder.mkdir()
+    write_words(folder / "words.jsonl", megabytes)
+    return folder
+
+
+@cache
+def texts(megabytes: float) -> tuple[Path, float]:
+    """(a Parquet file of `text`, its UTF-8 bytes in MB)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = _texts(corpus(megabytes))
+    file = Path(_folder().name, f"texts-{megabytes:g}.parquet")
+    pq.write_table(pa.table({"text": found}), file, compression="zstd")
+    return file, sum(len(text.encode()) for text in found) / 1e6
+
+
+@cache
+def tokenizer(algorithm: str) -> Path:
+    """Folder of a tokenizer trained on a tenth of the corpus."""
+    from tasks.data.tokenizing import save_tokenizer, train_tokenizer
+
+    folder = Path(_folder().name, algorithm)
+    folder.mkdir()
+    some = _texts(corpus())[::10]
+    save_tokenizer(train_tokenizer(algorithm, iter([some]), VOCABULARY), folder)
+    return folder
+
+
+def _texts(folder: Path) -> list[str]:
+    lines = (line for file in sorted(folder.glob("*.jsonl")) for line in file.read_text("utf-8").splitlines())
+    return [json.loads(line)["text"] for line in lines]
