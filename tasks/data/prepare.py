@@ -26,7 +26,7 @@ from infra.store import Store
 from tasks.data.columns import row_batch, row_schema
 from tasks.data.decontamination import Overlap
 from tasks.data.dedup import NearDuplicates, bands, signatures
-from tasks.data.hashing import Words, long_hash, short_hash
+from tasks.data.hashing import long_hash, short_hash
 from tasks.data.parts import ARTIFACT, artifact_file
 from tasks.data.reading import Columns, Rejected, Row, read_rows
 from tasks.data.sketch import SketchWriter
@@ -135,7 +135,7 @@ class _Writer:
     def __init__(self, folder: Path, how: Preparation, overlap: Overlap | None) -> None:
         import pyarrow.parquet as pq
 
-        self.folder, self.how, self.overlap, self.words = folder, how, overlap, Words()
+        self.folder, self.how, self.overlap = folder, how, overlap
         self.rows, self.labels, self._batch = 0, list[str](), list[Row]()
         self._codes: dict[str | None, int] = {}
         self._sketch = SketchWriter(folder / SKETCH)
@@ -171,10 +171,10 @@ class _Writer:
             "characters": np.array([len(text) for text in texts], np.int32),
         }
         if self.how.near is not None:
-            known["signature"] = signatures(texts, self.how.near, self.words)
+            known["signature"] = signatures(texts, self.how.near)
             known["bands"] = bands(known["signature"], self.how.near)
         if self.overlap is not None:
-            known["overlap"] = np.array([self.overlap.share(text) for text in texts], np.float32)
+            known["overlap"] = self.overlap.shares(texts)
         return known
 
     def _code(self, label: str | None) -> int:

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Array = npt.NDArray[Any]
 
@@ -20,7 +23,8 @@ class SketchWriter:
     """Writes batches of rows, all with the columns of the first."""
 
     def __init__(self, file: Path) -> None:
-        self._file, self._writer = file, None
+        self._file = file
+        self._writer: pa.RecordBatchFileWriter | None = None
 
     def write(self, columns: Mapping[str, Array]) -> None:
         import pyarrow as pa

@@ -40,7 +40,7 @@ from tasks.data.steps import RowSteps
 from tasks.stage import Job, SourceFile, Stage
 
 PREPARED = PartKind("prepared", "tasks.data.prepare:prepare_shard")
-PIECES = PartKind("rows", "tasks.data.pieces:take_rows")
+PIECES = PartKind("rows", "tasks.data.pieces:take_rows", worth_a_process=64 << 20)
 
 
 class Params(RowSteps):

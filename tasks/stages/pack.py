@@ -21,7 +21,7 @@ from tasks.data.columns import stored_files
 from tasks.data.parts import PartKind, PartSpec, artifact_location
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
-TOKENS = PartKind("ids", "tasks.data.tokens:tokenize_file")
+TOKENS = PartKind("ids", "tasks.data.tokens:tokenize_file", worth_a_process=64 << 20)
 VERSION = 2
 """Raised when the same text would be tokenized differently."""
 

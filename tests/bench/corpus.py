@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.data.dedup import NearDuplicates, bands, proposed, signatures
-from tasks.data.hashing import Words
+from tasks.data.dedup import NearDuplicates, bands, first_of_near, signatures
 
 SHORTEST, LONGEST = 400, 40_000
-ALIKE = NearDuplicates(threshold=0.3, num_perm=64)
+ALIKE = NearDuplicates(threshold=0.25)
 COPIED = 10
 """One text in so many has an exact copy, and another one a copy with changes."""
+EVERY = 400
+WORDS, NUMBERS = re.compile(r"\w+"), re.compile(r"\d+")
 BLOCKS = re.compile(r"^(?=(?:def|class|async def|@)\b)", re.MULTILINE)
 
 
@@ -33,12 +34,10 @@ def write_corpus(folder: Path, megabytes: float, shards: int) -> None:
     for number, text in enumerate(_different(megabytes * 1e6)):
         family = f"f{number}"
         rows.append((family, text))
-        words = text.split(" ")
         if number % COPIED == 0:
             rows.append((family, text))
-        elif number % COPIED == 1 and len(words) > 100:
-            words[50::400] = ["changed"] * len(words[50::400])
-            rows.append((family, " ".join(words)))
+        elif number % COPIED == 1:
+            rows.append((family, _changed(text)))
     random_.shuffle(rows)
     folder.mkdir(parents=True)
     for shard in range(shards):
@@ -71,6 +70,19 @@ def write_words(file: Path, megabytes: float) -> None:
                 left -= len(line)
 
 
+def _changed(text: str) -> str:
+    """The text with one word in `EVERY` changed, beginning with the one after so many."""
+    places = [match.span() for match in WORDS.finditer(text)][EVERY::EVERY]
+    for begin, end in reversed(places):
+        text = f"{text[:begin]}changed{text[end:]}"
+    return text
+
+
+def _simple(text: str) -> str:
+    """Words alone, in small letters, without numbers: as datatrove looks at a text."""
+    return " ".join(WORDS.findall(NUMBERS.sub("0", text.lower())))
+
+
 def _some(folder: Path) -> list[str]:
     with sorted(folder.glob("*.jsonl"))[0].open(encoding="utf-8") as stream:
         return [json.loads(line)["text"] for line, _ in zip(stream, range(200), strict=False)]
@@ -83,14 +95,13 @@ def _different(characters: float) -> Iterator[str]:
     for piece in _pieces():
         texts.append(piece)
         size += len(piece)
-        if size > 2.5 * characters:
+        if size > 2.0 * characters:
             break
-    words = Words()
-    found = np.concatenate(
-        [bands(signatures(texts[i : i + 500], ALIKE, words), ALIKE) for i in range(0, len(texts), 500)]
-    )
-    for text, alike in zip(texts, proposed(found), strict=True):
-        if not alike and characters > 0:
+    batches = [list(map(_simple, texts[i : i + 500])) for i in range(0, len(texts), 500)]
+    found = np.concatenate([signatures(batch, ALIKE) for batch in batches])
+    keep = first_of_near(found, bands(found, ALIKE), ALIKE.threshold, np.zeros(len(texts), np.bool_))
+    for text, kept in zip(texts, keep, strict=True):
+        if kept and characters > 0:
             characters -= len(text)
             yield text
 

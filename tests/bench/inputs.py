@@ -20,10 +20,10 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @cache
-def corpus(megabytes: float = MEGABYTES) -> Path:
+def corpus() -> Path:
     """Folder of JSONL files."""
-    folder = Path(_folder().name, f"corpus-{megabytes:g}")
-    write_corpus(folder, megabytes, SHARDS)
+    folder = Path(_folder().name, "corpus")
+    write_corpus(folder, MEGABYTES, SHARDS)
     return folder
 
 
@@ -47,14 +47,19 @@ def words(megabytes: float) -> Path:
 
 @cache
 def texts(megabytes: float) -> tuple[Path, float]:
-    """(a Parquet file of `text`, its UTF-8 bytes in MB)."""
+    """(a Parquet file of the first `megabytes` of `corpus()`, column `text`; its UTF-8 bytes in MB)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found = _texts(corpus(megabytes))
+    found, size = [], 0.0
+    for text in _texts(corpus()):
+        found.append(text)
+        size += len(text.encode()) / 1e6
+        if size >= megabytes:
+            break
     file = Path(_folder().name, f"texts-{megabytes:g}.parquet")
     pq.write_table(pa.table({"text": found}), file, compression="zstd")
-    return file, sum(len(text.encode()) for text in found) / 1e6
+    return file, size
 
 
 @cache

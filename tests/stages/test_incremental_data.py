@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -131,7 +132,7 @@ def test_only_what_is_new_is_worked_on(jobs: ModuleType, tmp_path: Path) -> None
 
 
 def test_workers_change_nothing(jobs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.data.parts.WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(dataset, "PREPARED", replace(dataset.PREPARED, worth_a_process=1))
     data = tmp_path / "data"
     for i in range(5):
         write(data, f"{i}.jsonl", [f"text {i} {k}" for k in range(30)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -23,18 +24,19 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.hashing import HashConfig
 
-from tasks.data.dedup import WORD, NearDuplicates, number_of_bands
+from tasks.data.dedup import NearDuplicates, number_of_bands
 from tasks.data.splitting import Split, split_of
 
 SPLIT = Split(by="column:family", validation=0.05, test=0.05)
 SHORTEST = 200
+WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 class RegexWords:
     """Stands in for a word tokenizer of datatrove."""
 
     def word_tokenize(self, text: str) -> list[str]:
-        return WORD.findall(text)
+        return WORDS.findall(text)
 
 
 minhash.load_word_tokenizer = lambda language: RegexWords()
