@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tasks.data.words import table_size
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -64,7 +66,7 @@ class Encoder:
         """Documents that were encoded by both."""
         self.added = [token["content"] for token in state["added_tokens"]]
         pattern = json.dumps(state["pre_tokenizer"])
-        self.unsure = unsure_characters(symbols="p{S}" in pattern or "p{P}" in pattern)
+        self.symbols = "p{S}" in pattern or "p{P}" in pattern
 
     def by_library(self, texts: Sequence[str]) -> Encoded:
         """What the tokenizers library gives."""
@@ -93,19 +95,20 @@ class Encoder:
             return True
         if text.isascii():
             return False
-        return bool(self.unsure[np.frombuffer(text.encode("utf-32-le"), np.uint32)].any())
+        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        return bool(unsure_characters(table_size(codes), self.symbols)[codes].any())
 
 
 @cache
-def unsure_characters(symbols: bool) -> Mask:
-    """For each code point whether its class is not the same in Unicode 3.2 and in this Python's version, or unknown.
+def unsure_characters(count: int, symbols: bool) -> Mask:
+    """For each of the first `count` code points whether its class is not the same in Unicode 3.2 and in this Python's version, or unknown.
 
     Words are split by the classes of characters, so these are where two tables may split differently. symbols: whether
     it matters if a character is a symbol or punctuation; else those that came later (emoji) are not among them.
     """
     then, now = unicodedata.ucd_3_2_0.category, unicodedata.category
-    unsure = np.ones(0x110000, np.bool_)
-    for code, character in enumerate(map(chr, range(0x110000))):
+    unsure = np.ones(count, np.bool_)
+    for code, character in enumerate(map(chr, range(count))):
         old, new = then(character), now(character)
         later = old == "Cn" and new[0] in "PS" and not symbols
         unsure[code] = new == "Cn" or (old != new and not later)

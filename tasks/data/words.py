@@ -65,7 +65,7 @@ def _pieces(text: str) -> Iterator[tuple[int, str]]:
 def _of(piece: str, symbols: bool) -> tuple[Offsets, Hashes]:
     """(where each word of the piece begins, its hash)."""
     codes = np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), np.uint32)
-    kinds = _kinds()[codes]
+    kinds = _kinds(table_size(codes))[codes]
     word = kinds == WORD
     edges = np.diff(word, prepend=False, append=False)
     begins, ends = np.flatnonzero(edges[:-1] & word), np.flatnonzero(edges)[1::2]
@@ -91,11 +91,16 @@ def _powers(count: int) -> tuple[Hashes, Hashes]:
     return both[0], both[1]
 
 
+def table_size(codes: npt.NDArray[np.uint32]) -> int:
+    """How long a table has to be to be looked up with these code points: one of a few lengths, so that few are made."""
+    return min(1 << int(codes.max(initial=127)).bit_length(), 0x110000)
+
+
 @cache
-def _kinds() -> npt.NDArray[np.uint8]:
-    """For each code point whether it belongs to a word, is blank, or something else."""
-    kinds = np.full(0x110000, SYMBOL, np.uint8)
-    for code, character in enumerate(map(chr, range(0x110000))):
+def _kinds(count: int) -> npt.NDArray[np.uint8]:
+    """For each of the first `count` code points whether it belongs to a word, is blank, or something else."""
+    kinds = np.full(count, SYMBOL, np.uint8)
+    for code, character in enumerate(map(chr, range(count))):
         if character.isalnum() or character == "_":
             kinds[code] = WORD
         elif character.isspace():

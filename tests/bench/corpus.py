@@ -45,29 +45,19 @@ def write_corpus(folder: Path, megabytes: float, shards: int) -> None:
         (folder / f"shard-{shard:02}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def write_growth(folder: Path, of: Path, share: float) -> None:
-    """A further file: new texts, about `share` of what lies in `of`."""
-    size = sum(file.stat().st_size for file in of.glob("*.jsonl")) * share
-    random_, lines = random.Random(2), []
-    words = sorted({word for text in _some(of) for word in text.split()})
-    while sum(map(len, lines)) < size:
-        text = " ".join(random_.choices(words, k=300))
-        lines.append(json.dumps({"text": text, "family": f"new{len(lines)}"}) + "\n")
-    (folder / "shard-99.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def write_words(file: Path, megabytes: float) -> None:
-    """One JSONL file of made-up texts, as large as is asked for: for memory, where nobody looks at what is said."""
-    draw = np.random.default_rng(1)
+def write_words(file: Path, megabytes: float, name: str) -> None:
+    """A JSONL file of made-up texts of about 400 words, other ones for each name: where size is all that matters."""
+    draw = np.random.default_rng(list(name.encode()))
     words = np.array([f"w{number:x}" for number in range(50_000)])
-    left = megabytes * 1e6
+    left, number = megabytes * 1e6, 0
     with file.open("w", encoding="utf-8") as stream:
         while left > 0:
-            chosen = words[np.minimum(draw.zipf(1.3, 200_000), len(words)) - 1]
-            for number, part in enumerate(np.split(chosen, 500)):
-                line = json.dumps({"text": " ".join(part), "family": f"{left}-{number}"}) + "\n"
+            chosen = words[np.minimum(draw.zipf(1.3, 40_000), len(words)) - 1]
+            for part in np.split(chosen, 100):
+                line = json.dumps({"text": " ".join(part), "family": f"{name}-{number}"}) + "\n"
                 stream.write(line)
                 left -= len(line)
+                number += 1
 
 
 def _changed(text: str) -> str:
@@ -81,11 +71,6 @@ def _changed(text: str) -> str:
 def _simple(text: str) -> str:
     """Words alone, in small letters, without numbers: as datatrove looks at a text."""
     return " ".join(WORDS.findall(NUMBERS.sub("0", text.lower())))
-
-
-def _some(folder: Path) -> list[str]:
-    with sorted(folder.glob("*.jsonl"))[0].open(encoding="utf-8") as stream:
-        return [json.loads(line)["text"] for line, _ in zip(stream, range(200), strict=False)]
 
 
 def _different(characters: float) -> Iterator[str]:

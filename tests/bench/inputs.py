@@ -7,7 +7,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from tests.bench.corpus import write_corpus, write_growth, write_words
+from tests.bench.corpus import write_corpus, write_words
 
 MEGABYTES = 48.0
 SHARDS = 8
@@ -28,20 +28,13 @@ def corpus() -> Path:
 
 
 @cache
-def growth(share: float) -> Path:
-    """Folder with one more file for `corpus()`."""
-    folder = Path(_folder().name, f"growth-{share:g}")
+def words(megabytes: float, files: int) -> Path:
+    """Folder with made-up texts in so many JSONL files, `megabytes` in all; no two calls make the same texts."""
+    folder = Path(_folder().name, f"words-{megabytes:g}-{files}")
     folder.mkdir()
-    write_growth(folder, corpus(), share)
-    return folder
-
-
-@cache
-def words(megabytes: float) -> Path:
-    """Folder with one file of that size."""
-    folder = Path(_folder().name, f"words-{megabytes:g}")
-    folder.mkdir()
-    write_words(folder / "words.jsonl", megabytes)
+    for number in range(files):
+        name = f"{folder.name}-{number:02}"
+        write_words(folder / f"{name}.jsonl", megabytes / files, name)
     return folder
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -110,18 +110,19 @@ def taking_turns(arm: str, folder: Path, settings: Mapping[str, Any]) -> Iterato
 Given = tuple[str, Mapping[str, Any]]
 
 
-def paired_turns(first: Given, second: Given, settings: Settings) -> tuple[list[Turn], list[Turn]]:
-    """Turns of two arms, each given as (arm, settings): one of each that does not count, then A B, B A, A B ..."""
+def interleaved(given: Sequence[Given], settings: Settings) -> list[list[Turn]]:
+    """Turns of some arms, each given as (arm, settings): one of each that does not count, then A B, B A, A B ..."""
     with contextlib.ExitStack() as stack:
         arms = [
-            stack.enter_context(taking_turns(arm, settings.folder / f"{side}-{arm}", given))
-            for side, (arm, given) in enumerate((first, second))
+            stack.enter_context(taking_turns(arm, settings.folder / f"{side}-{arm}", its))
+            for side, (arm, its) in enumerate(given)
         ]
         for arm in arms:
             arm.turn()
-        turns: tuple[list[Turn], list[Turn]] = ([], [])
+        turns: list[list[Turn]] = [[] for _ in arms]
         for pair in range(settings.pairs):
-            for side in (0, 1) if pair % 2 == 0 else (1, 0):
+            order = range(len(arms))
+            for side in order if pair % 2 == 0 else reversed(order):
                 turns[side].append(arms[side].turn())
         return turns
 

@@ -73,7 +73,7 @@ def test_what_is_not_compared_is_the_same_too(encoder: Encoder, text: str) -> No
 
 
 def test_characters_that_another_unicode_may_class_otherwise() -> None:
-    plain, strict = unsure_characters(symbols=False), unsure_characters(symbols=True)
+    plain, strict = unsure_characters(0x110000, symbols=False), unsure_characters(0x110000, symbols=True)
     for sure in "a9 \n\u00e9\u0416\u4e2d\u3042":
         assert not plain[ord(sure)] and not strict[ord(sure)]
     new_letter, unassigned, emoji = 0x1E900, 0x0378, 0x1F600

@@ -1,7 +1,7 @@
 """Forgeline's preparation from files to packed rows: plan, claims, jobs and commits included, Prefect's server not.
 
 settings: corpus (folder), tokenizer (folder), turn: "full" begins with an empty store, "grown" with that of the corpus
-and one more file (`growth`), "again" with that of the corpus and nothing new.
+and the files of `growth` beside it, "again" with that of the corpus and nothing new.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class Arm:
         self._copy(self.folder / "before", self.store)
         shutil.copyfile(self.folder / "before.sqlite", self.digests)
         if self.settings["turn"] == "grown":
-            (self.data / "shard-99.jsonl").unlink(missing_ok=True)
-            shutil.copyfile(Path(self.settings["growth"], "shard-99.jsonl"), self.data / "shard-99.jsonl")
+            for file in Path(self.settings["growth"]).iterdir():
+                (self.data / file.name).unlink(missing_ok=True)
+                shutil.copyfile(file, self.data / file.name)
 
     def work(self) -> None:
         pipeline = load_pipeline(self.file)

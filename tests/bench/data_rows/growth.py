@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+import functools
+import tempfile
+from pathlib import Path
 
 from tests.bench import inputs
 from tests.bench.result import Measurement, Row, Settings
-from tests.bench.turns import cost_ratio, paired_turns
+from tests.bench.turns import Turn, cost_ratio, interleaved
 
-SHARE = 0.01
+MEGABYTES, FILES = 400.0, 40
+TURNS = {"full": 0.0, "grown": float(FILES), "again": 0.0}
+"""And how many shards each has to find done."""
+
+
+@functools.cache
+def play(pairs: int) -> dict[str, list[Turn]]:
+    """One run serves both rows."""
+    given = {
+        "corpus": str(inputs.words(MEGABYTES, FILES)),
+        "tokenizer": str(inputs.tokenizer("bpe")),
+        "growth": str(inputs.words(MEGABYTES / 100, 1)),
+    }
+    with tempfile.TemporaryDirectory(prefix="forgeline-bench-") as folder:
+        arms = [("forgeline_prepare", {**given, "turn": turn}) for turn in TURNS]
+        return dict(zip(TURNS, interleaved(arms, Settings(Path(folder), pairs)), strict=True))
 
 
 def measure(turn: str, settings: Settings) -> Measurement:
-    given: dict[str, Any] = {"corpus": str(inputs.corpus()), "tokenizer": str(inputs.tokenizer("bpe"))}
-    other = {**given, "turn": turn, "growth": str(inputs.growth(SHARE))}
-    less, full = paired_turns(("forgeline_prepare", other), ("forgeline_prepare", {**given, "turn": "full"}), settings)
-    reused = {turn.outcome["shards_reused"] for turn in less}
-    expected = {float(inputs.SHARDS)} if turn == "grown" else {0.0}
+    turns = play(settings.pairs)
+    reused = {one.outcome["shards_reused"] for one in turns[turn]}
     return cost_ratio(
-        less,
-        full,
+        turns[turn],
+        turns["full"],
         names=(turn, "full"),
-        incomparable="" if reused == expected else f"shards reused: {sorted(reused)}",
+        incomparable="" if reused == {TURNS[turn]} else f"shards found done: {sorted(reused)}",
     )
 
 
 ROWS = [
     Row(
         "growth",
-        "seconds of a preparation with 1 % more data, in a file of its own, over those of a full one; both begin with the "
-        "plan and end with the commit of the packed rows",
+        f"seconds of a preparation with 1 % more data in a file of its own over those of the full one ({MEGABYTES:g} MB in "
+        f"{FILES} files of made-up texts); both begin with the plan and end with the commit of the packed rows",
         0.03,
         "",
-        partial(measure, "grown"),
+        functools.partial(measure, "grown"),
         at_least=False,
     ),
     Row(
         "no-op",
-        "seconds of the same with nothing new over those of a full preparation: what a run finds out before it says so",
+        "seconds of the same with nothing new over those of the full preparation: what a run finds out before it says so",
         0.01,
         "",
-        partial(measure, "again"),
+        functools.partial(measure, "again"),
         at_least=False,
     ),
 ]

@@ -12,7 +12,7 @@ SMALL, LARGE = 100.0, 1000.0
 
 def peak(megabytes: float, settings: Settings) -> tuple[float, float]:
     """(peak of everything the preparation runs in, MB; seconds)."""
-    given = {"corpus": str(inputs.words(megabytes)), "tokenizer": str(inputs.tokenizer("bpe")), "turn": "full"}
+    given = {"corpus": str(inputs.words(megabytes, 1)), "tokenizer": str(inputs.tokenizer("bpe")), "turn": "full"}
     with taking_turns("forgeline_prepare", settings.folder / f"{megabytes:g}", given) as arm:
         memory = ChildMemory(arm.process.pid)
         turn = arm.turn()

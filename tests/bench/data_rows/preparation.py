@@ -10,16 +10,16 @@ from typing import Any
 from tests.bench import inputs
 from tests.bench.pairs import of_median
 from tests.bench.result import Figure, Measurement, Row, Settings
-from tests.bench.turns import Turn, mean_busy, median_seconds, paired_turns, rate_ratio
+from tests.bench.turns import Turn, interleaved, mean_busy, median_seconds, rate_ratio
 
 
 @functools.cache
-def play(pairs: int) -> tuple[list[Turn], list[Turn]]:
+def play(pairs: int) -> list[list[Turn]]:
     """One run serves all rows."""
     given: dict[str, Any] = {"corpus": str(inputs.corpus()), "tokenizer": str(inputs.tokenizer("bpe"))}
-    arms = ("forgeline_prepare", {**given, "turn": "full"}), ("datatrove_prepare", given)
+    arms = [("forgeline_prepare", {**given, "turn": "full"}), ("datatrove_prepare", given)]
     with tempfile.TemporaryDirectory(prefix="forgeline-bench-") as folder:
-        return paired_turns(*arms, Settings(Path(folder), pairs))
+        return interleaved(arms, Settings(Path(folder), pairs))
 
 
 def against_datatrove(settings: Settings) -> Measurement:
