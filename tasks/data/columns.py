@@ -67,13 +67,6 @@ def stored_files(manifest: Manifest, splits: Collection[str] | None = None) -> l
     return [(split, entry) for split, entry in found if splits is None or split in splits]
 
 
-def row_count(file: Path) -> int:
-    """Rows of a file, from its footer."""
-    import pyarrow.parquet as pq
-
-    return int(pq.read_metadata(file).num_rows)
-
-
 def iterate_columns(
     files: Iterable[Path], columns: Sequence[str], batch_size: int = BATCH
 ) -> Iterator[dict[str, list[Any]]]:

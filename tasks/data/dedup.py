@@ -77,19 +77,16 @@ def number_of_bands(threshold: float, num_perm: int) -> int:
 
 def first_of_equal(texts: Hashes) -> Mask:
     """Which rows' text hash [rows, 2] did not occur in an earlier row."""
-    _, first = np.unique(texts, axis=0, return_index=True)
-    keep = np.zeros(len(texts), np.bool_)
-    keep[first] = True
+    keep = ~repeated(texts[:, 0])
+    maybe = np.flatnonzero(~keep)
+    keep[maybe[np.unique(texts[maybe], axis=0, return_index=True)[1]]] = True
     return keep
 
 
-def proposed(bands_of_all: Hashes) -> Mask:
-    """Which rows agree with another one in some band; only these need a closer look."""
-    met = np.zeros(len(bands_of_all), np.bool_)
-    for column in bands_of_all.T:
-        _, place, counts = np.unique(column, return_inverse=True, return_counts=True)
-        met |= counts[place] > 1
-    return met
+def repeated(values: Hashes) -> Mask:
+    """Which of the values are there more than once. Sorting values is much faster than ordering their places."""
+    ordered = np.sort(values)
+    return np.isin(values, ordered[1:][ordered[1:] == ordered[:-1]])
 
 
 def first_of_near(found: Signatures, bands_of_each: Hashes, threshold: float, exempt: Mask) -> Mask:

@@ -101,9 +101,9 @@ class Encoder:
 
 @cache
 def unsure_characters(count: int, symbols: bool) -> Mask:
-    """For each of the first `count` code points whether its class is not the same in Unicode 3.2 and in this Python's version, or unknown.
+    """For each of the first `count` code points whether another table of Unicode may give it another class.
 
-    Words are split by the classes of characters, so these are where two tables may split differently. symbols: whether
+    That is, whether its class in this Python's version is unknown, or is not that of Unicode 3.2. Words are split by the classes of characters, so these are where two tables may split differently. symbols: whether
     it matters if a character is a symbol or punctuation; else those that came later (emoji) are not among them.
     """
     then, now = unicodedata.ucd_3_2_0.category, unicodedata.category

@@ -3,7 +3,8 @@ anywhere; what it leaves depends on nothing else.
 
     rows.parquet          id, text, group, label of every row that is left
     sketch.arrow          for each row: text [2] (hash), point (of its group), order (hash of its id), label and length,
-                          signature and bands where near-duplicates are looked for, overlap with evaluation sets
+                          bands of its signature where near-duplicates are looked for, overlap with evaluation sets
+    signatures.arrow      its signature; read only where a band is met again
     counts.json           each step's account, labels, what was set aside
 """
 
@@ -38,7 +39,7 @@ from tasks.stage import identity_params
 BATCH = 1000
 NAMED = 1000
 """Rows set aside that a shard names; all are counted."""
-ROWS, SKETCH, COUNTS = "rows.parquet", "sketch.arrow", "counts.json"
+ROWS, SKETCH, SIGNATURES, COUNTS = "rows.parquet", "sketch.arrow", "signatures.arrow", "counts.json"
 VERSION = 2
 """Raised when the same shard would be prepared differently."""
 
@@ -138,7 +139,7 @@ class _Writer:
         self.folder, self.how, self.overlap = folder, how, overlap
         self.rows, self.labels, self._batch = 0, list[str](), list[Row]()
         self._codes: dict[str | None, int] = {}
-        self._sketch = SketchWriter(folder / SKETCH)
+        self._sketch, self._signatures = SketchWriter(folder / SKETCH), SketchWriter(folder / SIGNATURES)
         self._table = pq.ParquetWriter(folder / ROWS, row_schema(), compression="zstd", compression_level=1)
 
     def add(self, rows: Iterator[Row]) -> None:
@@ -151,6 +152,7 @@ class _Writer:
         self._flush()
         self._table.close()
         self._sketch.close()
+        self._signatures.close()
 
     def _flush(self) -> None:
         rows, texts = self._batch, [row.text for row in self._batch]
@@ -171,8 +173,9 @@ class _Writer:
             "characters": np.array([len(text) for text in texts], np.int32),
         }
         if self.how.near is not None:
-            known["signature"] = signatures(texts, self.how.near)
-            known["bands"] = bands(known["signature"], self.how.near)
+            found = signatures(texts, self.how.near)
+            self._signatures.write({"signature": found})
+            known["bands"] = bands(found, self.how.near)
         if self.overlap is not None:
             known["overlap"] = self.overlap.shares(texts)
         return known

@@ -58,9 +58,14 @@ class Sketch:
         self._batches.clear()
         self._map.close()
 
-    def column(self, name: str) -> Array:
-        """All values of a column, copied."""
-        return np.concatenate([_to_numpy(batch.column(name)) for batch in self._batches])
+    def column(self, name: str, place: int | None = None) -> Array:
+        """All values of a column, or those at one place of a wide one, copied."""
+        found = [_to_numpy(batch.column(name)) for batch in self._batches]
+        return np.concatenate(found if place is None else [values[:, place] for values in found])
+
+    def width(self, name: str) -> int:
+        """How many values a row has in a wide column."""
+        return int(self._batches[0].column(name).type.list_size)
 
     def values(self, name: str, rows: npt.NDArray[np.int64]) -> Array:
         """The values of some rows; of the others nothing is read."""

@@ -36,11 +36,12 @@ class Params(StageParams):
 
 def run(job: Job[Params]) -> dict[str, float]:
     import numpy as np
-    from safetensors import safe_open
+    from safetensors.numpy import load_file
 
     from tasks.data.packing import best_fit, one_to_a_row, save_plan
     from tasks.data.parts import make_parts
     from tasks.data.tokenizing import load_tokenizer
+    from tasks.data.tokens import IDS, LENGTHS
 
     data, context = job.input("data"), job.params.context
     given = job.input("tokenizer").manifest
@@ -55,10 +56,10 @@ def run(job: Job[Params]) -> dict[str, float]:
         for (of, entry), part in zip(wanted, made.parts, strict=True):
             if of != split:
                 continue
-            with safe_open(job.store.fetch(part) / part.payload[0].path, framework="np") as ids:
-                lengths.append(ids.get_tensor("lengths"))
+            lengths.append(load_file(job.store.fetch(part, only=[LENGTHS]) / LENGTHS)["lengths"])
             name = entry.path.removesuffix(".parquet")
-            job.shared.append(replace(part.payload[0], path=f"{name}.safetensors"))
+            ids = next(entry for entry in part.payload if entry.path == IDS)
+            job.shared.append(replace(ids, path=f"{name}.safetensors"))
         plan = (best_fit if split == "train" else one_to_a_row)(np.concatenate(lengths), context)
         save_plan(plan, lengths, job.output / f"{split}.rows.safetensors")
         rows[split] = plan.rows

@@ -16,7 +16,7 @@ from tasks.data.dedup import (
     bands,
     first_of_equal,
     first_of_near,
-    proposed,
+    repeated,
     signatures,
 )
 from tasks.data.hashing import long_hash, short_hash
@@ -59,7 +59,7 @@ def survivors(texts: list[str], near: NearDuplicates, exempt: list[bool] | None 
     """The texts that near-deduplication leaves, in order."""
     found = signatures(texts, near)
     proposals = bands(found, near)
-    met = np.flatnonzero(proposed(proposals))
+    met = np.flatnonzero(np.any([repeated(band) for band in proposals.T], axis=0))
     spared = np.array(exempt or [False] * len(texts), np.bool_)[met]
     keep = np.ones(len(texts), np.bool_)
     keep[met] = first_of_near(found[met], proposals[met], near.threshold, spared)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
-from safetensors import safe_open
 
 from infra.artifacts import Manifest
 from infra.launch.local import LocalLauncher
@@ -23,12 +22,14 @@ from infra.launch.slots import Slots
 from infra.store import Store
 from infra.tracking import TrackingSettings
 from infra.wandb_replay import WandbReplay
-from tasks.data.packing import best_fit, one_to_a_row, save_plan
+from tasks.data.packing import best_fit, mapped_ids, one_to_a_row, save_plan
 from tasks.execute import RunContext, execute_stage
 from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan
 
 CONTEXT = 1024
+END = 0
+"""The end-of-text token of a tokenizer that Forgeline trained."""
 
 
 class Arm:
@@ -116,8 +117,7 @@ class Arm:
         for split in ("train", "validation", "test"):
             lengths = []
             for file in sorted((tokens / split).glob("*.safetensors")):
-                with safe_open(file, framework="np") as ids:
-                    lengths.append(ids.get_tensor("lengths"))
+                lengths.append(np.diff(np.flatnonzero(mapped_ids(file) == END), prepend=-1).astype(np.int64))
             began = time.perf_counter()
             plan = (best_fit if split == "train" else one_to_a_row)(np.concatenate(lengths), CONTEXT)
             save_plan(plan, lengths, self.folder / "plan.safetensors")
