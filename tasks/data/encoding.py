@@ -103,8 +103,9 @@ class Encoder:
 def unsure_characters(count: int, symbols: bool) -> Mask:
     """For each of the first `count` code points whether another table of Unicode may give it another class.
 
-    That is, whether its class in this Python's version is unknown, or is not that of Unicode 3.2. Words are split by the classes of characters, so these are where two tables may split differently. symbols: whether
-    it matters if a character is a symbol or punctuation; else those that came later (emoji) are not among them.
+    That is, whether its class in this Python's version is unknown, or is not that of Unicode 3.2. Words are split by
+    the classes of characters, so these are where they may be split differently. symbols: whether it matters if a
+    character is a symbol or punctuation; else those that came later (emoji) are not among them.
     """
     then, now = unicodedata.ucd_3_2_0.category, unicodedata.category
     unsure = np.ones(count, np.bool_)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tasks.data.sketch import Sketch
 from tasks.data.splitting import SPLITS, TEST, TRAIN, Split, assign, assign_stratified
 from tasks.data.steps import Account
 
+OPEN_FILES = 256
 Rows = npt.NDArray[np.int64]
 
 
@@ -70,6 +72,7 @@ def select(shards: Sequence[PreparedShard], rules: Rules) -> Selection:
 class _Selecting:
     def __init__(self, shards: Sequence[PreparedShard], rules: Rules) -> None:
         self.shards, self.rules = shards, rules
+        self.open = lru_cache(OPEN_FILES)(Sketch)
         sizes = [int(shard.counts["rows"]) for shard in shards]
         self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), sizes)
         self.row = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, np.int64)
@@ -113,8 +116,7 @@ class _Selecting:
     def _column(self, name: str, place: int | None = None) -> npt.NDArray[Any]:
         found = []
         for shard in self.shards:
-            with Sketch(shard.sketch) as sketch:
-                found.append(sketch.column(name, place))
+            found.append(self.open(shard.sketch).column(name, place))
         return np.concatenate(found)
 
     def _labels(self) -> tuple[list[str], npt.NDArray[np.int32]]:
@@ -163,7 +165,9 @@ class _Selecting:
     def _near(self, threshold: float) -> Mask:
         """Of two test rows none goes for the other's sake: else a new file could take an example out of the test."""
         again = np.zeros(len(self.left), np.bool_)
-        for band in range(self._bands()):  # one at a time: all of them are most of what is known of a row
+        for band in range(
+            self.open(self.shards[0].sketch).width("bands")
+        ):  # one at a time: all of them are most of what is known of a row
             again |= repeated(self._column("bands", band)[self.left])
         met = np.flatnonzero(again)
         keep = np.ones(len(self.left), np.bool_)
@@ -173,18 +177,14 @@ class _Selecting:
             keep[met] = first_of_near(signatures, bands, threshold, exempt)
         return keep
 
-    def _bands(self) -> int:
-        with Sketch(self.shards[0].sketch) as sketch:
-            return sketch.width("bands")
-
     def _values(self, name: str, places: Rows) -> npt.NDArray[Any]:
         """Bands or signatures of some rows; the files of a shard that has none of them are not read."""
         found, order = [], []
         for number in np.unique(self.shard[places]):
             mine = np.flatnonzero(self.shard[places] == number)
             shard = self.shards[number]
-            with Sketch(shard.signatures() if name == "signature" else shard.sketch) as sketch:
-                found.append(sketch.values(name, self.row[places[mine]]))
+            sketch = self.open(shard.signatures() if name == "signature" else shard.sketch)
+            found.append(sketch.values(name, self.row[places[mine]]))
             order.append(mine)
         together: npt.NDArray[Any] = np.concatenate(found)[np.argsort(np.concatenate(order))]
         return together

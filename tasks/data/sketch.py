@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,22 +40,14 @@ class SketchWriter:
 
 
 class Sketch:
-    """A shard's sketch. Use as a context manager, so that its file does not stay open."""
+    """A shard's sketch; its file is open as long as this lives."""
 
     def __init__(self, file: Path) -> None:
         import pyarrow as pa
 
-        self._map = pa.memory_map(str(file))
-        reader = pa.ipc.open_file(self._map)
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._ends = np.cumsum([batch.num_rows for batch in self._batches])
-
-    def __enter__(self) -> Sketch:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._batches.clear()
-        self._map.close()
 
     def column(self, name: str, place: int | None = None) -> Array:
         """All values of a column, or those at one place of a wide one, copied."""

@@ -19,6 +19,7 @@ import yaml
 from infra.artifacts import Manifest
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
+from infra.source_files import SETTLED_NS
 from infra.store import Store
 from infra.tracking import TrackingSettings
 from infra.wandb_replay import WandbReplay
@@ -54,6 +55,7 @@ class Arm:
         self.launcher = LocalLauncher(folder)
         self.launcher.prestart()
         self.made: dict[str, Manifest] = {}
+        time.sleep(2 * SETTLED_NS / 1e9)  # digests of files that have just been written are not remembered
         if settings["turn"] != "full":
             self.work()
             self._copy(self.store, folder / "before")
