@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.bench import inputs
-from tests.bench.memory import ChildMemory
+from tests.bench.memory import ChildMemory, written_bytes
 from tests.bench.result import Figure, Measurement, Row, Settings
 from tests.bench.turns import taking_turns
 
@@ -14,7 +14,7 @@ def peak(megabytes: float, settings: Settings) -> tuple[float, float]:
     """(peak of everything the preparation runs in, MB; seconds)."""
     given = {"corpus": str(inputs.words(megabytes, 1)), "tokenizer": str(inputs.tokenizer("bpe")), "turn": "full"}
     with taking_turns("forgeline_prepare", settings.folder / f"{megabytes:g}", given) as arm:
-        memory = ChildMemory(arm.process.pid)
+        memory = ChildMemory(arm.process.pid, written_bytes)
         turn = arm.turn()
         memory.stop()
         return memory.peak_mb, turn.seconds
@@ -39,7 +39,8 @@ def measure(settings: Settings) -> Measurement:
 ROWS = [
     Row(
         "memory",
-        "peak memory of all processes of a preparation of one JSONL file of 1 GB over that of one of 100 MB",
+        "peak memory of all processes of a preparation of one JSONL file of 1 GB over that of one of 100 MB; without pages of "
+        "mapped files, which the system takes back when it needs them",
         1.1,
         "",
         measure,
