@@ -28,6 +28,8 @@ class ChildMemory:
 
     def __init__(self, pid: int, measure: Callable[[psutil.Process], float] = own_bytes) -> None:
         self.peak_mb = 0.0
+        self.largest_mb = 0.0
+        """The most that one process held."""
         self._measure = measure
         self._process = psutil.Process(pid)
         self._stopped = threading.Event()
@@ -43,7 +45,9 @@ class ChildMemory:
             total = 0.0
             try:
                 for child in self._process.children(recursive=True):
-                    total += self._measure(child) / MB
+                    held = self._measure(child) / MB
+                    total += held
+                    self.largest_mb = max(self.largest_mb, held)
             except (
                 psutil.NoSuchProcess,
                 ProcessLookupError,

@@ -10,7 +10,7 @@ from tests.bench import inputs
 from tests.bench.result import Measurement, Row, Settings
 from tests.bench.turns import Turn, cost_ratio, interleaved
 
-MEGABYTES, FILES = 400.0, 40
+MEGABYTES, FILES = 1000.0, 100
 TURNS = {"full": 0.0, "grown": float(FILES), "again": 0.0}
 """And how many shards each has to find done."""
 

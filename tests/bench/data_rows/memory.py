@@ -11,13 +11,13 @@ SMALL, LARGE = 100.0, 1000.0
 
 
 def peak(megabytes: float, settings: Settings) -> tuple[float, float]:
-    """(peak of everything the preparation runs in, MB; seconds)."""
+    """(peak of the largest process, MB; seconds)."""
     given = {"corpus": str(inputs.words(megabytes, 1)), "tokenizer": str(inputs.tokenizer("bpe")), "turn": "full"}
     with taking_turns("forgeline_prepare", settings.folder / f"{megabytes:g}", given) as arm:
         memory = ChildMemory(arm.process.pid, written_bytes)
         turn = arm.turn()
         memory.stop()
-        return memory.peak_mb, turn.seconds
+        return memory.largest_mb, turn.seconds
 
 
 def measure(settings: Settings) -> Measurement:
@@ -39,8 +39,8 @@ def measure(settings: Settings) -> Measurement:
 ROWS = [
     Row(
         "memory",
-        "peak memory of all processes of a preparation of one JSONL file of 1 GB over that of one of 100 MB; without pages of "
-        "mapped files, which the system takes back when it needs them",
+        "peak memory of the largest process of a preparation of one JSONL file of 1 GB over that of one of 100 MB; without "
+        "pages of mapped files, which the system takes back when it needs them",
         1.1,
         "",
         measure,
