@@ -30,17 +30,19 @@ from infra.store import Store
 
 ARTIFACT = "artifact:"
 """A location inside a part or artifact of the store: `artifact:KIND/KEY/PATH`."""
-WORTH_A_PROCESS = 32 << 20
-"""Bytes of input for which another process is worth its start."""
 LOOKUPS = 8
 
 
 @dataclass(frozen=True)
 class PartKind:
-    """What is made: the artifact kind, and `module:function` that makes one part."""
+    """What is made: the artifact kind, and `module:function` that makes one part.
+
+    worth_a_process: bytes of input for which another process is worth its start, about a second.
+    """
 
     kind: str
     function: str
+    worth_a_process: int = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _make(
     progress: Callable[[int, int], None],
 ) -> list[Manifest]:
     total, done = sum(spec.size for spec in specs), 0
-    processes = min(workers, len(specs), max(1, total // WORTH_A_PROCESS))
+    processes = min(workers, len(specs), max(1, total // kind.worth_a_process))
     if processes <= 1:
         found = []
         for spec in specs:

@@ -37,8 +37,8 @@ def take_rows(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str
             )
             for split in take
         }
-        begin = 0
-        for batch in pq.ParquetFile(artifact_file(arguments["rows"], store)).iter_batches(BATCH, columns=schema.names):
+        begin, table = 0, pq.ParquetFile(artifact_file(arguments["rows"], store), pre_buffer=False)
+        for batch in table.iter_batches(BATCH, columns=schema.names):
             for split, rows in take.items():
                 first, last = np.searchsorted(rows, [begin, begin + len(batch)])
                 if first == last:

@@ -98,7 +98,7 @@ def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> It
     number = 0
     try:
         if source.format == "parquet":
-            table = pq.ParquetFile(file)
+            table = pq.ParquetFile(file, pre_buffer=False)
             names, batches = table.schema_arrow.names, table.iter_batches(BATCH, columns=sorted(set(wanted)))
         else:
             names, batches = _arrow(file)

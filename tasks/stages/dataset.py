@@ -16,7 +16,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -31,7 +33,7 @@ from tasks.data.labels import Label, check_known
 from tasks.data.parts import PartKind, PartSpec, artifact_location
 from tasks.data.pieces import VERSION as PIECES_VERSION
 from tasks.data.pieces import packed
-from tasks.data.prepare import COUNTS, ROWS, SKETCH, Preparation
+from tasks.data.prepare import COUNTS, ROWS, SIGNATURES, SKETCH, Preparation
 from tasks.data.prepare import VERSION as PREPARED_VERSION
 from tasks.data.shards import Shard, shards_of
 from tasks.data.sources import WHOLE_FILE, FoundFile, Source, find_files, hashed, hub_digests, hub_files, with_digests
@@ -39,8 +41,11 @@ from tasks.data.splitting import SPLITS, Split
 from tasks.data.steps import RowSteps
 from tasks.stage import Job, SourceFile, Stage
 
+if TYPE_CHECKING:
+    from infra.store import Store
+
 PREPARED = PartKind("prepared", "tasks.data.prepare:prepare_shard")
-PIECES = PartKind("rows", "tasks.data.pieces:take_rows")
+PIECES = PartKind("rows", "tasks.data.pieces:take_rows", worth_a_process=64 << 20)
 
 
 class Params(RowSteps):
@@ -90,7 +95,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         folder = store.fetch(part, only=[SKETCH, COUNTS])
         counts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
         weight = params.sources[shard.source].weight
-        known.append(PreparedShard(folder / SKETCH, counts, weight))
+        known.append(PreparedShard(folder / SKETCH, partial(_signatures, part, store), counts, weight))
     accounts = [shard.counts for shard in known]
     rejected, units = _quarantine(job, accounts)
 
@@ -129,6 +134,11 @@ def run(job: Job[Params]) -> dict[str, float]:
         "shards": float(len(shards)),
         "shards_reused": float(prepared.reused),
     }
+
+
+def _signatures(part: Manifest, store: Store) -> Path:
+    """The file of a shard's signatures, fetched only now."""
+    return store.fetch(part, only=[SIGNATURES]) / SIGNATURES
 
 
 def _write_json(job: Job[Params], name: str, value: Any) -> None:

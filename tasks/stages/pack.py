@@ -1,7 +1,9 @@
 """pack: documents -> token ids and rows of at most `context` tokens, ready for a language model.
 
 Training rows are packed by best fit and name where each document in them begins; held-out documents get rows of their
-own (`tasks/data/packing.py`). Every file of the dataset is tokenized once and kept, so new data costs its own tokens.
+own (`tasks/data/packing.py`). Every file of the dataset is tokenized once and kept, so new data costs its own tokens;
+the metrics say how many documents the fast tokenizer's ids were compared for, and how many the tokenizers library
+encoded (`tasks/data/encoding.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from tasks.data.columns import stored_files
 from tasks.data.parts import PartKind, PartSpec, artifact_location
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
-TOKENS = PartKind("ids", "tasks.data.tokens:tokenize_file")
-VERSION = 1
+TOKENS = PartKind("ids", "tasks.data.tokens:tokenize_file", worth_a_process=64 << 20)
+VERSION = 2
 """Raised when the same text would be tokenized differently."""
 
 
@@ -39,6 +41,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.packing import best_fit, one_to_a_row, save_plan
     from tasks.data.parts import make_parts
     from tasks.data.tokenizing import load_tokenizer
+    from tasks.data.tokens import IDS, LENGTHS
 
     data, context = job.input("data"), job.params.context
     given = job.input("tokenizer").manifest
@@ -53,9 +56,10 @@ def run(job: Job[Params]) -> dict[str, float]:
         for (of, entry), part in zip(wanted, made.parts, strict=True):
             if of != split:
                 continue
-            lengths.append(load_file(job.store.fetch(part) / part.payload[0].path)["lengths"])
+            lengths.append(load_file(job.store.fetch(part, only=[LENGTHS]) / LENGTHS)["lengths"])
             name = entry.path.removesuffix(".parquet")
-            job.shared.append(replace(part.payload[0], path=f"{name}.safetensors"))
+            ids = next(entry for entry in part.payload if entry.path == IDS)
+            job.shared.append(replace(ids, path=f"{name}.safetensors"))
         plan = (best_fit if split == "train" else one_to_a_row)(np.concatenate(lengths), context)
         save_plan(plan, lengths, job.output / f"{split}.rows.safetensors")
         rows[split] = plan.rows
@@ -67,10 +71,14 @@ def run(job: Job[Params]) -> dict[str, float]:
     tokenizer, _ = load_tokenizer(folder)
     description = {"context": context, "vocab_size": tokenizer.get_vocab_size(), "splits": rows}
     (job.output / "tokens.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    tokens = sum(part.metrics["tokens"] for part in made.parts)
+    tokens, by_library, compared = (
+        sum(part.metrics[name] for part in made.parts) for name in ("tokens", "by_library", "compared")
+    )
     return {
         "rows": float(sum(rows.values())),
         "tokens": tokens,
+        "by_library": by_library,
+        "compared": compared,
         **{f"{name}_rows": float(count) for name, count in rows.items()},
         **({"useful_share": used["train"], "documents_cut": float(long)} if "train" in used else {}),
         "files": float(len(wanted)),
