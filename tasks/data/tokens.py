@@ -16,6 +16,8 @@ from tasks.data.tokenizing import Encoder, load_tokenizer
 
 IDS = "ids.safetensors"
 BATCH = 512
+VERSION = 1
+"""Raised when the same text would be tokenized differently."""
 
 
 def tokenize_file(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str, float]:
