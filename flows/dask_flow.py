@@ -42,7 +42,7 @@ def local_workers(count: int, folder: Path) -> DaskTaskRunner:
             "memory_limit": None,
             "host": "127.0.0.1",
             "security": True,
-            "dashboard_address": None,
+            "dashboard_address": "127.0.0.1:0",
             "local_directory": str(folder),
             "env": SINGLE_THREADED | quiet,
         },
@@ -79,21 +79,20 @@ def make_with_dask(
     missing: list[Batch],
     retries: int,
     on_made: Callable[[Batch], None],
-) -> list[tuple[str, int]]:
-    """(worker, parts made) of each batch. Raises the first error of a part."""
+) -> set[str]:
+    """The workers (host:process id) that made all batches. Raises the first error of a part."""
     here = _StaysHere(missing, on_made)
 
     @task(
         name=f"{stage} parts",
-        tags=[missing[0].kind.kind],
         retries=retries,
         retry_condition_fn=worth_another_attempt,
         cache_policy=NO_CACHE,
         persist_result=False,
     )
-    def make_batch(batch: Batch) -> tuple[str, int]:
-        made = batch.make(Path(get_worker().local_directory))
-        return f"{socket.gethostname()}:{os.getpid()}", made
+    def make_batch(batch: Batch) -> str:
+        batch.make(Path(get_worker().local_directory))
+        return f"{socket.gethostname()}:{os.getpid()}"
 
     @flow(
         name=f"{pipeline} prepare",
@@ -102,14 +101,14 @@ def make_with_dask(
         persist_result=False,
         validate_parameters=False,
     )
-    def make_all() -> list[tuple[str, int]]:
+    def make_all() -> set[str]:
         batches, on_made = here.values
         futures = {make_batch.submit(batch): batch for batch in batches}
-        made = []
+        workers = set()
         for future in as_completed(list(futures)):
-            made.append(future.result())
+            workers.add(future.result())
             on_made(futures[future])
-        return made
+        return workers
 
     try:
         with temporary_settings({PREFECT_API_URL: _api_url()}):

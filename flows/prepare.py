@@ -66,7 +66,8 @@ def prepare(
         count = sum(len(batch.specs) for batch in missing)
         say(f"{stage}: {count} of {total} parts to make, {sum(b.size for b in missing) / 1e6:.0f} MB")
         try:
-            return Prepared(stage, total, *_make(pipeline, node, missing, dask, workers, Path(scratch), say))
+            by = _make(pipeline, node, missing, dask, workers, Path(scratch), say)
+            return Prepared(stage, total, count, sorted(by))
         except ForgelineError as error:
             raise error.within(f"stage {stage}") from error.__cause__
 
@@ -102,8 +103,8 @@ def _make(
     workers: int | None,
     scratch: Path,
     say: Callable[[str], None],
-) -> tuple[int, list[str]]:
-    """How many parts were made, and by which workers."""
+) -> set[str]:
+    """The workers that made the batches."""
     run, total = new_run_id(), sum(batch.size for batch in missing)
     folder = home() / "runs" / run
     folder.mkdir(parents=True)
@@ -121,5 +122,4 @@ def _make(
         log_to_file(folder / "prefect.log")
         count = workers or len(os.sched_getaffinity(0))
         runner = running_scheduler(dask) if dask else local_workers(count, scratch)
-        made = make_with_dask(pipeline.name, node.name, run, runner, missing, node.execution.retries, progress)
-    return sum(count for _, count in made), sorted({worker for worker, _ in made})
+        return make_with_dask(pipeline.name, node.name, run, runner, missing, node.execution.retries, progress)

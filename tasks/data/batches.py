@@ -33,8 +33,8 @@ class Batch:
         """Bytes of input."""
         return sum(spec.size for spec in self.specs)
 
-    def make(self, scratch: Path) -> int:
-        """Make the parts that are not there; how many that were. Raises StageError in another version of Forgeline."""
+    def make(self, scratch: Path) -> None:
+        """Make the parts that are not there. Raises StageError in another version of Forgeline."""
         module = importlib.import_module(self.kind.function.partition(":")[0])
         for spec in self.specs:
             if spec.identity["version"] != module.VERSION:
@@ -43,8 +43,7 @@ class Batch:
                     f"worker makes version {module.VERSION}",
                     hint="Install the same version of Forgeline on every worker.",
                 )
-        made = make_parts(self.kind, self.specs, opened(self.store_url), workers=1, scratch=scratch)
-        return len(self.specs) - made.reused
+        make_parts(self.kind, self.specs, opened(self.store_url), workers=1, scratch=scratch)
 
 
 def batches(kind: PartKind, specs: Sequence[PartSpec], store: Store) -> list[Batch]:
