@@ -27,7 +27,7 @@ from tasks.data.batches import Batch
 from tasks.data.parts import KILLED, KILLED_HINT, SINGLE_THREADED
 from tasks.prefect_task import worth_another_attempt
 
-CONNECT_SECONDS = 10
+CONNECT_SECONDS = 5
 
 
 def local_workers(count: int, folder: Path) -> DaskTaskRunner:
@@ -55,7 +55,7 @@ def running_scheduler(address: str) -> DaskTaskRunner:
     api = PREFECT_API_URL.value()
     if not _on_this_machine(address) and (api is None or _on_this_machine(api)):
         raise UsageError(
-            f"its workers could not reach the Prefect API at {api or 'a temporary server here'}",
+            f"its workers could not reach the Prefect API, which is {api or 'a temporary server'} on this machine",
             where=where,
             hint="Set PREFECT_API_URL to a server that they can reach.",
         )
