@@ -1,8 +1,8 @@
 """`forgeline prepare`: the parts of a data stage, made by many machines before `forgeline run` needs them.
 
 The workers are those of a running Dask scheduler, or processes started here for the time. Each needs Forgeline
-(`forgeline[dask]`), what opens the store and the Prefect API in its environment, and the sources at the same place. Its
-Dask `local_directory` holds what it has under way.
+(`forgeline[dask]`), what opens the store in its environment, and the sources at the same place; a folder as a store
+has to be the same one everywhere. What a worker has under way lies in its Dask `local_directory`.
 """
 
 from __future__ import annotations

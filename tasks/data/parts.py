@@ -170,9 +170,7 @@ def _make(
         return found
     # A fork would copy the locks of this process's threads in whatever state they are.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        processes, mp_context=context, initializer=os.environ.update, initargs=(SINGLE_THREADED,)
-    )
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_single_threaded)
     try:
         # The largest first: a large one begun last would be waited for alone.
         futures: dict[Future[Manifest], int] = {}
@@ -198,3 +196,7 @@ def _make_apart(kind: PartKind, spec: PartSpec, store_url: str, scratch: Path) -
 def opened(store_url: str) -> Store:
     """The store, opened once for all parts that this process makes."""
     return Store.open(store_url)
+
+
+def _single_threaded() -> None:
+    os.environ.update(SINGLE_THREADED)
