@@ -118,7 +118,9 @@ def make_with_dask(
     except KilledWorker as error:
         raise TransientError(KILLED, hint=KILLED_HINT) from error
     except Exception as error:
-        hint = "Every worker needs Forgeline with its extra `dask`, and what opens the store in its environment."
+        hint = (
+            "Scheduler and workers need this version of Forgeline with its extra `dask`; workers what opens the store."
+        )
         raise StageError(f"{type(error).__name__}: {error}", hint=hint) from error
 
 

@@ -1,8 +1,9 @@
 """`forgeline prepare`: the parts of a data stage, made by many machines before `forgeline run` needs them.
 
-The workers are those of a running Dask scheduler, or processes started here for the time. Each needs Forgeline
-(`forgeline[dask]`), what opens the store in its environment, and the sources at the same place; a folder as a store
-has to be the same one everywhere. What a worker has under way lies in its Dask `local_directory`.
+The workers are those of a running Dask scheduler, or processes started here for the time. The scheduler too needs
+Forgeline (`forgeline[dask]`), because it unpacks what it hands on. A worker needs what opens the store in its
+environment, and the sources at the same place; a folder as a store has to be the same one everywhere. What it has under
+way lies in its Dask `local_directory`.
 """
 
 from __future__ import annotations

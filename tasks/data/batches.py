@@ -15,7 +15,7 @@ from infra.store import Store
 from tasks.data.parts import PartKind, PartSpec, existing, make_parts, opened
 
 WORTH_HANDING_OUT = 8 << 20
-"""Bytes of input that take about a second or more."""
+"""Bytes of input that take about a second or more; 300 shards of 20 kB took 18 s in batches, 61 s one by one."""
 PART_COST = 256 << 10
 """Bytes whose preparation takes as long as what every part costs, however small."""
 MOST = 1000
