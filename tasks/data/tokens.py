@@ -23,6 +23,8 @@ IDS, LENGTHS = "ids.safetensors", "lengths.safetensors"
 BATCH = 1024
 HEADER = 120
 """Bytes of the header, padded with blanks, so that it can be written last: 128 with its length."""
+VERSION = 2
+"""Raised when the same text would be tokenized differently."""
 log = logging.getLogger(__name__)
 
 

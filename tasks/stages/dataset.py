@@ -77,18 +77,20 @@ def sources(params: Params) -> list[SourceFile]:
     return [*hashed(files_of(params)), *hub_digests(params.sources)]
 
 
+def parts(job: Job[Params]) -> tuple[PartKind, list[PartSpec]]:
+    """The preparation of each shard."""
+    return PREPARED, _shards(job)[2]
+
+
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.card import data_card
     from tasks.data.frozen import check_frozen
     from tasks.data.parts import make_parts
-    from tasks.data.runs import known_runs
     from tasks.data.selection import PreparedShard, Rules, select
 
     params, store = job.params, job.store
-    files = [*with_digests([*files_of(params), *_hub(params)]), *_of_stages(job)]
+    files, shards, specs = _shards(job)
     _write_json(job, "sources.json", [[file.path, file.sha256] for file in files])
-    shards = shards_of(files, params.sources)
-    specs = _preparations(params, shards, known_runs(job, params.decontaminate))
     prepared = make_parts(PREPARED, specs, store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
     known = []
     for shard, part in zip(shards, prepared.parts, strict=True):
@@ -139,6 +141,16 @@ def run(job: Job[Params]) -> dict[str, float]:
 def _signatures(part: Manifest, store: Store) -> Path:
     """The file of a shard's signatures, fetched only now."""
     return store.fetch(part, only=[SIGNATURES]) / SIGNATURES
+
+
+def _shards(job: Job[Params]) -> tuple[list[FoundFile], list[Shard], list[PartSpec]]:
+    """The files, the shards they make, and how each of these is prepared."""
+    from tasks.data.runs import known_runs
+
+    params = job.params
+    files = [*with_digests([*files_of(params), *_hub(params)]), *_of_stages(job)]
+    shards = shards_of(files, params.sources)
+    return files, shards, _preparations(params, shards, known_runs(job, params.decontaminate))
 
 
 def _write_json(job: Job[Params], name: str, value: Any) -> None:
@@ -260,4 +272,6 @@ def _row_steps(counts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(total.values())
 
 
-STAGE = Stage(kind="dataset", version=2, makes="dataset", params=Params, run=run, sources=sources, lazy=True)
+STAGE = Stage(
+    kind="dataset", version=2, makes="dataset", params=Params, run=run, sources=sources, lazy=True, parts=parts
+)

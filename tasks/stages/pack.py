@@ -15,15 +15,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from infra.artifacts import FileEntry, Manifest
+from infra.artifacts import FileEntry
 from infra.errors import StageError
 from tasks.data.columns import stored_files
 from tasks.data.parts import PartKind, PartSpec, artifact_location
-from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
+from tasks.data.tokens import IDS, LENGTHS, VERSION
+from tasks.stage import Input, Job, Stage, StageParams
 
 TOKENS = PartKind("ids", "tasks.data.tokens:tokenize_file", worth_a_process=64 << 20)
-VERSION = 2
-"""Raised when the same text would be tokenized differently."""
 
 
 class Params(StageParams):
@@ -34,6 +33,20 @@ class Params(StageParams):
     context: int = Field(ge=2, description="Tokens in a row.")
 
 
+def parts(job: Job[Params]) -> tuple[PartKind, list[PartSpec]]:
+    """The token ids of each file."""
+    data, tokenizer = job.input("data").manifest, job.input("tokenizer").manifest
+    place = artifact_location(tokenizer, "")
+    return TOKENS, [
+        PartSpec(
+            {"version": VERSION, "file": entry.sha256, "tokenizer": tokenizer.digest},
+            {"file": artifact_location(data, entry.path), "tokenizer": place},
+            entry.size,
+        )
+        for _, entry in _files(job)
+    ]
+
+
 def run(job: Job[Params]) -> dict[str, float]:
     import numpy as np
     from safetensors.numpy import load_file
@@ -41,15 +54,11 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.packing import best_fit, one_to_a_row, save_plan
     from tasks.data.parts import make_parts
     from tasks.data.tokenizing import load_tokenizer
-    from tasks.data.tokens import IDS, LENGTHS
 
-    data, context = job.input("data"), job.params.context
-    given = job.input("tokenizer").manifest
-    folder = job.store.fetch(given)
+    context, wanted = job.params.context, _files(job)
+    folder = job.store.fetch(job.input("tokenizer").manifest)
     shutil.copytree(folder, job.output / "tokenizer")
-    wanted = stored_files(data.manifest, [data.split] if data.split else None)
-    specs = _specs(data, given, [entry for _, entry in wanted])
-    made = make_parts(TOKENS, specs, job.store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
+    made = make_parts(*parts(job), job.store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
     rows, used = {}, {}
     for split in sorted({split for split, _ in wanted}):
         lengths = []
@@ -86,16 +95,10 @@ def run(job: Job[Params]) -> dict[str, float]:
     }
 
 
-def _specs(data: InputArtifact, tokenizer: Manifest, files: list[FileEntry]) -> list[PartSpec]:
-    place = artifact_location(tokenizer, "")
-    return [
-        PartSpec(
-            {"version": VERSION, "file": entry.sha256, "tokenizer": tokenizer.digest},
-            {"file": artifact_location(data.manifest, entry.path), "tokenizer": place},
-            entry.size,
-        )
-        for entry in files
-    ]
+def _files(job: Job[Params]) -> list[tuple[str, FileEntry]]:
+    """The files to pack, each with its split."""
+    data = job.input("data")
+    return stored_files(data.manifest, [data.split] if data.split else None)
 
 
-STAGE = Stage(kind="pack", version=2, makes="tokens", params=Params, run=run, lazy=True)
+STAGE = Stage(kind="pack", version=2, makes="tokens", params=Params, run=run, lazy=True, parts=parts)
