@@ -59,8 +59,16 @@ def decode(raw: bytes, *, python: bool = False, fallback: str | None = None) -> 
         except UnicodeDecodeError:
             if fallback is None:
                 raise
-            text = raw.decode(fallback)
+            text = _in_fallback(raw, fallback)
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _in_fallback(raw: bytes, encoding: str) -> str:
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        error.encoding = f"utf-8 or {encoding}"  # its own may be `charmap`
+        raise
 
 
 def too_long() -> str:
