@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import cache
 
 from pydantic import Field, field_validator
 
@@ -47,8 +48,9 @@ class Language(StageParams):
         return keep
 
 
+@cache
 def detector() -> Callable[[str], tuple[str, float]]:
-    """text -> (ISO 639 code, probability)."""
+    """text -> (ISO 639 code, probability). The model takes half a second to load: a process does it once."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
