@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
 from typing import Literal
@@ -9,6 +10,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tasks.stage import StageParams
+
+PLAIN = re.compile(r"[\n\t -~]*")
+"""Text that ftfy, which takes it line by line, has nothing to do with."""
 
 
 class Clean(StageParams):
@@ -36,7 +40,7 @@ def repair(kind: str) -> Callable[[str], str]:
 
         # What looks like markup stays: `&amp;` in a text may be meant.
         settings = ftfy.TextFixerConfig(unescape_html=False, explain=False)
-        return lambda text: ftfy.fix_text(text, settings)
+        return lambda text: text if PLAIN.fullmatch(text) else ftfy.fix_text(text, settings)
     return (lambda text: unicodedata.normalize("NFC", text)) if kind == "nfc" else (lambda text: text)
 
 

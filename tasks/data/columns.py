@@ -2,15 +2,15 @@
 
     train/<shard>.parquet  validation/<shard>.parquet  test/<shard>.parquet
 
-Columns, all strings: `id` (path, path::qualname or path#row), `text`, `group` (what is never torn over two splits),
-and `label` where the dataset is labelled. A shard's file is named by the shard and written without timestamps: equal
-rows give equal bytes, whatever else is in the dataset.
+Columns: `id` (path, path::qualname or path#row), `text`, `group` (what is never torn over two splits), and `label`
+where the dataset is labelled, all strings; then those that pass through, by name, of their own types. A shard's file is
+named by the shard and written without timestamps: equal rows give equal bytes, whatever else is in the dataset.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,24 +21,27 @@ if TYPE_CHECKING:
 
     from infra.artifacts import FileEntry, Manifest
     from tasks.data.reading import Row
+    from tasks.data.typed_columns import ColumnType
 
 COLUMNS = ("id", "text", "group", "label")
 BATCH = 1024
 
 
-def row_schema(labelled: bool = True) -> pa.Schema:
-    """Schema of rows; without `label` where the dataset has none."""
+def row_schema(columns: Mapping[str, ColumnType] | None = None) -> pa.Schema:
+    """Schema of prepared rows; `columns`: those that pass through."""
     import pyarrow as pa
 
-    return pa.schema([(name, pa.string()) for name in COLUMNS if labelled or name != "label"])
+    typed = [(name, pa.type_for_alias(kind)) for name, kind in sorted((columns or {}).items())]
+    return pa.schema([*((name, pa.string()) for name in COLUMNS), *typed])
 
 
-def row_batch(rows: Sequence[Row]) -> pa.RecordBatch:
-    """Rows as a record batch of `row_schema()`."""
+def row_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
+    """Rows as a record batch of `row_schema`."""
     import pyarrow as pa
 
-    columns = [pa.array([getattr(row, name) for row in rows], pa.string()) for name in COLUMNS]
-    return pa.record_batch(columns, schema=row_schema())
+    columns = [[getattr(row, name) for row in rows] for name in COLUMNS]
+    columns += [[row.values[i] for row in rows] for i in range(len(schema) - len(COLUMNS))]
+    return pa.record_batch([pa.array(*pair) for pair in zip(columns, schema.types, strict=True)], schema=schema)
 
 
 def describe(folder: Path) -> dict[str, Any]:

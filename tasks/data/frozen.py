@@ -32,8 +32,11 @@ def check_frozen(job: Job[Any], split: Split) -> None:
     if not lost:
         return
     before = job.store.fetch(last, only=lost)
-    here = {long_hash(text) for _, text in _examples(job.fetch_shared(path) for path in added)}
-    gone = [name for name, text in _examples(before / path for path in lost) if long_hash(text) not in here]
+    old_columns, new_columns = _columns(last.identity.get("params", {})), _columns(job.params.model_dump(mode="json"))
+    here = set()
+    if set(old_columns) <= set(new_columns):
+        here = {content for _, content in _examples((job.fetch_shared(path) for path in added), old_columns)}
+    gone = [name for name, content in _examples((before / path for path in lost), old_columns) if content not in here]
     if gone:
         listed = ", ".join(gone[:SHOWN]) + (f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else "")
         raise StageError(
@@ -53,6 +56,13 @@ def _test_files(entries: Iterable[FileEntry]) -> dict[str, str]:
     return {entry.path: entry.sha256 for entry in entries if entry.path.startswith("test/")}
 
 
-def _examples(files: Iterable[Path]) -> Iterable[tuple[str, str]]:
-    for batch in iterate_columns(files, ["id", "text"]):
-        yield from zip(batch["id"], batch["text"], strict=True)
+def _columns(params: dict[str, Any]) -> list[str]:
+    """The columns that pass through, which are the same for all sources."""
+    return sorted(params["sources"][0].get("columns") or ())
+
+
+def _examples(files: Iterable[Path], columns: list[str]) -> Iterable[tuple[str, tuple[int, int]]]:
+    """(id, hash of the text and of the values of the columns) of each row."""
+    for batch in iterate_columns(files, ["id", "text", *columns]):
+        for name, text, *values in zip(batch["id"], batch["text"], *(batch[c] for c in columns), strict=True):
+            yield name, long_hash(text, values)

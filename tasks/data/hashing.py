@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +18,23 @@ def short_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def long_hash(text: str) -> tuple[int, int]:
-    """128 bits of a text's SHA-256, as two numbers: no two texts that differ have the same."""
-    found = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+def long_hash(text: str, values: Sequence[Any] = ()) -> tuple[int, int]:
+    """128 bits of `content_digest`, as two numbers: no two rows that differ have the same."""
+    found = content_digest(text, values)
     return int.from_bytes(found[:8], "little"), int.from_bytes(found[8:16], "little")
+
+
+def content_digest(text: str, values: Sequence[Any] = ()) -> bytes:
+    """SHA-256 of a row's text and of its values in other columns: equal rows have the same, others do not."""
+    if not values:
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    found = hashlib.sha256()
+    for value in (text, *values):
+        raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        raw = raw if isinstance(raw, bytes) else repr(raw).encode()
+        found.update(b"%s %d:" % (type(value).__name__.encode(), len(raw)))
+        found.update(raw)
+    return found.digest()
 
 
 def windows(hashes: Hashes, size: int) -> Hashes:

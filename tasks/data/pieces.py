@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from infra.store import Store
-from tasks.data.columns import BATCH, row_schema
+from tasks.data.column_figures import ColumnFigures
+from tasks.data.columns import BATCH, COLUMNS
 from tasks.data.parts import artifact_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 VERSION = 1
 
@@ -23,12 +28,15 @@ def take_rows(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str
     """Write `<split>.parquet` for each split in `take` that has rows, a batch at a time.
 
     arguments: `rows`, location of the prepared shard's rows; `take`, row numbers by split (`packed`), ascending;
-    `labelled`. A row taken again gets `@2`, `@3` ... behind its id.
+    `labelled`. A row taken again gets `@2`, `@3` ... behind its id. Returns the rows of each split, and the figures of
+    the columns that pass through.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = row_schema(arguments["labelled"])
+    table = pq.ParquetFile(artifact_file(arguments["rows"], store), pre_buffer=False)
+    schema = pa.schema([field for field in table.schema_arrow if arguments["labelled"] or field.name != "label"])
+    passing, figures = [name for name in schema.names if name not in COLUMNS], ColumnFigures()
     take = {split: rows for split, text in arguments["take"].items() if len(rows := unpacked(text))}
     with contextlib.ExitStack() as stack:
         writers = {
@@ -37,8 +45,8 @@ def take_rows(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str
             )
             for split in take
         }
-        begin, table = 0, pq.ParquetFile(artifact_file(arguments["rows"], store), pre_buffer=False)
-        for batch in table.iter_batches(BATCH, columns=schema.names):
+        begin = 0
+        for batch in _batches(table, schema.names, by_group=bool(passing)):
             for split, rows in take.items():
                 first, last = np.searchsorted(rows, [begin, begin + len(batch)])
                 if first == last:
@@ -48,8 +56,17 @@ def take_rows(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str
                     ids = pa.array(_told_apart(taken.column("id").to_pylist()))
                     taken = pa.record_batch([ids, *taken.columns[1:]], schema=schema)
                 writers[split].write_batch(taken)
+                for name in passing:
+                    figures.add(name, taken.column(name))
             begin += len(batch)
-    return {split: float(len(rows)) for split, rows in take.items()}
+    return {**{split: float(len(rows)) for split, rows in take.items()}, **figures.to_metrics()}
+
+
+def _batches(table: pq.ParquetFile, names: list[str], *, by_group: bool) -> Iterator[pa.RecordBatch]:
+    """The rows in batches; by the groups they were written in where a column's values may be large."""
+    groups = [[i] for i in range(table.num_row_groups)] if by_group else [None]
+    for group in groups:
+        yield from table.iter_batches(BATCH, row_groups=group, columns=names)
 
 
 def packed(take: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, str]:

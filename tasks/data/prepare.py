@@ -1,7 +1,7 @@
 """One shard prepared: read, cleaned, filtered, masked, hashed. Needs nothing but the shard and the store, so it runs
 anywhere; what it leaves depends on nothing else.
 
-    rows.parquet          id, text, group, label of every row that is left
+    rows.parquet          id, text, group, label of every row that is left, and the columns that pass through
     sketch.arrow          for each row: text [2] (hash), point (of its group), order (hash of its id), label and length,
                           bands of its signature where near-duplicates are looked for, overlap with evaluation sets
     signatures.arrow      its signature; read only where a band is met again
@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,12 @@ from tasks.data.sketch import SketchWriter
 from tasks.data.sources import WHOLE_FILE, Source, unreadable
 from tasks.data.splitting import point_of
 from tasks.data.steps import Bad, Labels, RowSteps, row_steps, walk_through
+from tasks.data.typed_columns import size_of
 from tasks.stage import identity_params
 
 BATCH = 1000
+BATCH_BYTES = 32 << 20
+"""Of the columns that pass through; texts are shorter."""
 NAMED = 1000
 """Rows set aside that a shard names; all are counted."""
 ROWS, SKETCH, SIGNATURES, COUNTS = "rows.parquet", "sketch.arrow", "signatures.arrow", "counts.json"
@@ -98,7 +101,7 @@ class _Work:
     def __init__(self, how: Preparation, scratch: Path) -> None:
         self.how, self.scratch = how, scratch
         self.labels = Labels(how.label_map, how.label_keep) if how.label_from is not None else None
-        self.steps = row_steps(how.steps, self.labels)
+        self.steps = row_steps(how.steps, self.labels, has_text=how.source.has_text)
         column = (how.label_from or "").partition(":")[2] or None
         group = how.group_by.partition(":")[2] or None
         self.columns = Columns(label=column, group=group, label_from_package=how.label_from == "package")
@@ -117,7 +120,7 @@ class _Work:
                     self._reject(row)
                     continue
                 if self.how.group_by == "row":
-                    row = Row(row.id, row.text, row.id, row.label)
+                    row = replace(row, group=row.id)
                 done = walk_through(row, self.steps)
                 if isinstance(done, Bad):
                     self._reject(Rejected(path, None, f"{row.id}: {done.reason}"))
@@ -140,12 +143,14 @@ class _Writer:
         self.rows, self.labels, self._batch = 0, list[str](), list[Row]()
         self._codes: dict[str | None, int] = {}
         self._sketch, self._signatures = SketchWriter(folder / SKETCH), SketchWriter(folder / SIGNATURES)
-        self._table = pq.ParquetWriter(folder / ROWS, row_schema(), compression="zstd", compression_level=1)
+        self._schema, self._size = row_schema(how.source.columns), 0
+        self._table = pq.ParquetWriter(folder / ROWS, self._schema, compression="zstd", compression_level=1)
 
     def add(self, rows: Iterator[Row]) -> None:
         for row in rows:
             self._batch.append(row)
-            if len(self._batch) == BATCH:
+            self._size += size_of(row.values)
+            if len(self._batch) == BATCH or self._size >= BATCH_BYTES:
                 self._flush()
 
     def close(self) -> None:
@@ -159,12 +164,12 @@ class _Writer:
         if rows or not self.rows:
             self._sketch.write(self._known(rows, texts))
         if rows:
-            self._table.write_batch(row_batch(rows))
+            self._table.write_batch(row_batch(rows, self._schema))
         self.rows += len(rows)
-        self._batch = []
+        self._batch, self._size = [], 0
 
     def _known(self, rows: list[Row], texts: list[str]) -> dict[str, np.ndarray[Any, Any]]:
-        hashes = [long_hash(text) for text in texts]
+        hashes = [long_hash(row.text, row.values) for row in rows]
         known: dict[str, np.ndarray[Any, Any]] = {
             "text": np.array(hashes, np.uint64).reshape(-1, 2),
             "point": np.array([point_of(row.group, self.how.seed) for row in rows], np.uint64),

@@ -7,7 +7,6 @@ what is missing. A row, or a file that is one example, is set aside and counted.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -17,20 +16,26 @@ from typing import Any
 
 from infra.errors import StageError
 from tasks.data.functions import python_functions
+from tasks.data.hashing import content_digest
 from tasks.data.records import records
 from tasks.data.sources import WHOLE_FILE, Source, package_of
 from tasks.data.streams import decode, reason, too_long, whole
 from tasks.data.templates import Text, text_maker
+from tasks.data.typed_columns import Values, values_reader
 
 
 @dataclass(frozen=True)
 class Row:
-    """One example. `group` is what must not be torn over two splits, `label` its class where the data has one."""
+    """One example. `group` is what must not be torn over two splits, `label` its class where the data has one.
+
+    values: those of the columns that pass through (`Source.columns`), sorted by the columns' names.
+    """
 
     id: str
     text: str
     group: str
     label: str | None = None
+    values: Values = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def _documents(file: Path, path: str, source: Source, columns: Columns) -> Numbe
         yield None, Rejected(path, None, too_long())
         return
     try:
-        text = decode(raw, python=path.endswith(".py"))
+        text = decode(raw, python=path.endswith(".py"), fallback=source.fallback_encoding)
         if source.format == "text":
             yield None, Row(path, text, path, label)
             return
@@ -115,24 +120,30 @@ def _documents(file: Path, path: str, source: Source, columns: Columns) -> Numbe
 def _records(file: Path, path: str, source: Source, columns: Columns) -> Numbered:
     taken: dict[str, int] = {}
     make = text_maker(source)
+    passing = source.columns or {}
+    values_of = values_reader(passing, empty_is_missing=source.format == "csv")
     # Rows of another stage's dataset have names and groups that hold everywhere.
     prefix = "" if source.stage is not None else f"{path}#"
     id_column, group_column = source.id_column, columns.group
     if source.stage is not None:
         id_column, group_column = "id", columns.group or "group"
-    wanted = [*make.columns, *filter(None, (columns.label, id_column, group_column))]
+    wanted = [*make.columns, *passing, *filter(None, (columns.label, id_column, group_column))]
     for line, record in records(file, path, source, wanted):
         text = record if isinstance(record, str) else make(record)
         if not isinstance(text, Text):
             yield line, Rejected(path, line, text)
             continue
         assert isinstance(record, dict)
-        name = _cell(record, id_column) or hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+        values = values_of(record)
+        if isinstance(values, str):
+            yield line, Rejected(path, line, values)
+            continue
+        name = _cell(record, id_column) or content_digest(text, values).hex()[:16]
         taken[name] = taken.get(name, 0) + 1
         if taken[name] > 1:
             name = f"{name}-{taken[name]}"
         label = package_of(path, source) if columns.label_from_package else _cell(record, columns.label)
-        yield line, Row(f"{prefix}{name}", str(text), _cell(record, group_column) or path, label)
+        yield line, Row(f"{prefix}{name}", str(text), _cell(record, group_column) or path, label, values)
 
 
 def _cell(record: dict[str, Any], column: str | None) -> str | None:

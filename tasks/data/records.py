@@ -14,6 +14,8 @@ from tasks.data.sources import Source
 from tasks.data.streams import LONGEST_ROW, decode, lines, open_stream, reason, too_long
 
 BATCH = 1024
+BATCH_BYTES = 32 << 20
+"""Of a table, which may have an image in each row."""
 Numbered = tuple[int | None, dict[str, Any] | str]
 """(line, record) or (line, what is wrong with it)."""
 
@@ -32,19 +34,19 @@ def records(file: Path, path: str, source: Source, wanted: Collection[str]) -> I
         elif source.format == "lines":
             for number, line in lines(stream):
                 if line is None or line.strip():
-                    yield number, _decoded(line) if line is not None else too_long()
+                    yield number, _decoded(line, source) if line is not None else too_long()
         else:
-            yield from _jsonl(stream)
+            yield from _jsonl(stream, source)
 
 
-def _decoded(line: bytes) -> dict[str, Any] | str:
+def _decoded(line: bytes, source: Source) -> dict[str, Any] | str:
     try:
-        return {"text": decode(line, python=False).removesuffix("\n")}
+        return {"text": decode(line, fallback=source.fallback_encoding).removesuffix("\n")}
     except UnicodeDecodeError as error:
         return reason(error)
 
 
-def _jsonl(stream: IO[bytes]) -> Iterator[Numbered]:
+def _jsonl(stream: IO[bytes], source: Source) -> Iterator[Numbered]:
     for number, line in lines(stream):
         if line is None:
             yield number, too_long()
@@ -52,7 +54,7 @@ def _jsonl(stream: IO[bytes]) -> Iterator[Numbered]:
         if not line.strip():
             continue
         try:
-            record = json.loads(decode(line, python=False))
+            record = json.loads(decode(line, fallback=source.fallback_encoding))
         except (UnicodeDecodeError, ValueError, RecursionError) as error:
             yield number, reason(error) if isinstance(error, UnicodeDecodeError) else f"not valid JSON: {error}"
             continue
@@ -65,7 +67,7 @@ def _jsonl(stream: IO[bytes]) -> Iterator[Numbered]:
 def _csv(stream: IO[bytes], path: str, source: Source, wanted: Collection[str]) -> Iterator[Numbered]:
     csv.field_size_limit(LONGEST_ROW)
     skipped: list[int] = []
-    rows = csv.DictReader(_text_lines(stream, skipped), delimiter=source.delimiter, strict=True)
+    rows = csv.DictReader(_text_lines(stream, skipped, source), delimiter=source.delimiter, strict=True)
     try:
         header = list(rows.fieldnames or [])
         if not header:
@@ -81,13 +83,16 @@ def _csv(stream: IO[bytes], path: str, source: Source, wanted: Collection[str]) 
         yield number, too_long()
 
 
-def _text_lines(stream: IO[bytes], skipped: list[int]) -> Iterator[str]:
-    """Lines as text; a byte that is no UTF-8 becomes half a surrogate pair, which rejects its row and no other."""
+def _text_lines(stream: IO[bytes], skipped: list[int], source: Source) -> Iterator[str]:
+    """Lines as text; a byte that is none becomes half a surrogate pair, which rejects its row and no other."""
     for number, line in lines(stream):
         if line is None:
             skipped.append(number)
         else:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                yield line.decode(source.fallback_encoding or "utf-8", "surrogateescape")
 
 
 def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> Iterator[Numbered]:
@@ -99,20 +104,31 @@ def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> It
     try:
         if source.format == "parquet":
             table = pq.ParquetFile(file, pre_buffer=False)
-            names, batches = table.schema_arrow.names, table.iter_batches(BATCH, columns=sorted(set(wanted)))
+            names, metadata = table.schema_arrow.names, table.metadata
+            size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+            rows = _rows_at_once(size, metadata.num_rows) if source.columns else BATCH
+            batches = table.iter_batches(rows, columns=sorted(set(wanted)))
         else:
             names, batches = _arrow(file)
         _check_columns(names, wanted, path)
         for batch in batches:
-            for record in batch.select(sorted(set(wanted))).to_pylist():
-                number += 1
-                yield number, record
+            chosen = batch.select(sorted(set(wanted)))
+            rows = _rows_at_once(chosen.nbytes, len(chosen))
+            for begin in range(0, len(chosen), rows):
+                for record in chosen.slice(begin, rows).to_pylist():
+                    number += 1
+                    yield number, record
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise StageError(
             f"not {name} file: {error}",
             where=f"sources: {path}",
             hint="It may be cut off: fetch it again, or `exclude` it.",
         ) from error
+
+
+def _rows_at_once(size: int, rows: int) -> int:
+    """How many of `rows` rows that take `size` bytes together fit into a batch."""
+    return max(1, min(BATCH, BATCH_BYTES * rows // max(size, 1)))
 
 
 def _arrow(file: Path) -> tuple[list[str], Iterable[Any]]:

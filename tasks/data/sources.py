@@ -9,6 +9,7 @@ made:
       - {files: "faq.csv", format: csv, template: "Q: {question}\\nA: {answer}", licence: CC-BY-4.0}
       - {python_functions: "${python:stdlib}"}
       - {files: "hf://datasets/org/name@0123...cdef/data/train-*.parquet", format: parquet}
+      - {files: "goods.parquet", format: parquet, text_column: null, columns: {photo: binary, price: float32}}
       - {stage: mails}
 
 Where the files lie is not identity; which files there are, by relative path and content, is. A dataset on the Hugging
@@ -32,9 +33,11 @@ from pydantic import Field, model_validator
 
 from infra import source_files
 from infra.errors import StageError, StoreError
+from infra.keys import digest
 from infra.source_files import SourceLocation, is_url
 from tasks.data.file_patterns import compiled, matches_any, split_root, walk
-from tasks.stage import Input, Located, SourceFile, StageParams
+from tasks.data.typed_columns import ColumnType
+from tasks.stage import Input, Located, SourceFile, StageParams, identity_params
 
 STDLIB = "${python:stdlib}"
 NOT_STDLIB = frozenset({"site-packages", "dist-packages", "__pycache__"})
@@ -67,7 +70,9 @@ class Source(StageParams):
         description="`text`: a file is an example. `lines`: a line is. `jsonl`, `csv`, `parquet`, `arrow`: a row is. "
         "Not used with functions and stages.",
     )
-    text_column: str = Field("text", description="Column that holds the text; formats with rows only.")
+    text_column: str | None = Field(
+        "text", description="Column that holds the text; formats with rows only. null: rows without a text."
+    )
     template: str | None = Field(
         None, description="Text made of columns instead: `Q: {question}` puts the column `question` there."
     )
@@ -79,6 +84,15 @@ class Source(StageParams):
     )
     id_column: str | None = Field(
         None, description="Column with a unique, lasting name of each row. None: named by file and content."
+    )
+    columns: dict[str, ColumnType] | None = Field(
+        None,
+        min_length=1,
+        description="Columns that pass through to the dataset: name -> type. A row with a value of another type is set "
+        "aside. All sources of a dataset have the same ones.",
+    )
+    fallback_encoding: str | None = Field(
+        None, description="Encoding of texts that are not UTF-8, such as `windows-1252`. None: they are set aside."
     )
     delimiter: str = Field(",", min_length=1, max_length=1, description="Between the fields of a csv row.")
     weight: float = Field(
@@ -117,9 +131,30 @@ class Source(StageParams):
             fields = [field for _, field, _, _ in string.Formatter().parse(self.template) if field is not None]
             if not fields or not all(field.isidentifier() for field in fields):
                 raise ValueError("`template` names columns as {column}, letters, digits and _ only; write {{ for {")
-        if (self.template or self.messages_column) and self.format in ("text", "lines", "python_functions"):
-            raise ValueError(f"format {self.format} has no columns to make a text of")
+        if self.format in ("text", "lines", "python_functions"):
+            if self.template or self.messages_column:
+                raise ValueError(f"format {self.format} has no columns to make a text of")
+            if self.columns or self.text_column is None:
+                raise ValueError(f"format {self.format} has no columns but the text")
         return self
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Source:
+        taken = sorted({"id", "text", "group", "label"}.intersection(self.columns or ()))
+        if taken:
+            raise ValueError(f"`columns`: a dataset's rows have a {taken[0]!r} already")
+        if not self.has_text and not self.columns:
+            raise ValueError("rows without a text need `columns`")
+        if self.fallback_encoding is not None:
+            try:
+                b"  ".decode(self.fallback_encoding)
+            except LookupError as error:
+                raise ValueError(f"`fallback_encoding`: {error}") from error
+        return self
+
+    @property
+    def has_text(self) -> bool:
+        return bool(self.text_column or self.template or self.messages_column)
 
     @property
     def field(self) -> str:
@@ -251,16 +286,17 @@ def hub_files(source: Source, where: str) -> list[FoundFile]:
 def hashed(files: Sequence[FoundFile]) -> list[SourceFile]:
     """(path, sha256) of each file. Raises StageError on one that cannot be read.
 
-    Where the sources are read in different ways, the way is part of the path, so that two files which change places
-    between a jsonl and a text source are not mistaken for the same data.
+    Where the sources are read or weighed in different ways, the way is part of the path, so that two files which change
+    places between a jsonl and a text source, or a light and a heavy one, are not mistaken for the same data.
     """
-    ways = {(f.source.format, f.source.text_column, f.source.id_column) for f in files}
+    ways = {key: _way(source) for key, source in {id(f.source): f.source for f in files}.items()}
+    told = len(set(ways.values())) > 1
     found = with_digests(files)
-    return [SourceFile(f.path + (_way(f.source) if len(ways) > 1 else ""), f.sha256) for f in found]
+    return [SourceFile(f.path + (ways[id(f.source)] if told else ""), f.sha256) for f in found]
 
 
 def _way(source: Source) -> str:
-    return f" ({source.format} {source.text_column} {source.id_column or ''})"
+    return f" ({source.format} source {digest(identity_params(source))[:8]})"
 
 
 def with_digests(files: Sequence[FoundFile]) -> list[FoundFile]:

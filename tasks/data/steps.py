@@ -57,11 +57,15 @@ Change = Callable[[Row, Account], "Row | str | Bad"]
 """The row as it goes on, or why it goes."""
 
 
-def row_steps(settings: RowSteps, labels: Labels | None = None) -> list[tuple[Account, Change]]:
-    """The steps asked for, in order, each with a fresh account."""
+def row_steps(
+    settings: RowSteps, labels: Labels | None = None, *, has_text: bool = True
+) -> list[tuple[Account, Change]]:
+    """The steps asked for, in order, each with a fresh account; without a text there is nothing to do but label."""
     found: list[tuple[str, Change]] = []
     if labels is not None:
         found.append(("label", labels.change))
+    if not has_text:
+        return [(Account(name), change) for name, change in found]
     found.append(("clean", _clean(settings.clean)))
     if settings.language is not None:
         found.append(("language", _language(settings.language)))

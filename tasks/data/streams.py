@@ -46,13 +46,29 @@ def lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
         yield number, line or None
 
 
-def decode(raw: bytes, *, python: bool) -> str:
-    """Bytes as text: UTF-8 (a byte order mark is dropped), or as PEP 263 says for Python files; newlines become \\n.
+def decode(raw: bytes, *, python: bool = False, fallback: str | None = None) -> str:
+    """Bytes as text: UTF-8 (a byte order mark is dropped), else `fallback`; as PEP 263 says for Python files.
 
-    Raises UnicodeDecodeError, or SyntaxError for a coding line that names no known encoding.
+    Newlines become \\n. Raises UnicodeDecodeError, or SyntaxError for a coding line that names no known encoding.
     """
-    encoding = tokenize.detect_encoding(io.BytesIO(raw).readline)[0] if python else "utf-8-sig"
-    return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    if python:
+        text = raw.decode(tokenize.detect_encoding(io.BytesIO(raw).readline)[0])
+    else:
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            if fallback is None:
+                raise
+            text = _in_fallback(raw, fallback)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _in_fallback(raw: bytes, encoding: str) -> str:
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        error.encoding = f"utf-8 or {encoding}"  # its own may be `charmap`
+        raise
 
 
 def too_long() -> str:

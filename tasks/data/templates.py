@@ -36,6 +36,8 @@ def text_maker(source: Source) -> TextMaker:
         return _chat(source.messages_column, source.chat_template or CHATML)
     if source.template is not None:
         return _filled(source.template)
+    if source.text_column is None:
+        return TextMaker([], lambda record: Text(""))
     column = "text" if source.format == "lines" else source.text_column
 
     def make(record: dict[str, Any]) -> Text | str:

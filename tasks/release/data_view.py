@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from markupsafe import Markup
@@ -13,6 +14,7 @@ from tasks.release.readable import is_number, number, percent
 
 REASONS = 4
 EXAMPLES = 2
+PICTURE = re.compile(r"data:image/(png|jpeg|gif);base64,[A-Za-z0-9+/=]+")
 
 
 def data_views(evidence: dict[str, Evidence], notes: list[str]) -> list[dict[str, Any]]:
@@ -31,6 +33,7 @@ def data_views(evidence: dict[str, Evidence], notes: list[str]) -> list[dict[str
                 "steps": [_step(as_object(step)) for step in as_list(counts.get("steps"))],
                 "sources": [_source(as_object(source)) for source in as_list(card.get("sources"))],
                 "labels": _labels(as_object(counts.get("labels")), list(splits)),
+                "columns": [_column(as_object(column)) for column in as_list(card.get("columns"))],
                 "lengths": _lengths(as_object(card.get("characters"))),
                 "examples": _examples(as_object(card.get("examples"))),
                 "warnings": [str(warning) for warning in as_list(counts.get("warnings"))],
@@ -96,6 +99,22 @@ def _source(source: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _column(column: dict[str, Any]) -> dict[str, str]:
+    what, least, most, mean = (column.get(name) for name in ("of", "least", "most", "mean"))
+    told = ""
+    if is_number(least) and is_number(most) and is_number(mean):
+        low, high = (f"{n:,.0f}" if float(n).is_integer() else number(n) for n in (least, most))
+        told = f"{low} to {high}, mean {number(mean)}" if most > least else low
+        told += "" if what == "values" else f" {what}"
+    missing = column.get("missing")
+    return {
+        "name": str(column.get("column") or ""),
+        "type": str(column.get("type") or ""),
+        "missing": f"{missing:,.0f}" if is_number(missing) else "",
+        "told": told,
+    }
+
+
 def _labels(table: dict[str, Any], splits: list[str]) -> list[tuple[str, list[str]]]:
     return [
         (str(label), [f"{n:,.0f}" if is_number(n := as_object(of).get(split)) else "" for split in splits])
@@ -114,9 +133,14 @@ def _lengths(characters: dict[str, Any]) -> Markup | None:
     return line_chart("share of rows by characters", series, [], x_title="characters", log=True) if series else None
 
 
-def _examples(examples: dict[str, Any]) -> list[dict[str, str]]:
+def _examples(examples: dict[str, Any]) -> list[dict[str, Any]]:
     return [
-        {"split": str(split), "id": str(row.get("id") or ""), "text": str(row.get("text") or "")}
+        {
+            "split": str(split),
+            "id": str(row.get("id") or ""),
+            "text": str(row.get("text") or ""),
+            "pictures": [str(p) for p in as_list(row.get("pictures")) if PICTURE.fullmatch(str(p))],
+        }
         for split, rows in _in_order(examples).items()
         for row in map(as_object, as_list(rows)[:EXAMPLES])
     ]

@@ -20,12 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.artifacts import Manifest
 from infra.errors import StageError
 from infra.keys import digest
 from infra.source_files import SourceLocation
+from tasks.data.cleaning import Clean
 from tasks.data.columns import stored_files
 from tasks.data.decontamination import Decontaminate
 from tasks.data.dedup import Dedup
@@ -35,6 +36,7 @@ from tasks.data.pieces import VERSION as PIECES_VERSION
 from tasks.data.pieces import packed
 from tasks.data.prepare import COUNTS, ROWS, SIGNATURES, SKETCH, Preparation
 from tasks.data.prepare import VERSION as PREPARED_VERSION
+from tasks.data.quality import Quality
 from tasks.data.shards import Shard, shards_of
 from tasks.data.sources import WHOLE_FILE, FoundFile, Source, find_files, hashed, hub_digests, hub_files, with_digests
 from tasks.data.splitting import SPLITS, Split
@@ -61,6 +63,21 @@ class Params(RowSteps):
     max_bad_share: float = Field(
         0.01, ge=0, le=1, description="Largest share of unreadable files (or rows) before the stage fails."
     )
+
+    @model_validator(mode="after")
+    def _same_columns(self) -> Params:
+        first, *rest = self.sources
+        for i, source in enumerate(rest, 1):
+            if source.columns != first.columns or source.has_text != first.has_text:
+                raise ValueError(
+                    f"sources[{i}] has other columns than sources[0]: `columns` and whether there is a text"
+                )
+        if not first.has_text:
+            of_text = {**dict(self), "clean": self.clean != Clean(), "quality": self.quality != Quality()}
+            asked = [name for name in (*RowSteps.model_fields, "decontaminate") if of_text[name]]
+            if asked or self.dedup.near is not None:
+                raise ValueError(f"`{(*asked, 'dedup.near')[0]}` looks at texts, and the rows have none")
+        return self
 
 
 def files_of(params: Params) -> list[FoundFile]:
@@ -114,7 +131,8 @@ def run(job: Job[Params]) -> dict[str, float]:
         job.shared += [replace(e, path=f"{e.path.removesuffix('.parquet')}/{_file_name(shard)}") for e in piece.payload]
 
     splits = {split: selection.count(split) for split in SPLITS}
-    columns = ["id", "text", "group", *(["label"] if selection.labels is not None else [])]
+    kept = sorted(params.sources[0].columns or ())
+    columns = ["id", "text", "group", *(["label"] if selection.labels is not None else []), *kept]
     description = {"splits": splits, "labels": selection.labels, "columns": columns}
     (job.output / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     check_frozen(job, params.split)
@@ -125,7 +143,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     ]
     counts = {"steps": steps, "splits": splits, "labels": selection.table, "warnings": selection.warnings}
     _write_json(job, "counts.json", counts)
-    _write_json(job, "card.json", data_card(job, selection, _per_source(params, shards)))
+    of_pieces = [piece.metrics for piece in pieces.parts]
+    _write_json(job, "card.json", data_card(job, selection, _per_source(params, shards), of_pieces))
     sizes = {f"{split}_rows": float(count) for split, count in splits.items()}
     return {
         "files": float(len(files)),

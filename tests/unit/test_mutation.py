@@ -52,7 +52,7 @@ FIXED = {
     **{
         f"{stage}.sources.0.{field}": "files and functions have no columns"
         for stage in ("corpus", "functions")
-        for field in ("template", "messages_column")
+        for field in ("template", "messages_column", "columns")
     },
     "execution.launcher": ONE_CHOICE,
     "execution.offload_optimizer": "it needs a ZeRO stage",
@@ -69,7 +69,7 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "Decontaminate": [{"against": ["functions"]}, {"against": ["corpus"]}],
     "Augment": [{"delete": 0.1}],
 }
-WORDS = [";", "row", "package", "causal_lm", "text_classification", "gpt2", "another", "column:label"]
+WORDS = [";", "row", "package", "causal_lm", "text_classification", "gpt2", "another", "column:label", "latin-1"]
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from tasks.data.cleaning import Clean, length_fault, repair
 from tasks.data.decontamination import Overlap, runs
-from tasks.data.language import Language, detector, language_fault
+from tasks.data.language import LANGUAGES, Language, detector, language_fault
 from tasks.data.pii import luhn, masker
 from tasks.data.quality import c4, gopher_fault, repetition_fault
 from tasks.data.reading import Row
@@ -47,10 +47,27 @@ def test_ftfy_repairs_what_was_decoded_wrongly() -> None:
     assert repair("none")("e\u0301") == "e\u0301"
 
 
+@given(st.text(st.one_of(st.characters(max_codepoint=127), st.just("ü")), max_size=60))
+def test_what_ftfy_is_not_asked_about_it_would_not_change(text: str) -> None:
+    import ftfy
+
+    settings = ftfy.TextFixerConfig(unescape_html=False, explain=False)
+    assert repair("ftfy")(text) == ftfy.fix_text(text, settings)
+
+
 def test_lengths() -> None:
     limits = Clean(min_chars=4, max_chars=10)
     found = [length_fault(text, limits) for text in ("", "  \n", "abc", "abcd", "x" * 10, "x" * 11)]
     assert found == ["empty", "empty", "shorter than 4 characters", None, None, "longer than 10 characters"]
+
+
+def test_languages_are_those_of_the_model_which_is_loaded_once() -> None:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    assert set(LANGUAGES) == set(LanguageIdentifier.from_model_file(MODEL_FILE).nb_classes)
+    assert detector() is detector()
+    assert language_fault(("zxx", 0.99), Language(keep=["en"])) == "no language (zxx)"
+    assert language_fault(("zxx", 0.99), Language(keep=["en", "zxx"])) is None
 
 
 def test_language() -> None:

@@ -124,6 +124,17 @@ def test_swapping_files_between_unlike_sources_changes_the_sources(tmp_path: Pat
     assert listed("a.txt", "b.txt") != listed("b.txt", "a.txt")
 
 
+def test_a_light_and_a_heavy_source_that_change_places_change_the_sources(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name)
+
+    def listed(first: str, second: str) -> object:
+        both = [{"files": f"{tmp_path}/{first}"}, {"files": f"{tmp_path}/{second}", "weight": 0.5}]
+        return dataset.sources(dataset.Params.model_validate({"sources": both}))
+
+    assert listed("a.txt", "b.txt") != listed("b.txt", "a.txt")
+
+
 def test_two_sources_with_one_name_need_a_prefix(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -211,6 +222,25 @@ YG = Columns(label="y", group="g")
 def test_undecodable_text_is_rejected_with_its_reason(tmp_path: Path) -> None:
     assert read(tmp_path, "a.txt", b"caf\xe9") == [Rejected("a.txt", None, "not utf-8 text (byte 3)")]
     assert read(tmp_path, "b.txt", b"\xef\xbb\xbfyes\r\n") == [Row("b.txt", "yes\n", "b.txt")]
+
+
+@pytest.mark.parametrize(
+    ("format", "raw", "texts"),
+    [
+        ("text", b"caf\xe9", ["caf\u00e9"]),
+        ("text", "caf\u00e9".encode(), ["caf\u00e9"]),
+        ("lines", "caf\u00e9\n".encode() + b"\x93so\x94\n", ["caf\u00e9", "\u201cso\u201d"]),
+        ("jsonl", b'{"text": "caf\xe9"}\n', ["caf\u00e9"]),
+        ("csv", b"text\ncaf\xe9\n\x81\n", ["caf\u00e9", None]),
+        ("text", b"\x81", [None]),
+    ],
+)
+def test_what_is_no_utf8_may_be_in_another_encoding(
+    tmp_path: Path, format: str, raw: bytes, texts: list[str | None]
+) -> None:
+    """0x81 is nothing in windows-1252."""
+    found = read(tmp_path, "a", raw, format=format, fallback_encoding="windows-1252")
+    assert [row.text if isinstance(row, Row) else None for row in found] == texts
 
 
 def test_python_files_say_their_own_encoding(tmp_path: Path) -> None:

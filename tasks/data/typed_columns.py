@@ -1,0 +1,124 @@
+"""Columns that pass through: from a source's rows to the dataset's, each with the type that is declared for it.
+
+    sources: [{files: "goods.parquet", format: parquet, text_column: title, columns: {photo: binary, price: float32}}]
+
+A value of another type is converted where nothing is lost (a string may spell a number; bytes are base64 in JSON and
+csv; an image of Hugging Face's is its bytes), else its row is set aside. A missing value (null; in csv nothing between
+two delimiters, unless the type is string) stays missing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any, Literal
+
+ColumnType = Literal["string", "bool", "int32", "int64", "float32", "float64", "binary"]
+"""Names of Arrow's, as in `pyarrow.type_for_alias`."""
+Values = tuple[Any, ...]
+"""What a row has in the kept columns, by the columns' names."""
+SHOWN = 40
+NUMBERS = (bool, int, float, Decimal, str)
+
+
+def values_reader(columns: Mapping[str, ColumnType], *, empty_is_missing: bool) -> Callable[[Any], Values | str]:
+    """record -> its values in those columns, sorted by name, or what is wrong with one of them."""
+    converters = [(name, kind, CONVERTERS[kind]) for name, kind in sorted(columns.items())]
+
+    def read(record: Mapping[str, Any]) -> Values | str:
+        found: list[Any] = []
+        for name, kind, convert in converters:
+            if name not in record:
+                return f"no column {name!r} (columns: {', '.join(sorted(map(str, record))[:8])})"
+            value = record[name]
+            if value is None or (empty_is_missing and value == "" and kind != "string"):
+                found.append(None)
+                continue
+            try:
+                found.append(convert(value))
+            except (ValueError, OverflowError, TypeError, ArithmeticError):
+                return f"column {name!r} holds no {kind}: {_shown(value)}"
+        return tuple(found)
+
+    return read
+
+
+def size_of(values: Values) -> int:
+    """Bytes the values take, about; numbers are nothing beside them."""
+    return sum(len(value) for value in values if isinstance(value, str | bytes))
+
+
+def _shown(value: Any) -> str:
+    told = f"{len(value)} bytes" if isinstance(value, bytes) else repr(value)
+    return told if len(told) <= SHOWN else f"{told[:SHOWN]}..."
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        if not isinstance(value, bool | int | float):
+            raise TypeError
+        value = json.dumps(value)  # as labels and ids are spelled
+    value.encode()  # half a surrogate pair is no character
+    return str(value)
+
+
+def _bool(value: Any) -> bool:
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if isinstance(value, str):
+        value = known.get(value.strip().lower())
+    if value not in (0, 1):
+        raise ValueError
+    return bool(value)
+
+
+def _integer(code: str) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if not isinstance(value, NUMBERS):
+            raise TypeError
+        number = int(value)
+        if number != value and not isinstance(value, str):
+            raise ValueError
+        return _fitted(code, number)
+
+    return convert
+
+
+def _float(code: str) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if not isinstance(value, NUMBERS):
+            raise TypeError
+        return _fitted(code, float(value))
+
+    return convert
+
+
+def _fitted(code: str, number: Any) -> Any:
+    """The number as it is stored; OverflowError where it is too large for that."""
+    try:
+        return struct.unpack(code, struct.pack(code, number))[0]
+    except struct.error as error:
+        raise OverflowError from error
+
+
+def _binary(value: Any) -> bytes:
+    if isinstance(value, Mapping):
+        value = value["bytes"] if isinstance(value.get("bytes"), bytes) else None
+    if isinstance(value, str):
+        return base64.b64decode(value, validate=True)
+    if not isinstance(value, bytes):
+        raise TypeError
+    return value
+
+
+CONVERTERS: dict[ColumnType, Callable[[Any], Any]] = {
+    "string": _string,
+    "bool": _bool,
+    "int32": _integer("<i"),
+    "int64": _integer("<q"),
+    "float32": _float("<f"),
+    "float64": _float("<d"),
+    "binary": _binary,
+}
