@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run data data-figures test soak bench-training parity check setup lock clean
+.PHONY: run data data-figures test soak bench-training bench-data parity check setup lock clean
 
 run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
@@ -27,7 +27,11 @@ soak: .venv/ready-dev
 # Training speed against bare loops, pairs taking turns: about 45 minutes on 2 cores that do nothing else.
 # ROWS="throughput-torch mfu" measures a selection; PAIRS and STEPS below the defaults make a trial that writes nothing.
 bench-training: .venv/ready-bench
-	$(BIN)/python -m tests.bench $(if $(PAIRS),--pairs $(PAIRS)) $(if $(STEPS),--steps $(STEPS)) $(ROWS)
+	$(BIN)/python -m tests.bench training $(if $(PAIRS),--pairs $(PAIRS)) $(if $(STEPS),--steps $(STEPS)) $(ROWS)
+
+# Speed of data preparation against datatrove and datasets.map: about 25 minutes on 2 cores that do nothing else.
+bench-data: .venv/ready-bench
+	$(BIN)/python -m tests.bench data $(if $(PAIRS),--pairs $(PAIRS)) $(ROWS)
 
 # Losses and weights at ZeRO 0-3, 1 and 2 ranks, with and without accumulation, against a plain torch loop.
 parity: .venv/ready-dev

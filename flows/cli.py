@@ -1,4 +1,4 @@
-"""The command line: `forgeline validate|schema|plan|run|checkpoint|doctor|status|show|report|up|down`.
+"""The command line: `forgeline validate|schema|plan|run|prepare|checkpoint|doctor|status|show|report|up|down`.
 
 stdout carries the result (text, or JSON with `--json`), stderr the progress and the errors. Exit codes: 0 ok, 2 bad
 config or usage, 3 a stage or a check failed, 4 the gate refused, 75 preempted and resumable, 130 interrupted.
@@ -72,6 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="machine-readable result on stdout")
     sub.add_argument("--quiet", action="store_true", help="no live view")
     sub.add_argument("--no-report", action="store_true", help="do not write the HTML report at the end")
+    text = "make the parts of a data stage on many machines (Dask), before `run` needs them"
+    sub = command("prepare", prepare, text, file=True)
+    sub.add_argument("stage", help="stage of kind dataset or pack whose inputs are made")
+    where = sub.add_mutually_exclusive_group()
+    where.add_argument("--dask", metavar="tcp://HOST:8786", help="scheduler whose workers make them")
+    where.add_argument("--workers", type=_count, metavar="N", help="processes of this machine (default: its cores)")
+    sub.add_argument("--verify", action="store_true", help=VERIFY_HELP)
+    sub.add_argument("--json", action="store_true", help="machine-readable result on stdout")
     checks = commands.add_parser("doctor", help="try things out before a long run").add_subparsers(
         required=True, metavar="CHECK"
     )
@@ -103,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
 def _port(text: str) -> int:
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: use a number from 1 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes: use 1 or more")
     return int(text)
 
 
@@ -170,6 +184,17 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"report: {written}", file=sys.stderr)
     say(record)
     return code
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    from flows.prepare import prepare as make
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    done = make(_load(arguments), arguments.stage, dask=arguments.dask, workers=arguments.workers, say=say)
+    print(json.dumps(done.to_json()) if arguments.json else done)
+    return 0
 
 
 def _write_report(record: dict[str, Any], store: Store, output: Path | None) -> Path:

@@ -49,10 +49,10 @@ def prefect_environment(home: Path, run_folder: Path) -> Iterator[None]:
 
 
 def log_to_file(path: Path) -> None:
-    """Send Prefect's console log to a file: the terminal belongs to the live view."""
+    """Send the console log of Prefect and Dask to a file: the terminal belongs to the live view."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    names = [n for n in logging.root.manager.loggerDict if n.startswith("prefect")]
+    names = [n for n in logging.root.manager.loggerDict if n.startswith(("prefect", "distributed"))]
     for logger in (logging.getLogger(), *(logging.getLogger(n) for n in names)):
         for console in [h for h in logger.handlers if type(h).__name__ in ("PrefectConsoleHandler", "StreamHandler")]:
             logger.removeHandler(console)

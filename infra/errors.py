@@ -25,6 +25,17 @@ class ForgelineError(Exception):
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}\n  {self.hint}" if self.hint else text
 
+    def within(self, place: str) -> ForgelineError:
+        """Itself, with `place` before where it happened, unless that is there already."""
+        if not (self.where or "").startswith(place):
+            self.where = f"{place}: {self.where}" if self.where else place
+            self.args = (str(self),)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as JSON: the initializers of some take more than exceptions remember."""
+        return error_from_json, (self.to_json(),)
+
     def to_json(self) -> dict[str, Any]:
         """The error as plain JSON, so that it can cross from a job process to the flow."""
         extra = {k: v for k, v in vars(self).items() if k not in ("what", "where", "hint") and isinstance(v, str | int)}

@@ -174,10 +174,7 @@ def _run_job(
         raise Preempted("stopped; it goes on from its last checkpoint when run again", where=f"stage {node.name}")
     # Where a rank was killed or hung first, what the others say (a broken connection) is only its echo.
     if isinstance(outcome, ForgelineError) and not (code is not None and code < 0):
-        if not (outcome.where or "").startswith(f"stage {node.name}"):
-            outcome.where = f"stage {node.name}: {outcome.where}" if outcome.where else f"stage {node.name}"
-        outcome.args = (str(outcome),)
-        raise outcome
+        raise outcome.within(f"stage {node.name}")
     raise TransientError(
         f"its process ended without a word (exit code {code}{_signal_name(code)}) {handle.reason}".rstrip(),
         where=f"stage {node.name}",

@@ -47,7 +47,7 @@ def stage_task(
         tags=[node.stage.kind],
         retries=node.execution.retries,
         retry_delay_seconds=[2.0 * 2**i for i in range(node.execution.retries)] or None,
-        retry_condition_fn=_worth_another_attempt,
+        retry_condition_fn=worth_another_attempt,
         cache_policy=NO_CACHE,
         persist_result=False,
         log_prints=False,
@@ -74,7 +74,8 @@ def stage_task(
     return run_stage
 
 
-def _worth_another_attempt(task_: Any, run: TaskRun, state: State[Any]) -> bool:
+def worth_another_attempt(task_: Any, run: TaskRun, state: State[Any]) -> bool:
+    """Whether Prefect should try a task again: after failures of the surroundings only."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, ForgelineError) and error.transient
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from infra.checkpoints import CheckpointStore
     from infra.store import Store
     from infra.tracking import Tracker
+    from tasks.data.parts import PartKind, PartSpec
 
 
 MEGABYTE = 1_000_000
@@ -166,6 +167,7 @@ class Stage(Generic[P]):
     exclusive: gets every core for itself, because it measures time.
     sources: lists the external files the params point to; their content enters the key.
     check: faults between params and execution settings, found before anything is launched.
+    parts: the parts its `run` asks for first, which other machines may have made before (`tasks/data/batches.py`).
     refuses: its artifact can say no (a gate, through metric `passed`); dependants then do not run.
     publish: called in the orchestrator once the artifact is committed, to move a ref.
     """
@@ -181,6 +183,7 @@ class Stage(Generic[P]):
     exclusive: bool = False
     sources: Callable[[P], list[SourceFile]] | None = None
     check: Callable[[P, Execution], list[Fault]] | None = None
+    parts: Callable[[Job[P]], tuple[PartKind, list[PartSpec]]] | None = None
     refuses: bool = False
     publish: Callable[[Store, Manifest], None] | None = None
 

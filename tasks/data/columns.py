@@ -73,11 +73,11 @@ def stored_files(manifest: Manifest, splits: Collection[str] | None = None) -> l
 def iterate_columns(
     files: Iterable[Path], columns: Sequence[str], batch_size: int = BATCH
 ) -> Iterator[dict[str, list[Any]]]:
-    """Columns of rows in stored order, a batch at a time."""
+    """Columns of rows in stored order, a batch at a time, in constant memory: buffering would hold the whole file."""
     import pyarrow.parquet as pq
 
     for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=batch_size, columns=list(columns)):
+        for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=batch_size, columns=list(columns)):
             yield {name: batch.column(name).to_pylist() for name in columns}
 
 

@@ -6,16 +6,16 @@ appendix C, uses 13). Only the training split is cleaned; what is held out may o
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
-from tasks.data.hashing import Hashes, Words, windows
+from tasks.data.hashing import Hashes
+from tasks.data.words import runs_of_words
 from tasks.stage import Input, StageParams
-
-WORD = re.compile(r"\w+")
 
 
 class Decontaminate(StageParams):
@@ -34,18 +34,18 @@ class Overlap:
     """The runs of words of evaluation sets; tells how much of a text is among them."""
 
     def __init__(self, known: Hashes, ngram: int) -> None:
-        self.known, self.ngram, self.words = known, ngram, Words()
+        self.known, self.ngram = known, ngram
 
-    def share(self, text: str) -> float:
-        """Share of the text's runs that are known."""
-        mine = runs(text, self.ngram, self.words)
-        if not len(mine) or not len(self.known):
-            return 0.0
+    def shares(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Share of each text's runs that are known."""
+        mine, offsets = runs(texts, self.ngram)
+        if not len(self.known):
+            return np.zeros(len(texts), np.float32)
         places = np.minimum(np.searchsorted(self.known, mine), len(self.known) - 1)
-        return float((self.known[places] == mine).mean())
+        met = np.concatenate([[0], np.cumsum(self.known[places] == mine)])[offsets]
+        return (np.diff(met) / np.maximum(np.diff(offsets), 1)).astype(np.float32)
 
 
-def runs(text: str, ngram: int, words: Words) -> Hashes:
-    """Hash of every run of `ngram` words, or of all words where there are fewer."""
-    numbers = words.hashes(WORD.findall(text.lower()))
-    return windows(numbers, min(ngram, len(numbers))) if len(numbers) else numbers
+def runs(texts: Sequence[str], ngram: int) -> tuple[Hashes, npt.NDArray[np.int64]]:
+    """Hash of every run of `ngram` words, or of all words of a text that has fewer; where each text begins."""
+    return runs_of_words([text.lower() for text in texts], ngram, symbols=False)

@@ -8,7 +8,6 @@ estimates the Jaccard similarity of the two sets of word shingles, reaches the t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from tasks.data.hashing import FACTOR, Hashes, Words, mixed, windows
+from tasks.data.hashing import FACTOR, Hashes, mixed
+from tasks.data.words import runs_of_words
 from tasks.stage import StageParams
 
-WORD = re.compile(r"\w+|[^\w\s]")
 SEED = 1
 Signatures = npt.NDArray[np.uint32]
 Mask = npt.NDArray[np.bool_]
@@ -44,21 +43,14 @@ class Dedup(StageParams):
     near: NearDuplicates | None = Field(None, description="Drop near-duplicates as well. None: keep them.")
 
 
-def signatures(texts: Sequence[str], settings: NearDuplicates, words: Words) -> Signatures:
+def signatures(texts: Sequence[str], settings: NearDuplicates) -> Signatures:
     """MinHash signature of each text's shingles, uint32 [len(texts), num_perm]."""
     from rensa import RMinHash
 
-    sets = [shingles(text, settings.shingle, words) for text in texts]
-    offsets = np.concatenate([[0], np.cumsum([len(s) for s in sets])]).astype(np.uint64)
-    flat = np.concatenate(sets) if sets else np.zeros(0, np.uint64)
-    matrix: Any = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, settings.num_perm, SEED)
+    shingles, offsets = runs_of_words(texts, settings.shingle, symbols=True)
+    places = offsets.astype(np.uint64)
+    matrix: Any = RMinHash.digest_matrix_from_flat_token_hashes(shingles, places, settings.num_perm, SEED)
     return np.array(matrix.to_rows(), np.uint32).reshape(len(texts), settings.num_perm)
-
-
-def shingles(text: str, size: int, words: Words) -> Hashes:
-    """Hashes of every different run of `size` words, or of all words where there are fewer."""
-    numbers = words.hashes(WORD.findall(text))
-    return np.unique(windows(numbers, min(size, len(numbers)))) if len(numbers) else numbers
 
 
 def bands(found: Signatures, settings: NearDuplicates) -> Hashes:
@@ -85,19 +77,16 @@ def number_of_bands(threshold: float, num_perm: int) -> int:
 
 def first_of_equal(texts: Hashes) -> Mask:
     """Which rows' text hash [rows, 2] did not occur in an earlier row."""
-    _, first = np.unique(texts, axis=0, return_index=True)
-    keep = np.zeros(len(texts), np.bool_)
-    keep[first] = True
+    keep = ~repeated(texts[:, 0])
+    maybe = np.flatnonzero(~keep)
+    keep[maybe[np.unique(texts[maybe], axis=0, return_index=True)[1]]] = True
     return keep
 
 
-def proposed(bands_of_all: Hashes) -> Mask:
-    """Which rows agree with another one in some band; only these need a closer look."""
-    met = np.zeros(len(bands_of_all), np.bool_)
-    for column in bands_of_all.T:
-        _, place, counts = np.unique(column, return_inverse=True, return_counts=True)
-        met |= counts[place] > 1
-    return met
+def repeated(values: Hashes) -> Mask:
+    """Which of the values are there more than once. Sorting values is much faster than ordering their places."""
+    ordered = np.sort(values)
+    return np.isin(values, ordered[1:][ordered[1:] == ordered[:-1]])
 
 
 def first_of_near(found: Signatures, bands_of_each: Hashes, threshold: float, exempt: Mask) -> Mask:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.data.hashing import Words, mixed, windows
+from tasks.data.hashing import mixed, windows
+from tasks.data.words import word_hashes
 
 Floats = npt.NDArray[np.float64]
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -113,7 +114,7 @@ def ngrams(old: Sequence[str], new: Sequence[str], seed: int, rounds: int = 500)
 
 
 def _vector(text: str) -> Floats:
-    hashes = Words().hashes(WORD.findall(text.lower())[:2000])
+    hashes = word_hashes([text.lower()], symbols=True)[0][:2000]
     grams = np.concatenate([mixed(hashes), windows(hashes, 2)]) if len(hashes) > 1 else mixed(hashes)
     counts = np.bincount((grams % np.uint64(FEATURES)).astype(np.int64), minlength=FEATURES).astype(float)
     weighed = np.sqrt(counts)

@@ -1,4 +1,4 @@
-"""Hashes of words and of runs of words: 64 bits, the same on every machine, made with numpy."""
+"""Hashes of texts and of runs of hashes: 64 bits, the same on every machine."""
 
 from __future__ import annotations
 
@@ -11,21 +11,6 @@ import numpy.typing as npt
 
 Hashes = npt.NDArray[np.uint64]
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying loses no bit
-MOST_WORDS = 2_000_000
-
-
-class Words(dict[str, int]):
-    """Word -> 64-bit hash, remembered: a language repeats its words."""
-
-    def __missing__(self, word: str) -> int:
-        if len(self) >= MOST_WORDS:
-            self.clear()
-        found = self[word] = short_hash(word)
-        return found
-
-    def hashes(self, words: Sequence[str]) -> Hashes:
-        """uint64 [len(words)]."""
-        return np.fromiter(map(self.__getitem__, words), np.uint64, len(words))
 
 
 def short_hash(text: str) -> int:

@@ -6,7 +6,7 @@ What is made is a plan, not a copy: for every row which stretch of which documen
 the files they were tokenized into, one for each shard of the dataset, so a new shard costs its own tokens and a new
 plan.
 
-    <split>/<shard>.safetensors     ids [tokens], the documents of a shard one after another; lengths [documents]
+    <split>/<shard>.safetensors     ids [tokens], the documents of a shard one after another
     <split>.rows.safetensors        first [rows + 1]: where a row's stretches begin among
                                     file, start, length [stretches]: number of the file, first token in it, tokens
 """

@@ -5,7 +5,7 @@
 
 A part is an artifact of its own, without a ref, whose files are shared by content. The function that makes one gets its
 arguments, a folder to write to and the store: it can run in this process, in others beside it, or on other machines
-(`make_part`). A killed job leaves the parts it had; the next one makes those that are missing.
+(`tasks/data/batches.py`). A killed job leaves the parts it had; the next one makes those that are missing.
 """
 
 from __future__ import annotations
@@ -24,23 +24,29 @@ from pathlib import Path
 from typing import Any
 
 from infra.artifacts import Manifest
-from infra.errors import CorruptArtifact, ForgelineError, TransientError, error_from_json
+from infra.errors import CorruptArtifact, TransientError
 from infra.keys import digest
 from infra.store import Store
 
 ARTIFACT = "artifact:"
 """A location inside a part or artifact of the store: `artifact:KIND/KEY/PATH`."""
-WORTH_A_PROCESS = 32 << 20
-"""Bytes of input for which another process is worth its start."""
 LOOKUPS = 8
+SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Environment of processes beside each other: they are the parallelism, and each on all threads would be slower."""
+KILLED = "a process that prepares data was killed"
+KILLED_HINT = "Out of memory, or killed from outside; the parts that are done stay. Fewer workers need less."
 
 
 @dataclass(frozen=True)
 class PartKind:
-    """What is made: the artifact kind, and `module:function` that makes one part."""
+    """What is made: the artifact kind, and `module:function` that makes one part.
+
+    worth_a_process: bytes of input for which another process is worth its start, about a second.
+    """
 
     kind: str
     function: str
+    worth_a_process: int = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def make_parts(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Made:
     """The parts of all specs, made where they are missing. `progress`: (bytes worked on, bytes in all)."""
-    found = _existing(kind, specs, store)
+    found = existing(kind, specs, store)
     missing = [spec for spec, part in zip(specs, found, strict=True) if part is None]
     new = _make(kind, missing, store, workers, scratch, progress)
     made = {spec.key(kind): part for spec, part in zip(missing, new, strict=True)}
@@ -110,16 +116,21 @@ def artifact_location(manifest: Manifest, path: str) -> str:
 def artifact_file(location: str, store: Store) -> Path:
     """The verified local file at such a location."""
     path = location.removeprefix(ARTIFACT).split("/", 2)[2]
-    return store.fetch(_manifest_of(location, store), only=[path]) / path
+    return store.fetch(_of_location(location, store), only=[path]) / path
 
 
 def artifact_folder(location: str, store: Store) -> Path:
     """The verified local folder of the artifact at `artifact:KIND/KEY/`, with all its files."""
-    return store.fetch(_manifest_of(location, store))
+    return store.fetch(_of_location(location, store))
 
 
-def _manifest_of(location: str, store: Store) -> Manifest:
+def _of_location(location: str, store: Store) -> Manifest:
     kind, key, _ = location.removeprefix(ARTIFACT).split("/", 2)
+    return input_manifest(kind, key, store)
+
+
+def input_manifest(kind: str, key: str, store: Store) -> Manifest:
+    """The manifest of an artifact that has to be there. Raises CorruptArtifact."""
     manifest = store.manifest(kind, key)
     if manifest is None:
         raise CorruptArtifact(
@@ -128,7 +139,7 @@ def _manifest_of(location: str, store: Store) -> Manifest:
     return manifest
 
 
-def _existing(kind: PartKind, specs: Sequence[PartSpec], store: Store) -> list[Manifest | None]:
+def existing(kind: PartKind, specs: Sequence[PartSpec], store: Store) -> list[Manifest | None]:
     """The committed parts. One whose files were removed as damaged is set aside, to be made anew."""
 
     def look(spec: PartSpec) -> Manifest | None:
@@ -151,7 +162,7 @@ def _make(
     progress: Callable[[int, int], None],
 ) -> list[Manifest]:
     total, done = sum(spec.size for spec in specs), 0
-    processes = min(workers, len(specs), max(1, total // WORTH_A_PROCESS))
+    processes = min(workers, len(specs), max(1, total // kind.worth_a_process))
     if processes <= 1:
         found = []
         for spec in specs:
@@ -164,42 +175,30 @@ def _make(
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_single_threaded)
     try:
         # The largest first: a large one begun last would be waited for alone.
-        futures: dict[Future[Manifest | dict[str, Any]], int] = {}
+        futures: dict[Future[Manifest], int] = {}
         for i in sorted(range(len(specs)), key=lambda i: -specs[i].size):
-            futures[pool.submit(_reported, kind, specs[i], store.url, scratch)] = i
+            futures[pool.submit(_make_apart, kind, specs[i], store.url, scratch)] = i
         results: dict[int, Manifest] = {}
         for future in as_completed(futures):
-            result = future.result()
-            if isinstance(result, dict):
-                raise error_from_json(result)
-            results[futures[future]] = result
+            results[futures[future]] = future.result()
             done += specs[futures[future]].size
             progress(done, total)
         return [results[i] for i in range(len(specs))]
     except BrokenProcessPool as error:
-        raise TransientError(
-            "a process that prepares data was killed",
-            hint="Out of memory, or killed from outside; the parts that are done stay. Fewer workers need less.",
-        ) from error
+        raise TransientError(KILLED, hint=KILLED_HINT) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _reported(kind: PartKind, spec: PartSpec, store_url: str, scratch: Path) -> Manifest | dict[str, Any]:
-    """A part, or the error as JSON: exceptions with fields of their own do not survive pickling."""
-    try:
-        return make_part(kind, spec, _opened(store_url), scratch)
-    except ForgelineError as error:
-        return error.to_json()
+def _make_apart(kind: PartKind, spec: PartSpec, store_url: str, scratch: Path) -> Manifest:
+    return make_part(kind, spec, opened(store_url), scratch)
 
 
 @cache
-def _opened(store_url: str) -> Store:
+def opened(store_url: str) -> Store:
     """The store, opened once for all parts that this process makes."""
     return Store.open(store_url)
 
 
 def _single_threaded() -> None:
-    """Processes are the parallelism; each of them on all threads would be slower."""
-    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = "1"
+    os.environ.update(SINGLE_THREADED)

@@ -2,8 +2,9 @@
 anywhere; what it leaves depends on nothing else.
 
     rows.parquet          id, text, group, label of every row that is left, and the columns that pass through
-    sketch.safetensors    for each row: text [2] (hash), point (of its group), order (hash of its id), label and length,
-                          signature and bands where near-duplicates are looked for, overlap with evaluation sets
+    sketch.arrow          for each row: text [2] (hash), point (of its group), order (hash of its id), label and length,
+                          bands of its signature where near-duplicates are looked for, overlap with evaluation sets
+    signatures.arrow      its signature; read only where a band is met again
     counts.json           each step's account, labels, what was set aside
 """
 
@@ -26,9 +27,10 @@ from infra.store import Store
 from tasks.data.columns import row_batch, row_schema
 from tasks.data.decontamination import Overlap
 from tasks.data.dedup import NearDuplicates, bands, signatures
-from tasks.data.hashing import Words, long_hash, short_hash
+from tasks.data.hashing import long_hash, short_hash
 from tasks.data.parts import ARTIFACT, artifact_file
 from tasks.data.reading import Columns, Rejected, Row, read_rows
+from tasks.data.sketch import SketchWriter
 from tasks.data.sources import WHOLE_FILE, Source, unreadable
 from tasks.data.splitting import point_of
 from tasks.data.steps import Bad, Labels, RowSteps, row_steps, walk_through
@@ -40,8 +42,8 @@ BATCH_BYTES = 32 << 20
 """Of the columns that pass through; texts are shorter."""
 NAMED = 1000
 """Rows set aside that a shard names; all are counted."""
-ROWS, SKETCH, COUNTS = "rows.parquet", "sketch.safetensors", "counts.json"
-VERSION = 1
+ROWS, SKETCH, SIGNATURES, COUNTS = "rows.parquet", "sketch.arrow", "signatures.arrow", "counts.json"
+VERSION = 2
 """Raised when the same shard would be prepared differently."""
 
 
@@ -137,10 +139,10 @@ class _Writer:
     def __init__(self, folder: Path, how: Preparation, overlap: Overlap | None) -> None:
         import pyarrow.parquet as pq
 
-        self.folder, self.how, self.overlap, self.words = folder, how, overlap, Words()
+        self.folder, self.how, self.overlap = folder, how, overlap
         self.rows, self.labels, self._batch = 0, list[str](), list[Row]()
         self._codes: dict[str | None, int] = {}
-        self._parts: list[dict[str, np.ndarray[Any, Any]]] = []
+        self._sketch, self._signatures = SketchWriter(folder / SKETCH), SketchWriter(folder / SIGNATURES)
         self._schema, self._size = row_schema(how.source.columns), 0
         self._table = pq.ParquetWriter(folder / ROWS, self._schema, compression="zstd", compression_level=1)
 
@@ -152,17 +154,15 @@ class _Writer:
                 self._flush()
 
     def close(self) -> None:
-        from safetensors.numpy import save_file
-
         self._flush()
         self._table.close()
-        joined = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
-        save_file(joined, self.folder / SKETCH)
+        self._sketch.close()
+        self._signatures.close()
 
     def _flush(self) -> None:
         rows, texts = self._batch, [row.text for row in self._batch]
-        if rows or not self._parts:
-            self._parts.append(self._known(rows, texts))
+        if rows or not self.rows:
+            self._sketch.write(self._known(rows, texts))
         if rows:
             self._table.write_batch(row_batch(rows, self._schema))
         self.rows += len(rows)
@@ -178,10 +178,11 @@ class _Writer:
             "characters": np.array([len(text) for text in texts], np.int32),
         }
         if self.how.near is not None:
-            known["signature"] = signatures(texts, self.how.near, self.words)
-            known["bands"] = bands(known["signature"], self.how.near)
+            found = signatures(texts, self.how.near)
+            self._signatures.write({"signature": found})
+            known["bands"] = bands(found, self.how.near)
         if self.overlap is not None:
-            known["overlap"] = np.array([self.overlap.share(text) for text in texts], np.float32)
+            known["overlap"] = self.overlap.shares(texts)
         return known
 
     def _code(self, label: str | None) -> int:

@@ -11,14 +11,13 @@ from infra.artifacts import Manifest
 from infra.store import Store
 from tasks.data.columns import iterate_columns, stored_files
 from tasks.data.decontamination import Decontaminate, runs
-from tasks.data.hashing import Words
 from tasks.data.parts import PartKind, PartSpec, artifact_file, artifact_location, make_parts
 
 if TYPE_CHECKING:
     from tasks.stage import Job
 
 KIND = PartKind("runs", "tasks.data.runs:runs_of_file")
-VERSION = 1
+VERSION = 2
 HELD_OUT = ("validation", "test")
 
 
@@ -39,8 +38,8 @@ def runs_of_file(arguments: dict[str, Any], folder: Path, store: Store) -> dict[
     """Write `runs.safetensors`: `runs`, the sorted hashes of all runs of words in the file's texts, uint64."""
     from safetensors.numpy import save_file
 
-    words, found = Words(), [np.zeros(0, np.uint64)]
+    found = [np.zeros(0, np.uint64)]
     for batch in iterate_columns([artifact_file(arguments["file"], store)], ["text"]):
-        found += [runs(text, arguments["ngram"], words) for text in batch["text"]]
+        found.append(runs(batch["text"], arguments["ngram"])[0])
     save_file({"runs": np.unique(np.concatenate(found))}, folder / "runs.safetensors")
     return {}

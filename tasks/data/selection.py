@@ -7,8 +7,9 @@ of the shards there are: not of when each arrived, nor of who prepared it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,22 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
-from tasks.data.dedup import Dedup, Mask, Signatures, first_of_equal, first_of_near, proposed
+from tasks.data.dedup import Dedup, Mask, first_of_equal, first_of_near, repeated
 from tasks.data.labels import Label, capped, check_classes, check_known
+from tasks.data.sketch import Sketch
 from tasks.data.splitting import SPLITS, TEST, TRAIN, Split, assign, assign_stratified
 from tasks.data.steps import Account
 
+OPEN_FILES = 256
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class PreparedShard:
-    """What is known of a shard: its sketch file and its counts; `weight` of its source."""
+    """What is known of a shard: its sketch, what fetches its signatures, its counts, and its source's `weight`."""
 
     sketch: Path
+    signatures: Callable[[], Path]
     counts: dict[str, Any]
     weight: float = 1.0
 
@@ -68,6 +72,7 @@ def select(shards: Sequence[PreparedShard], rules: Rules) -> Selection:
 class _Selecting:
     def __init__(self, shards: Sequence[PreparedShard], rules: Rules) -> None:
         self.shards, self.rules = shards, rules
+        self.open = lru_cache(OPEN_FILES)(Sketch)
         sizes = [int(shard.counts["rows"]) for shard in shards]
         self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), sizes)
         self.row = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, np.int64)
@@ -108,13 +113,10 @@ class _Selecting:
         }
         return Selection(rows, self.steps, self.labels if label else None, table, lengths, warnings)
 
-    def _column(self, name: str) -> npt.NDArray[Any]:
-        from safetensors import safe_open
-
+    def _column(self, name: str, place: int | None = None) -> npt.NDArray[Any]:
         found = []
         for shard in self.shards:
-            with safe_open(shard.sketch, framework="np") as sketch:
-                found.append(sketch.get_tensor(name))
+            found.append(self.open(shard.sketch).column(name, place))
         return np.concatenate(found)
 
     def _labels(self) -> tuple[list[str], npt.NDArray[np.int32]]:
@@ -162,26 +164,30 @@ class _Selecting:
 
     def _near(self, threshold: float) -> Mask:
         """Of two test rows none goes for the other's sake: else a new file could take an example out of the test."""
-        bands = self._column("bands")[self.left]
-        met = np.flatnonzero(proposed(bands))
-        exempt = self._is(TEST)[met] if self.rules.split.frozen else np.zeros(len(met), np.bool_)
+        again = np.zeros(len(self.left), np.bool_)
+        for band in range(
+            self.open(self.shards[0].sketch).width("bands")
+        ):  # one at a time: all of them are most of what is known of a row
+            again |= repeated(self._column("bands", band)[self.left])
+        met = np.flatnonzero(again)
         keep = np.ones(len(self.left), np.bool_)
-        keep[met] = first_of_near(self._signatures(self.left[met]), bands[met], threshold, exempt)
+        if len(met):
+            exempt = self._is(TEST)[met] if self.rules.split.frozen else np.zeros(len(met), np.bool_)
+            bands, signatures = (self._values(name, self.left[met]) for name in ("bands", "signature"))
+            keep[met] = first_of_near(signatures, bands, threshold, exempt)
         return keep
 
-    def _signatures(self, places: Rows) -> Signatures:
-        """Signatures of some rows; those of a shard that has none of them are not read."""
-        from safetensors import safe_open
-
-        found: Signatures | None = None
+    def _values(self, name: str, places: Rows) -> npt.NDArray[Any]:
+        """Bands or signatures of some rows; the files of a shard that has none of them are not read."""
+        found, order = [], []
         for number in np.unique(self.shard[places]):
             mine = np.flatnonzero(self.shard[places] == number)
-            with safe_open(self.shards[number].sketch, framework="np") as sketch:
-                values = sketch.get_tensor("signature")[self.row[places[mine]]]
-            if found is None:
-                found = np.zeros((len(places), values.shape[1]), np.uint32)
-            found[mine] = values
-        return np.zeros((0, 1), np.uint32) if found is None else found
+            shard = self.shards[number]
+            sketch = self.open(shard.signatures() if name == "signature" else shard.sketch)
+            found.append(sketch.values(name, self.row[places[mine]]))
+            order.append(mine)
+        together: npt.NDArray[Any] = np.concatenate(found)[np.argsort(np.concatenate(order))]
+        return together
 
     def _repeats(self) -> npt.NDArray[np.int64]:
         """How often each row that is left counts: by its source's weight, the rest of it by the hash of its id."""

@@ -16,7 +16,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -32,7 +34,7 @@ from tasks.data.labels import Label, check_known
 from tasks.data.parts import PartKind, PartSpec, artifact_location
 from tasks.data.pieces import VERSION as PIECES_VERSION
 from tasks.data.pieces import packed
-from tasks.data.prepare import COUNTS, ROWS, SKETCH, Preparation
+from tasks.data.prepare import COUNTS, ROWS, SIGNATURES, SKETCH, Preparation
 from tasks.data.prepare import VERSION as PREPARED_VERSION
 from tasks.data.quality import Quality
 from tasks.data.shards import Shard, shards_of
@@ -41,8 +43,11 @@ from tasks.data.splitting import SPLITS, Split
 from tasks.data.steps import RowSteps
 from tasks.stage import Job, SourceFile, Stage
 
+if TYPE_CHECKING:
+    from infra.store import Store
+
 PREPARED = PartKind("prepared", "tasks.data.prepare:prepare_shard")
-PIECES = PartKind("rows", "tasks.data.pieces:take_rows")
+PIECES = PartKind("rows", "tasks.data.pieces:take_rows", worth_a_process=64 << 20)
 
 
 class Params(RowSteps):
@@ -89,25 +94,27 @@ def sources(params: Params) -> list[SourceFile]:
     return [*hashed(files_of(params)), *hub_digests(params.sources)]
 
 
+def parts(job: Job[Params]) -> tuple[PartKind, list[PartSpec]]:
+    """The preparation of each shard."""
+    return PREPARED, _shards(job)[2]
+
+
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.card import data_card
     from tasks.data.frozen import check_frozen
     from tasks.data.parts import make_parts
-    from tasks.data.runs import known_runs
     from tasks.data.selection import PreparedShard, Rules, select
 
     params, store = job.params, job.store
-    files = [*with_digests([*files_of(params), *_hub(params)]), *_of_stages(job)]
+    files, shards, specs = _shards(job)
     _write_json(job, "sources.json", [[file.path, file.sha256] for file in files])
-    shards = shards_of(files, params.sources)
-    specs = _preparations(params, shards, known_runs(job, params.decontaminate))
     prepared = make_parts(PREPARED, specs, store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
     known = []
     for shard, part in zip(shards, prepared.parts, strict=True):
         folder = store.fetch(part, only=[SKETCH, COUNTS])
         counts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
         weight = params.sources[shard.source].weight
-        known.append(PreparedShard(folder / SKETCH, counts, weight))
+        known.append(PreparedShard(folder / SKETCH, partial(_signatures, part, store), counts, weight))
     accounts = [shard.counts for shard in known]
     rejected, units = _quarantine(job, accounts)
 
@@ -148,6 +155,21 @@ def run(job: Job[Params]) -> dict[str, float]:
         "shards": float(len(shards)),
         "shards_reused": float(prepared.reused),
     }
+
+
+def _signatures(part: Manifest, store: Store) -> Path:
+    """The file of a shard's signatures, fetched only now."""
+    return store.fetch(part, only=[SIGNATURES]) / SIGNATURES
+
+
+def _shards(job: Job[Params]) -> tuple[list[FoundFile], list[Shard], list[PartSpec]]:
+    """The files, the shards they make, and how each of these is prepared."""
+    from tasks.data.runs import known_runs
+
+    params = job.params
+    files = [*with_digests([*files_of(params), *_hub(params)]), *_of_stages(job)]
+    shards = shards_of(files, params.sources)
+    return files, shards, _preparations(params, shards, known_runs(job, params.decontaminate))
 
 
 def _write_json(job: Job[Params], name: str, value: Any) -> None:
@@ -269,4 +291,6 @@ def _row_steps(counts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(total.values())
 
 
-STAGE = Stage(kind="dataset", version=2, makes="dataset", params=Params, run=run, sources=sources, lazy=True)
+STAGE = Stage(
+    kind="dataset", version=2, makes="dataset", params=Params, run=run, sources=sources, lazy=True, parts=parts
+)

@@ -1,7 +1,9 @@
 """pack: documents -> token ids and rows of at most `context` tokens, ready for a language model.
 
 Training rows are packed by best fit and name where each document in them begins; held-out documents get rows of their
-own (`tasks/data/packing.py`). Every file of the dataset is tokenized once and kept, so new data costs its own tokens.
+own (`tasks/data/packing.py`). Every file of the dataset is tokenized once and kept, so new data costs its own tokens;
+the metrics say how many documents the fast tokenizer's ids were compared for, and how many the tokenizers library
+encoded (`tasks/data/encoding.py`).
 """
 
 from __future__ import annotations
@@ -13,15 +15,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from infra.artifacts import FileEntry, Manifest
+from infra.artifacts import FileEntry
 from infra.errors import StageError
 from tasks.data.columns import stored_files
 from tasks.data.parts import PartKind, PartSpec, artifact_location
-from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
+from tasks.data.tokens import IDS, LENGTHS, VERSION
+from tasks.stage import Input, Job, Stage, StageParams
 
-TOKENS = PartKind("ids", "tasks.data.tokens:tokenize_file")
-VERSION = 1
-"""Raised when the same text would be tokenized differently."""
+TOKENS = PartKind("ids", "tasks.data.tokens:tokenize_file", worth_a_process=64 << 20)
 
 
 class Params(StageParams):
@@ -32,6 +33,20 @@ class Params(StageParams):
     context: int = Field(ge=2, description="Tokens in a row.")
 
 
+def parts(job: Job[Params]) -> tuple[PartKind, list[PartSpec]]:
+    """The token ids of each file."""
+    data, tokenizer = job.input("data").manifest, job.input("tokenizer").manifest
+    place = artifact_location(tokenizer, "")
+    return TOKENS, [
+        PartSpec(
+            {"version": VERSION, "file": entry.sha256, "tokenizer": tokenizer.digest},
+            {"file": artifact_location(data, entry.path), "tokenizer": place},
+            entry.size,
+        )
+        for _, entry in _files(job)
+    ]
+
+
 def run(job: Job[Params]) -> dict[str, float]:
     import numpy as np
     from safetensors.numpy import load_file
@@ -40,22 +55,20 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.parts import make_parts
     from tasks.data.tokenizing import load_tokenizer
 
-    data, context = job.input("data"), job.params.context
-    given = job.input("tokenizer").manifest
-    folder = job.store.fetch(given)
+    context, wanted = job.params.context, _files(job)
+    folder = job.store.fetch(job.input("tokenizer").manifest)
     shutil.copytree(folder, job.output / "tokenizer")
-    wanted = stored_files(data.manifest, [data.split] if data.split else None)
-    specs = _specs(data, given, [entry for _, entry in wanted])
-    made = make_parts(TOKENS, specs, job.store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
+    made = make_parts(*parts(job), job.store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
     rows, used = {}, {}
     for split in sorted({split for split, _ in wanted}):
         lengths = []
         for (of, entry), part in zip(wanted, made.parts, strict=True):
             if of != split:
                 continue
-            lengths.append(load_file(job.store.fetch(part) / part.payload[0].path)["lengths"])
+            lengths.append(load_file(job.store.fetch(part, only=[LENGTHS]) / LENGTHS)["lengths"])
             name = entry.path.removesuffix(".parquet")
-            job.shared.append(replace(part.payload[0], path=f"{name}.safetensors"))
+            ids = next(entry for entry in part.payload if entry.path == IDS)
+            job.shared.append(replace(ids, path=f"{name}.safetensors"))
         plan = (best_fit if split == "train" else one_to_a_row)(np.concatenate(lengths), context)
         save_plan(plan, lengths, job.output / f"{split}.rows.safetensors")
         rows[split] = plan.rows
@@ -67,10 +80,14 @@ def run(job: Job[Params]) -> dict[str, float]:
     tokenizer, _ = load_tokenizer(folder)
     description = {"context": context, "vocab_size": tokenizer.get_vocab_size(), "splits": rows}
     (job.output / "tokens.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    tokens = sum(part.metrics["tokens"] for part in made.parts)
+    tokens, by_library, compared = (
+        sum(part.metrics[name] for part in made.parts) for name in ("tokens", "by_library", "compared")
+    )
     return {
         "rows": float(sum(rows.values())),
         "tokens": tokens,
+        "by_library": by_library,
+        "compared": compared,
         **{f"{name}_rows": float(count) for name, count in rows.items()},
         **({"useful_share": used["train"], "documents_cut": float(long)} if "train" in used else {}),
         "files": float(len(wanted)),
@@ -78,16 +95,10 @@ def run(job: Job[Params]) -> dict[str, float]:
     }
 
 
-def _specs(data: InputArtifact, tokenizer: Manifest, files: list[FileEntry]) -> list[PartSpec]:
-    place = artifact_location(tokenizer, "")
-    return [
-        PartSpec(
-            {"version": VERSION, "file": entry.sha256, "tokenizer": tokenizer.digest},
-            {"file": artifact_location(data.manifest, entry.path), "tokenizer": place},
-            entry.size,
-        )
-        for entry in files
-    ]
+def _files(job: Job[Params]) -> list[tuple[str, FileEntry]]:
+    """The files to pack, each with its split."""
+    data = job.input("data")
+    return stored_files(data.manifest, [data.split] if data.split else None)
 
 
-STAGE = Stage(kind="pack", version=2, makes="tokens", params=Params, run=run, lazy=True)
+STAGE = Stage(kind="pack", version=2, makes="tokens", params=Params, run=run, lazy=True, parts=parts)

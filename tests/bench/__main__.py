@@ -1,18 +1,16 @@
-"""`make bench-training`: measure rows and write docs/benchmarks-training.md and .json.
+"""`make bench-training` and `make bench-data`: measure rows and write docs/benchmarks-*.md and .json.
 
-    python -m tests.bench [--pairs 7] [--steps 16] [ROW ...]
+    python -m tests.bench training|data [--pairs 7] [--steps 16] [ROW ...]
 
-A row is a file in `tests/bench/rows/` with a list `ROWS` of `Row`; living there is its registration. An arm is a file in
-`tests/bench/arms/` whose `run(workload, gate, folder)` trains the workload and calls the gate after every step. Runs with
-fewer pairs or steps than the defaults are trials: they print the table and leave docs/ alone. Measure on a machine that
+A row is an entry of the list `ROWS` of a file in `tests/bench/rows/` or `data_rows/`; living there is its registration.
+An arm of training is a file in `tests/bench/arms/` whose `run(workload, gate, folder)` trains the workload and calls the
+gate after every step; one of data a file in `data_arms/` (see `tests/bench/turns.py`). Runs with fewer pairs or steps than the defaults are trials: they print the table and leave docs/ alone. Measure on a machine that
 does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import pkgutil
 import shlex
 import sys
 import tempfile
@@ -21,23 +19,20 @@ from pathlib import Path
 
 from tests.bench import machine, report
 from tests.bench.arm import ArmFailed
-from tests.bench.result import PAIRS, Row, Settings
+from tests.bench.result import PAIRS, Settings
+from tests.bench.suites import SUITES
 
 ROOT = Path(__file__).parents[2]
 STEPS = 16
 
 
-def rows() -> dict[str, Row]:
-    """Every row, by name."""
-    names = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("rows"))]))
-    order = ["throughput", *(name for name in names if name != "throughput")]
-    found = [row for name in order for row in importlib.import_module(f"tests.bench.rows.{name}").ROWS]
-    return {row.name: row for row in found}
-
-
 def main(words: list[str]) -> int:
-    known = rows()
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Speed of training against bare loops.")
+    if not words or words[0] not in SUITES:
+        sys.stderr.write(f"which benchmark? {', '.join(SUITES)}\n")
+        return 2
+    suite, words = SUITES[words[0]], words[1:]
+    known = suite.rows()
+    parser = argparse.ArgumentParser(prog=f"python -m tests.bench {suite.name}")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(known)}; none: all")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="pairs of blocks")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps a block")
@@ -46,7 +41,7 @@ def main(words: list[str]) -> int:
     if unknown:
         parser.error(f"no row {unknown[0]!r}; there are {', '.join(known)}")
     chosen = given.rows or list(known)
-    command = "make bench-training" + (f" ROWS={shlex.quote(' '.join(given.rows))}" if given.rows else "")
+    command = f"make bench-{suite.name}" + (f" ROWS={shlex.quote(' '.join(given.rows))}" if given.rows else "")
     trial = given.pairs < PAIRS or given.steps < STEPS
 
     entries, failed = [], 0
@@ -60,7 +55,7 @@ def main(words: list[str]) -> int:
                 sys.stderr.write(f"{name}: {error}\n")
                 failed += 1
                 continue
-        entries.append(report.entry(known[name], found, machine.environment(), command))
+        entries.append(report.entry(known[name], found, machine.environment(suite.packages), command))
         verdict = known[name].verdict(found)
         sys.stdout.write(f"{name}: {found.value:.4f} ({found.low:.4f} to {found.high:.4f}), bar {known[name].bar}: ")
         sys.stdout.write(
@@ -69,10 +64,10 @@ def main(words: list[str]) -> int:
         sys.stdout.flush()
         if not trial:
             # After every row, so that an interrupted run keeps what it has.
-            kept = report.store(docs / "benchmarks-training.json", entries, list(known))
-            (docs / "benchmarks-training.md").write_text(report.page(kept), encoding="utf-8")
+            kept = report.store(docs / f"{suite.page}.json", entries, list(known))
+            (docs / f"{suite.page}.md").write_text(report.page(suite.head, kept), encoding="utf-8")
     if trial:
-        sys.stdout.write("\n" + report.page(entries))
+        sys.stdout.write("\n" + report.page(suite.head, entries))
     return 1 if failed else 0
 
 

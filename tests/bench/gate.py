@@ -8,6 +8,7 @@ otherwise be paid for by the other arm.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Gate:
 
         stopped = time.perf_counter()
         ended = at_rest(stopped)
-        used, everything = _cpu_seconds() - self.used, _machine_seconds() - self.machine
+        used, everything = cpu_seconds() - self.used, machine_seconds() - self.machine
         available = (time.perf_counter() - self.began) * (os.cpu_count() or 1)
         busy = max(0.0, everything - used) / available
         self.link.send(Block(ended - self.began, ended - stopped, used, busy, self.losses, peak_mb()))
@@ -71,33 +72,32 @@ class Gate:
 
     def _start(self) -> None:
         self.losses: list[float] = []
-        self.used, self.machine = _cpu_seconds(), _machine_seconds()
+        self.used, self.machine = cpu_seconds(), machine_seconds()
         self.began = time.perf_counter()
 
 
 def at_rest(stopped: float) -> float:
     """The moment, not before `stopped`, after which this process and its children used no CPU to speak of."""
-    used = _cpu_seconds()
+    used = cpu_seconds()
     while True:
         time.sleep(WINDOW)
-        now = _cpu_seconds()
+        now = cpu_seconds()
         if now - used < IDLE_SHARE * WINDOW:
             return stopped
         used, stopped = now, time.perf_counter()
 
 
-def _cpu_seconds() -> float:
-    total = time.process_time()
-    for child in psutil.Process().children(recursive=True):
-        try:
-            times = child.cpu_times()
-        except psutil.NoSuchProcess:  # it ended since it was listed
-            continue
-        total += times.user + times.system
+def cpu_seconds() -> float:
+    """CPU seconds of this process and all below it, those that ended included."""
+    me, total = psutil.Process(), 0.0
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended since it was listed
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
-def _machine_seconds() -> float:
+def machine_seconds() -> float:
     """CPU seconds that all processes have used, and those a hypervisor gave to other machines."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))

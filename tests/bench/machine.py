@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tests.bench.workload import cores
 
-PACKAGES = ("torch", "deepspeed", "transformers", "accelerate")
 
-
-def environment() -> dict[str, str]:
+def environment(packages: Sequence[str]) -> dict[str, str]:
     """date, commit, CPU, cores, Python and the packages that decide speed."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -21,7 +20,7 @@ def environment() -> dict[str, str]:
         "cpu": cpu_model(),
         "cores": str(cores()),
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: _version(name) for name in packages},
     }
 
 

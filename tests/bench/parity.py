@@ -202,7 +202,7 @@ def page(rows: list[tuple[Case, Difference]], control: Difference, losses: list[
         )
     verdict = "told apart" if control.loss > TOLERANCE else "**not told apart**"
     lines.append(f"| control | 1 | 4 | 2 | {control.loss:.1e} | {control.step} | {control.weight:.1e} | {verdict} |")
-    place = machine.environment()
+    place = machine.environment(("torch", "deepspeed", "transformers"))
     versions = ", ".join(f"{name} {place[name]}" for name in ("python", "torch", "deepspeed", "transformers"))
     lines += ["", f"Run with `make parity` on {place['date']}, commit {place['commit']}, {place['cpu']}, {versions}."]
     return "\n".join(lines) + "\n"

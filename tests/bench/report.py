@@ -8,18 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.bench.pairs import LOSS_TOLERANCE
 from tests.bench.result import Figure, Measurement, Row
 
 QUIET = 0.05
-HEAD = f"""# Speed of training, measured
-
-Made by `make bench-training`; nothing here is typed by hand. Arms are processes of their own on the same threads, with
-the same weights, data, order, AdamW and clipping, in fp32. They take turns in blocks of steps, and a ratio is the median
-over the pairs of blocks. Forgeline runs with its journal, metrics file, progress events and a checkpoint in every block,
-whose writing is on its clock. Bare loops use torch's fused AdamW too. Losses of every step must agree within
-{LOSS_TOLERANCE:g}, or the row is "not comparable". "Within noise": the interval holds the bar.
-"""
 
 
 def entry(row: Row, found: Measurement, environment: dict[str, str], command: str) -> dict[str, Any]:
@@ -46,9 +37,9 @@ def store(path: Path, entries: Sequence[dict[str, Any]], order: Sequence[str]) -
     return kept
 
 
-def page(entries: Sequence[dict[str, Any]]) -> str:
+def page(head: str, entries: Sequence[dict[str, Any]]) -> str:
     """The Markdown page."""
-    lines = [HEAD, "| row | bar | measured | interval | figures | met | date |", "|-|-|-|-|-|-|-|"]
+    lines = [head, "| row | bar | measured | interval | figures | met | date |", "|-|-|-|-|-|-|-|"]
     lines += [_line(e) for e in entries]
     lines += ["", "## Rows", ""]
     lines += [f"- **{e['row']}**: {e['what']}" for e in entries]

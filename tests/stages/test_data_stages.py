@@ -19,8 +19,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from infra.errors import StageError
+from tasks.data import encoding, tokens
 from tasks.data.packing import PackedRows, best_fit, one_to_a_row
-from tasks.data.tokenizing import Encoder, load_tokenizer, train_bpe
+from tasks.data.tokenizing import load_tokenizer, train_bpe
 from tasks.stages import dataset, pack, tokenizer
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -244,26 +245,6 @@ def test_vocabulary_larger_than_the_data(jobs: ModuleType, tmp_path: Path) -> No
         )
 
 
-def test_fast_encoding_equals_the_library_on_real_code() -> None:
-    texts = [p.read_text(encoding="utf-8") for p in sorted((STDLIB / "json").glob("*.py"))]
-    plain = train_bpe(iter([texts]), 500)
-    encoder = Encoder(plain)
-    for batch in (texts, [*texts, "", "ünï", "a <|endoftext|> b", "\x1c\x1d \x0b\x0c\x85"]):
-        expected = [e.ids for e in plain.encode_batch_fast(batch, add_special_tokens=False)]
-        assert [ids.tolist() for ids in encoder.encode(batch)] == expected
-
-
-PLAIN = train_bpe(iter([["def f(x): return x + 1\n" * 5, "It's they'll we've 123 456"]]), 300)
-ENCODER = Encoder(PLAIN)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text(st.sampled_from("ab Z09_'.,\n\t\r\x0b\x0c\x1c\x1fsdmtrevl") | st.characters(codec="utf-8"), max_size=40))
-def test_fast_encoding_equals_the_library_on_any_text(text: str) -> None:
-    (ids,) = ENCODER.encode([text])
-    assert ids.tolist() == PLAIN.encode(text, add_special_tokens=False).ids
-
-
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(2, 17))
 def test_packing_loses_doubles_and_mixes_nothing(lengths: list[int], context: int) -> None:
@@ -335,3 +316,26 @@ def test_nothing_to_pack(bpe: Any, functions: Any, jobs: ModuleType, tmp_path: P
     inputs = {"data": data, "tokenizer": stored(jobs, tmp_path, bpe, "tokenizer")}
     with pytest.raises(StageError, match="there is nothing to pack"):
         made(jobs, tmp_path, pack, {"data": "d", "tokenizer": "t", "context": 512}, **inputs)
+
+
+def test_where_the_fast_tokenizer_differs_the_library_does_the_whole_file(
+    bpe: Any, functions: Any, jobs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = {"data": "d", "tokenizer": "t", "context": 64}
+
+    def packed(folder: Path) -> Any:
+        inputs = {
+            "data": stored(jobs, folder, functions, "dataset"),
+            "tokenizer": stored(jobs, folder, bpe, "tokenizer"),
+        }
+        tokens._encoder.cache_clear()
+        return made(jobs, folder, pack, params, store=folder / "store", **inputs)
+
+    plain = packed(tmp_path / "a")
+    assert plain.metrics["by_library"] == 0 < plain.metrics["compared"]
+    other = json.loads(train_bpe(iter([["quite", "other", "words"]]), 300).to_str())
+    of = encoding._fast
+    monkeypatch.setattr(encoding, "_fast", lambda state: of(other))
+    wrong = packed(tmp_path / "b")
+    assert wrong.metrics["by_library"] == functions.metrics["rows"]
+    assert digests(wrong.output) == digests(plain.output)

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +21,11 @@ from hypothesis import strategies as st
 from infra.artifacts import Manifest
 from infra.errors import CorruptArtifact, StageError
 from infra.store import Store
+from tasks.data.packing import PackedRows
 from tasks.data.parts import PartKind, PartSpec, make_parts
-from tasks.stages import compare, dataset
+from tasks.data.splitting import SPLITS
+from tasks.data.tokenizing import load_tokenizer, save_tokenizer, train_bpe
+from tasks.stages import compare, dataset, pack
 
 WORDS = [
     "one",
@@ -69,8 +73,42 @@ def committed(job: Any, name: str = "mails") -> Manifest:
     return manifest
 
 
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tokenizer."""
+    folder = tmp_path_factory.mktemp("words")
+    save_tokenizer(train_bpe(iter([WORDS]), 300), folder)
+    return folder
+
+
+def packed(jobs: ModuleType, job: Any, folder: Path, tokenizer: Path) -> Any:
+    """The dataset of a job, packed in the job's store."""
+    store = Path(job.store.url.removeprefix("file://"))
+    data = jobs.InputArtifact("data", Path(os.devnull), committed(job, folder.name))
+    inputs = {"data": data, "tokenizer": jobs.stored(store, tokenizer, "tokenizer")}
+    made = jobs.make_job(folder, pack.Params(data="data", tokenizer="tokenizer", context=64), inputs, store=store)
+    made.metrics = pack.run(made)
+    return made
+
+
+def documents(jobs: ModuleType, job: Any) -> list[str]:
+    """The texts of the token ids that a `pack` job left, put together from the rows of its plans."""
+    jobs.collect(job)
+    tokenizer, end = load_tokenizer(job.output / "tokenizer")
+    texts = []
+    for split in SPLITS:
+        if not (job.output / f"{split}.rows.safetensors").exists():
+            continue
+        for row in PackedRows(job.output, split):
+            parts = np.split(row["input_ids"], np.cumsum(row["segments"])[:-1])
+            assert all(part[-1] == end and end not in part[:-1] for part in parts)
+            texts += [tokenizer.decode(part[:-1].tolist()) for part in parts]
+    return sorted(texts)
+
+
 def content(job: Any) -> dict[str, str]:
-    own = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in job.output.iterdir()}
+    files = [file for file in job.output.rglob("*") if file.is_file()]
+    own = {str(f.relative_to(job.output)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     return own | {entry.path: entry.sha256 for entry in job.shared}
 
 
@@ -100,8 +138,13 @@ shards = st.dictionaries(
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(shards, min_size=2, max_size=4), st.booleans())
 def test_any_history_ends_in_what_a_full_rebuild_gives(
-    jobs: ModuleType, tmp_path_factory: pytest.TempPathFactory, history: list[dict[str, list[str]]], frozen: bool
+    jobs: ModuleType,
+    tmp_path_factory: pytest.TempPathFactory,
+    words: Path,
+    history: list[dict[str, list[str]]],
+    frozen: bool,
 ) -> None:
+    """Of the dataset, and of what is packed of it: every text is there once, whole, and in no other's company."""
     folder = tmp_path_factory.mktemp("history")
     more = {"dedup": {"near": {"threshold": 0.5, "shingle": 2, "num_perm": 16}}}
     for number, state in enumerate(history):
@@ -115,6 +158,10 @@ def test_any_history_ends_in_what_a_full_rebuild_gives(
         fresh = prepared(jobs, folder / f"fresh-{number}", params)
         assert content(step) == content(fresh)
         assert fresh.metrics["shards_reused"] == 0
+        packs = [packed(jobs, job, folder / f"pack-{number}-{i}", words) for i, job in enumerate((step, fresh))]
+        assert content(packs[0]) == content(packs[1])
+        assert packs[1].metrics["files_reused"] == 0
+        assert documents(jobs, packs[0]) == sorted(row["text"] for split in SPLITS for row in rows(step, split))
 
 
 def test_only_what_is_new_is_worked_on(jobs: ModuleType, tmp_path: Path) -> None:
@@ -131,7 +178,7 @@ def test_only_what_is_new_is_worked_on(jobs: ModuleType, tmp_path: Path) -> None
 
 
 def test_workers_change_nothing(jobs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.data.parts.WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(dataset, "PREPARED", replace(dataset.PREPARED, worth_a_process=1))
     data = tmp_path / "data"
     for i in range(5):
         write(data, f"{i}.jsonl", [f"text {i} {k}" for k in range(30)])
@@ -177,10 +224,10 @@ def test_a_damaged_part_is_made_anew(jobs: ModuleType, tmp_path: Path) -> None:
     first = prepared(jobs, tmp_path / "a", jsonl(data), store=store)
     part = next((store / "artifacts/prepared").iterdir()).name
     manifest = first.store.manifest("prepared", part)
-    sketch = next(entry for entry in manifest.payload if entry.path == "sketch.safetensors")
+    sketch = next(entry for entry in manifest.payload if entry.path == "sketch.arrow")
     damaged = store / sketch.shared_path
     damaged.write_bytes(b"x" + damaged.read_bytes()[1:])
-    with pytest.raises(CorruptArtifact, match=r"sketch\.safetensors: sha256 differs") as caught:
+    with pytest.raises(CorruptArtifact, match=r"sketch\.arrow: sha256 differs") as caught:
         prepared(jobs, tmp_path / "b", jsonl(data), store=store)
     first.store.quarantine(caught.value.kind, caught.value.key, caught.value.attempt)
     assert not damaged.exists()

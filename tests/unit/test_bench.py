@@ -78,7 +78,7 @@ def test_a_row_measured_again_replaces_itself_and_leaves_the_others(tmp_path: Pa
         "path = pathlib.Path(PATH)\n"
         "report.store(path, [entry('second', 0.7), entry('first', 0.4)], ['first', 'second'])\n"
         "kept = report.store(path, [entry('first', 0.6)], ['first', 'second'])\n"
-        "print(report.page(kept))\n"
+        "print(report.page('# Head', kept))\n"
     )
     page = run(f"PATH = {str(tmp_path / 'found.json')!r}\n{code}")
     rows = [line for line in page.splitlines() if line.startswith(("| first", "| second"))]
@@ -89,11 +89,15 @@ def test_a_row_measured_again_replaces_itself_and_leaves_the_others(tmp_path: Pa
 
 
 def test_every_row_file_is_found_and_an_unknown_row_is_refused() -> None:
-    names = run("from tests.bench.__main__ import rows\nprint(*rows())").split()
+    names, of_data = run(
+        "from tests.bench.suites import SUITES\nfor s in SUITES.values(): print(*s.rows())"
+    ).splitlines()
+    assert set(of_data.split()) >= {"tokenize-map", "preparation", "packing-share", "growth", "no-op", "memory"}
+    names = names.split()
     files = {path.stem for path in (ROOT / "tests/bench/rows").glob("*.py")}
     assert {"throughput-torch", "throughput-deepspeed-3", "throughput-trainer-0", "mfu", "seek", "memory"} <= set(names)
     assert all(any(name.startswith(stem.replace("_", "-")) for name in names) for stem in files)
-    command = [sys.executable, "-m", "tests.bench", "nonsense"]
+    command = [sys.executable, "-m", "tests.bench", "training", "nonsense"]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "no row 'nonsense'; there are throughput-torch" in refused.stderr
@@ -113,9 +117,10 @@ def test_goodput_charges_every_second_of_a_killed_training_to_one_cause() -> Non
         "print({name: of[name] for name in BUCKETS}, of['steps'], of['killed'])\n"
         "print(wall(of) + of['first_start'], wall(of), optimum(of))\n"
         "torn = Life(8.0, None, 16.0, [mark(3, 11.0, loss=1.1), *later[1:]])\n"
-        "print(difference(lives) or 'same', difference([first, torn]), difference([lives[1]]), sep='; ')\n"
+        "print(difference(*lives) or 'same', difference(first, torn), difference(lives[1]), sep='; ')\n"
+        "print(difference(first, torn, steps=2) or 'same so far')\n"
     )
-    charged, sums, losses = run(code).splitlines()
+    charged, sums, losses, begin = run(code).splitlines()
     assert charged == (
         "{'first_start': 3.0, 'useful': 7.0, 'saving': 0.25, 'redone': 2.5, 'detect': 0.25, 'restart': 2.0, "
         "'other': 0.5} 7.0 1.0"
@@ -125,6 +130,7 @@ def test_goodput_charges_every_second_of_a_killed_training_to_one_cause() -> Non
     best = (2 * d * between) ** 0.5
     assert sums == f"15.5 12.5 {(1 - d / best - (best / 2 + 2.25) / between, best)}"
     assert losses == "same; losses of step 3: [1.0, 1.1]; losses of step 1: []"
+    assert begin == "same so far"
 
 
 def test_steps_beside_an_upload_are_held_against_the_quiet_ones_around_it() -> None:

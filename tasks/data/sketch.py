@@ -1,0 +1,89 @@
+"""What is known of a shard's rows, column by column: an Arrow file, written as the rows come and read memory-mapped.
+
+A column has one value a row, or a fixed number of them: numpy arrays [rows] or [rows, width] in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Array = npt.NDArray[Any]
+
+
+class SketchWriter:
+    """Writes batches of rows, all with the columns of the first."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._writer: pa.RecordBatchFileWriter | None = None
+
+    def write(self, columns: Mapping[str, Array]) -> None:
+        import pyarrow as pa
+
+        arrays = [_to_arrow(values) for values in columns.values()]
+        batch = pa.record_batch(arrays, names=list(columns))
+        if self._writer is None:
+            self._writer = pa.ipc.new_file(self._file, batch.schema)
+        self._writer.write_batch(batch)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Sketch:
+    """A shard's sketch; its file is open as long as this lives."""
+
+    def __init__(self, file: Path) -> None:
+        import pyarrow as pa
+
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches])
+
+    def column(self, name: str, place: int | None = None) -> Array:
+        """All values of a column, or those at one place of a wide one, copied."""
+        found = [_to_numpy(batch.column(name)) for batch in self._batches]
+        return np.concatenate(found if place is None else [values[:, place] for values in found])
+
+    def width(self, name: str) -> int:
+        """How many values a row has in a wide column."""
+        return int(self._batches[0].column(name).type.list_size)
+
+    def values(self, name: str, rows: npt.NDArray[np.int64]) -> Array:
+        """The values of some rows; of the others nothing is read."""
+        found: list[tuple[Array, Array]] = []
+        batch_of = np.searchsorted(self._ends, rows, "right")
+        for number in np.unique(batch_of):
+            places = np.flatnonzero(batch_of == number)
+            batch = self._batches[number]
+            begin = self._ends[number] - batch.num_rows
+            found.append((places, _to_numpy(batch.column(name))[rows[places] - begin]))
+        order = np.concatenate([places for places, _ in found])
+        together: Array = np.concatenate([values for _, values in found])[np.argsort(order)]
+        return together
+
+
+def _to_arrow(values: Array) -> Any:
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _to_numpy(column: Any) -> Array:
+    import pyarrow as pa
+
+    if not pa.types.is_fixed_size_list(column.type):
+        plain: Array = column.to_numpy()
+        return plain
+    wide: Array = column.values.to_numpy().reshape(len(column), column.type.list_size)
+    return wide

@@ -1,0 +1,52 @@
+"""A whole `pack` stage: rows read from the store, tokenized, stored, and packed.
+
+settings: texts (a Parquet file with `text`), tokenizer (folder).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from tasks.data.tokenizing import load_tokenizer
+from tasks.stages import pack
+from tests.stages import jobs
+
+
+class Arm:
+    def __init__(self, settings: dict[str, Any], folder: Path) -> None:
+        self.folder = folder
+        dataset = folder / "dataset"
+        (dataset / "train").mkdir(parents=True)
+        shutil.copyfile(settings["texts"], dataset / "train/texts.parquet")
+        self.inputs = {
+            "data": jobs.stored(folder / "before", dataset, "dataset"),
+            "tokenizer": jobs.stored(folder / "before", Path(settings["tokenizer"]), "tokenizer"),
+        }
+        self.end = load_tokenizer(Path(settings["tokenizer"]))[1]
+
+    def reset(self) -> None:
+        shutil.rmtree(self.folder / "store", ignore_errors=True)
+        shutil.rmtree(self.folder / "job", ignore_errors=True)
+        shutil.copytree(self.folder / "before", self.folder / "store", copy_function=os.link)
+        params = pack.Params(data="data", tokenizer="tokenizer", context=1024)
+        self.job = jobs.make_job(self.folder / "job", params, dict(self.inputs), store=self.folder / "store")
+
+    def work(self) -> None:
+        self.metrics = pack.run(self.job)
+
+    def outcome(self) -> dict[str, Any]:
+        ids = load_file(self.job.fetch_shared("train/texts.safetensors"))["ids"].astype(np.uint32)
+        closing = np.flatnonzero(ids == self.end)
+        ids, lengths = np.delete(ids, closing), np.diff(closing, prepend=-1) - 1
+        return {
+            "lengths": hashlib.sha256(lengths.astype(np.int64).tobytes()).hexdigest(),
+            "ids": hashlib.sha256(ids.tobytes()).hexdigest(),
+            "by_library": self.metrics["by_library"],
+        }
