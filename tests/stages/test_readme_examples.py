@@ -7,10 +7,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from tasks.pipeline import load_pipeline
 from tasks.stage import stages
 
 
@@ -36,6 +40,49 @@ def test_the_stage_averages_weights(readme: Any, jobs: ModuleType, tiny: ModuleT
     mean = load_file(job.output / "model.safetensors")
     assert mean and all(bool((value == 2.0).all()) for value in mean.values())
     assert type(tiny.model()).from_pretrained(job.output) and (job.output / "forgeline.json").exists()
+
+
+def test_the_data_example_makes_what_it_says(
+    readme: Any, jobs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pydoc_data.topics import topics
+
+    monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path / "cache"))
+    sentences = sorted({s for topic in topics.values() for s in topic.split("\n\n") if 150 < len(s) < 600})
+    for name in ("goods", "reviews"):
+        (tmp_path / name).mkdir()
+    reviews = [{"body": text} for text in sentences[:30]]
+    goods = [
+        {"title": text, "photo": bytes([i % 256]), "price": i / 7, "kind": ("shoe", "boot", "hat")[i % 3], "brand": f"b{i % 20}"}
+        for i, text in enumerate([*sentences[30:330], *sentences[:30]])
+    ]  # fmt: skip
+    (tmp_path / "reviews/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews))
+    pq.write_table(pa.Table.from_pylist(goods), tmp_path / "goods/a.parquet")
+    data = yaml.safe_load(readme.blocks("yaml")[1])
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"name": "shop", "stages": data}))
+    stages = load_pipeline(tmp_path / "pipeline.yaml").stages
+    made = {}
+    for name, inputs in (("reviews", {}), ("goods", {"decontaminate.against": ["reviews"]})):
+        given = {
+            key: [jobs.stored(tmp_path / "store", made[of].output, "dataset", stage=of, split="test") for of in names]
+            for key, names in inputs.items()
+        }
+        made[name] = jobs.make_job(tmp_path / f"job-{name}", stages[name].params, given, store=tmp_path / "store")
+        stages[name].stage.run(made[name])
+        jobs.collect(made[name])
+    tables = {
+        split: [row for file in (made["goods"].output / split).glob("*") for row in pq.read_table(file).to_pylist()]
+        for split in ("train", "validation", "test")
+    }
+    places = {row["photo"][0]: round(row["price"] * 7) for rows in tables.values() for row in rows}
+    assert all(photo == place % 256 for photo, place in places.items())
+    assert {row["label"] for row in tables["train"]} == {"footwear", "headwear"}
+    groups = [{row["group"] for row in rows} for rows in tables.values()]
+    assert all(groups) and sum(map(len, groups)) == len(set().union(*groups)), "no brand in two splits"
+    tested = {
+        text for file in (made["reviews"].output / "test").glob("*") for text in pq.read_table(file)["text"].to_pylist()
+    }
+    assert tested and not tested & {row["text"] for row in tables["train"]}
 
 
 def test_the_objective_is_trained_by_a_stage_that_never_heard_of_it(

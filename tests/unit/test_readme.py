@@ -29,7 +29,7 @@ def test_its_pipeline_and_its_example_stage_can_be_planned(
     readme: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORGELINE_STORE", str(tmp_path / "store"))
-    pipeline, extra = readme.blocks("yaml")
+    pipeline, _, extra = readme.blocks("yaml")
     data = yaml.safe_load(pipeline)
     file = tmp_path / "pipeline.yaml"
     file.write_text(pipeline)

@@ -10,6 +10,7 @@ import json
 import math
 import random
 import re
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import CorruptArtifact
+from tasks.release.data_view import data_views
 from tasks.release.evidence import Evidence, read_curve
 from tasks.release.report import render_report
 
@@ -314,6 +316,40 @@ def test_every_stage_is_drawn_once_and_every_trained_one_has_a_curve(whole: str)
     assert sum(x.startswith("Confusion matrix") for x in labels) == 6
     assert "unigram" in page.text
     assert "bigram" in page.text
+
+
+def test_columns_and_pictures_of_a_data_card_are_shown_and_nothing_else_passes_for_a_picture() -> None:
+    columns = [
+        {
+            "column": "photo",
+            "type": "binary",
+            "of": "bytes",
+            "missing": 2,
+            "least": 880.0,
+            "most": 880.0,
+            "mean": 880.0,
+        },
+        {
+            "column": "price",
+            "type": "float32",
+            "of": "values",
+            "missing": 0,
+            "least": -1.5,
+            "most": 2000.0,
+            "mean": 10.25,
+        },
+        {"column": "new", "type": "bool", "of": "values", "missing": 1, "least": None, "most": None, "mean": None},
+    ]
+    pictures = ["data:image/png;base64,AAAA", "data:image/svg+xml;base64,AAAA", "javascript:alert(1)", 3]
+    card = {"columns": columns, "examples": {"train": [{"id": "a", "text": "", "label": "bag", "pictures": pictures}]}}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "card.json").write_text(json.dumps(card))
+        (view,) = data_views({"goods": Evidence({}, records=Path(folder))}, [])
+    assert [(line["told"], line["missing"]) for line in view["columns"]] == [
+        ("880 bytes", "2"), ("\N{MINUS SIGN}1.500 to 2,000, mean 10.25", "0"), ("", "1"),
+    ]  # fmt: skip
+    assert (view["examples"][0]["pictures"], view["examples"][0]["label"]) == (pictures[:1], "bag")
+    assert view["lengths"] is None
 
 
 def test_data_cards_and_drift_are_shown(whole: str) -> None:
