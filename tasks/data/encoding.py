@@ -1,7 +1,7 @@
 """Text -> token ids, as the tokenizers library gives them, but not at its speed.
 
 gigatoken encodes byte-level BPE 50 to 100 times as fast. It is one maintainer's beta, so it is believed only as far as
-it is checked: of every file each 128th document, and each that holds a character whose class may differ between two
+it is checked: of every file each 256th document, and each that holds a character whose class may differ between two
 versions of Unicode or that spells an added token, is encoded by the library too. One id that differs, and the whole
 file is the library's. Where the tokenizer is of another kind, so is everything.
 """
@@ -24,7 +24,7 @@ from tasks.data.words import table_size
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-EVERY = 128
+EVERY = 256
 """One document in so many is encoded twice, the first of a batch among them."""
 Mask = npt.NDArray[np.bool_]
 

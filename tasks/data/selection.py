@@ -73,9 +73,9 @@ class _Selecting:
     def __init__(self, shards: Sequence[PreparedShard], rules: Rules) -> None:
         self.shards, self.rules = shards, rules
         self.open = lru_cache(OPEN_FILES)(Sketch)
-        sizes = [int(shard.counts["rows"]) for shard in shards]
-        self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), sizes)
-        self.row = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, np.int64)
+        self.sizes = [int(shard.counts["rows"]) for shard in shards]
+        self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), self.sizes)
+        self.row = np.concatenate([np.zeros(0, np.int64), *map(np.arange, self.sizes)])
         self.characters = self._column("characters")
         self.labels, self.label = self._labels()
         self.steps: list[dict[str, Any]] = []
@@ -105,7 +105,7 @@ class _Selecting:
             keep[train] = capped(self.label[chosen], self._column("order")[chosen], label)
             self._keep("max_per_class" if label.max_per_class else "balance", keep)
         repeats = self._repeats()
-        rows = [self._of_shard(number, repeats) for number in range(len(self.shards))]
+        rows = self._by_shard(repeats)
         table, warnings = self._checked(rows)
         lengths = {
             split: np.repeat(self.characters[self.left], np.where(self._is(code), repeats, 0))
@@ -201,12 +201,15 @@ class _Selecting:
         self._account("weights", self.left, np.repeat(self.left, times), dropped=dropped, changed=changed)
         return times
 
-    def _of_shard(self, number: int, repeats: npt.NDArray[np.int64]) -> dict[str, Rows]:
-        mine = self.shard[self.left] == number
-        found = {}
+    def _by_shard(self, repeats: npt.NDArray[np.int64]) -> list[dict[str, Rows]]:
+        """For each shard and split the rows that are left, in order, repeated."""
+        found: list[dict[str, Rows]] = [{} for _ in self.shards]
         for code, split in enumerate(SPLITS):
-            here = mine & self._is(code)
-            found[split] = np.sort(np.repeat(self.row[self.left[here]], repeats[here]))
+            here = self._is(code)
+            places = np.sort(np.repeat(self.left[here], repeats[here]))  # of one shard one after another
+            ends = np.searchsorted(places, np.cumsum(self.sizes))
+            for number, rows in enumerate(np.split(self.row[places], ends[:-1])):
+                found[number][split] = rows
         return found
 
     def _checked(self, rows: list[dict[str, Rows]]) -> tuple[dict[str, dict[str, int]] | None, list[str]]:
