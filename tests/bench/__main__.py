@@ -4,8 +4,8 @@
 
 A row is an entry of the list `ROWS` of a file in `tests/bench/rows/` or `data_rows/`; living there is its registration.
 An arm of training is a file in `tests/bench/arms/` whose `run(workload, gate, folder)` trains the workload and calls the
-gate after every step; one of data a file in `data_arms/` (see `tests/bench/turns.py`). Runs with fewer pairs or steps than the defaults are trials: they print the table and leave docs/ alone. Measure on a machine that
-does nothing else.
+gate after every step; one of data a file in `data_arms/` (see `tests/bench/turns.py`). Runs with fewer pairs or steps
+than the defaults are trials: they print the table and leave docs/ alone. Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from tests.bench import machine, report
-from tests.bench.arm import ArmFailed
+from tests.bench.child import ArmFailed
 from tests.bench.result import PAIRS, Settings
 from tests.bench.suites import SUITES
 

@@ -6,39 +6,23 @@ calls `run(workload, gate, folder)` of a file in `tests/bench/arms/`, which retu
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import psutil
 
 from tests.bench import ranks
+from tests.bench.child import Child, Failure
 from tests.bench.gate import Block, Gate
 from tests.bench.memory import ChildMemory
 from tests.bench.workload import Workload, cores
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 900.0
 NAMES = ("forgeline_train", "torch_loop", "deepspeed_loop", "hf_trainer", "checkpoint_stall", "upload_slowdown")
-
-
-class ArmFailed(Exception):
-    """An arm died or raised; the message ends with what it wrote last."""
-
-
-@dataclass(frozen=True)
-class _Failure:
-    text: str
 
 
 class Arm:
@@ -53,32 +37,17 @@ class Arm:
         environment: Mapping[str, str] | None = None,
         watch_children: bool = False,
     ) -> None:
-        self.name, self.workload = name, workload
-        self.folder = folder
-        folder.mkdir(parents=True)
-        self.log = folder / "log.txt"
-        self.link, theirs = Pipe()
+        self.name, self.workload, self.folder = name, workload, folder
         self.losses: list[float] = []
         threads = str(max(1, cores() // workload.ranks))
         variables = {
-            **os.environ,
             **{f"{library}_NUM_THREADS": threads for library in ("OMP", "MKL", "OPENBLAS")},
             "OMP_WAIT_POLICY": "PASSIVE",  # an arm that waits for its turn must not spin
             "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             **(environment or {}),
         }
-        with self.log.open("wb") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.bench.arm", str(theirs.fileno())],
-                cwd=ROOT,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-            )
-        theirs.close()
+        self.child = Child(name, "tests.bench.arm", folder, variables, PATIENCE)
+        self.process, self.link = self.child.process, self.child.link
         self.children = ChildMemory(self.process.pid) if watch_children else None
         self.link.send((name, workload, folder))
 
@@ -88,12 +57,7 @@ class Arm:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.children is not None:
             self.children.stop()
-        others = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
-        for process in (self.process, *others):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
-        self.link.close()
+        self.child.end()
 
     def warm_up(self) -> Block:
         """Wait until the arm has made its warm-up steps and stands still."""
@@ -107,33 +71,18 @@ class Arm:
     def matrix_rate(self) -> float:
         """Let it measure the machine's matrix product, in its process and on its threads."""
         self.link.send("matrix")
-        return float(self._receive())
+        return float(self.child.receive())
 
     def finish(self) -> dict[str, float]:
         """After the last block: let it end as a training ends, and tell its own figures."""
         self.link.send("go")
-        figures: dict[str, float] = self._receive()
+        figures: dict[str, float] = self.child.receive()
         return figures
 
     def _block(self) -> Block:
-        block: Block = self._receive()
+        block: Block = self.child.receive()
         self.losses += block.losses
         return block
-
-    def _receive(self) -> Any:
-        try:
-            if not self.link.poll(PATIENCE):
-                raise ArmFailed(f"{self.name} said nothing for {PATIENCE:.0f} s{self._tail()}")
-            message = self.link.recv()
-        except (EOFError, ConnectionResetError) as error:
-            raise ArmFailed(f"{self.name} died with code {self.process.wait()}{self._tail()}") from error
-        if isinstance(message, _Failure):
-            raise ArmFailed(f"{self.name} failed:\n{message.text}{self._tail()}")
-        return message
-
-    def _tail(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-        return "\n".join(["; its log ends:", *lines])
 
 
 def main(descriptor: int) -> None:
@@ -146,7 +95,7 @@ def main(descriptor: int) -> None:
         with ranks.followers(name, workload, folder):
             figures = ranks.train(name, workload, Gate(link, workload), folder)
     except BaseException:
-        link.send(_Failure(traceback.format_exc(limit=-8)))
+        link.send(Failure(traceback.format_exc(limit=-8)))
         raise
     link.send(figures)
     time.sleep(PATIENCE)  # the parent ends it, so that a slow exit of one arm does not fall into the turn of another

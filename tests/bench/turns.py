@@ -10,23 +10,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import psutil
 
-from tests.bench.arm import ROOT, ArmFailed
+from tests.bench.child import Child, Failure
 from tests.bench.gate import cpu_seconds, machine_seconds
 from tests.bench.pairs import of_median
-from tests.bench.result import Figure, Measurement, Settings
+from tests.bench.result import Figure, Measurement
 
 PATIENCE = 1800.0
 
@@ -48,82 +47,42 @@ class Turn:
     outcome: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Failure:
-    text: str
-
-
-class TurnTaker:
-    """The parent's end of such a process."""
-
-    def __init__(self, arm: str, folder: Path, process: subprocess.Popen[bytes], link: Connection) -> None:
-        self.arm, self.folder, self.process, self.link = arm, folder, process, link
-
-    def turn(self) -> Turn:
-        """Let it do its work once."""
-        self.link.send("go")
-        try:
-            if not self.link.poll(PATIENCE):
-                raise ArmFailed(f"{self.arm} said nothing for {PATIENCE:.0f} s{self._tail()}")
-            answer = self.link.recv()
-        except (EOFError, ConnectionResetError) as error:
-            raise ArmFailed(f"{self.arm} died with code {self.process.wait()}{self._tail()}") from error
-        if isinstance(answer, _Failure):
-            raise ArmFailed(f"{self.arm} failed:\n{answer.text}{self._tail()}")
-        turn: Turn = answer
-        return turn
-
-    def _tail(self) -> str:
-        lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-        return "\n".join(["; its log ends:", *lines])
-
-
 @contextlib.contextmanager
-def taking_turns(arm: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[TurnTaker]:
+def taking_turns(arm: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[Child]:
     """A child that works in `folder` as the arm of that name; leaving ends it and what it started."""
-    folder.mkdir(parents=True)
-    ours, theirs = Pipe()
-    environment = {**os.environ, "FORGELINE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    with (folder / "log.txt").open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.turns", str(theirs.fileno())],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            pass_fds=[theirs.fileno()],
-        )
-    theirs.close()
-    ours.send((arm, folder, dict(settings)))
+    child = Child(arm, "tests.bench.turns", folder, {"FORGELINE_CACHE": str(folder / "cache")}, PATIENCE)
+    child.link.send((arm, folder, dict(settings)))
     try:
-        yield TurnTaker(arm, folder, process, ours)
+        yield child
     finally:
-        others = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        for one in (process, *others):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.wait()
-        ours.close()
+        child.end()
+
+
+def turn_of(child: Child) -> Turn:
+    """Let it do its work once."""
+    child.link.send("go")
+    turn: Turn = child.receive()
+    return turn
 
 
 Given = tuple[str, Mapping[str, Any]]
 
 
-def interleaved(given: Sequence[Given], settings: Settings) -> list[list[Turn]]:
+def interleaved(given: Sequence[Given], pairs: int) -> list[list[Turn]]:
     """Turns of some arms, each given as (arm, settings): one of each that does not count, then A B, B A, A B ..."""
     with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="forgeline-bench-")))
         arms = [
-            stack.enter_context(taking_turns(arm, settings.folder / f"{side}-{arm}", its))
+            stack.enter_context(taking_turns(arm, folder / f"{side}-{arm}", its))
             for side, (arm, its) in enumerate(given)
         ]
         for arm in arms:
-            arm.turn()
+            turn_of(arm)
         turns: list[list[Turn]] = [[] for _ in arms]
-        for pair in range(settings.pairs):
+        for pair in range(pairs):
             order = range(len(arms))
             for side in order if pair % 2 == 0 else reversed(order):
-                turns[side].append(arms[side].turn())
+                turns[side].append(turn_of(arms[side]))
         return turns
 
 
@@ -167,7 +126,7 @@ def main(descriptor: int) -> None:
     except EOFError:
         return
     except BaseException:
-        link.send(_Failure(traceback.format_exc(limit=-8)))
+        link.send(Failure(traceback.format_exc(limit=-8)))
         raise
 
 

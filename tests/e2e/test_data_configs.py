@@ -20,11 +20,9 @@ import pytest
 from flows.cli import main
 from infra.artifacts import ArtifactRef, Manifest
 from infra.launch.local import LocalLauncher
-from infra.launch.slots import Slots
 from infra.store import Store
-from infra.wandb_replay import WandbReplay
 from tasks.data.decontamination import Overlap, runs
-from tasks.execute import RunContext, execute_stage
+from tasks.execute import execute_stage
 from tasks.pipeline import load_pipeline
 
 pytestmark = pytest.mark.e2e
@@ -120,20 +118,10 @@ class Made:
         return found
 
 
-def made(file: Path, launcher: LocalLauncher) -> Made:
+def made(load: Any, file: Path, launcher: LocalLauncher) -> Made:
     pipeline = load_pipeline(file, SMALL if "tokenizer" in file.read_text() else [], str(file.parent / "store"))
     store = Store.open(pipeline.store)
-    context = RunContext(
-        run="run",
-        pipeline=pipeline.name,
-        store=store,
-        launcher=launcher,
-        slots=Slots(2),
-        folder=file.parent / "jobs",
-        producer={},
-        notify=lambda *args, **news: None,
-        tracking=WandbReplay(pipeline.tracking, project="test", group="test", folder=file.parent),
-    )
+    context = load("e2e/quiet_run.py").quiet_context(pipeline, store, launcher, file.parent / "jobs")
     references: dict[str, ArtifactRef] = {}
     manifests = {}
     for node in pipeline.stages.values():
@@ -142,11 +130,13 @@ def made(file: Path, launcher: LocalLauncher) -> Made:
     return Made(store, manifests)
 
 
-def test_it_is_planned_and_runs(config: Path, launcher: LocalLauncher, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_planned_and_runs(
+    load: Any, config: Path, launcher: LocalLauncher, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", str(config), "--store", str(config.parent / "store"), "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert {line["action"] for line in planned["stages"]} <= {"run", "unknown"}
-    found = made(config, launcher)
+    found = made(load, config, launcher)
     assert found.manifests.keys() == {line["name"] for line in planned["stages"]}
     {"mails": check_mails, "fashion-mnist": check_garments, "stdlib": check_library}[config.stem](found)
 

@@ -25,10 +25,8 @@ from infra.artifacts import Manifest
 from infra.checkpoints import CheckpointStore
 from infra.launch.local import LocalLauncher
 from infra.launch.network import free_port
-from infra.launch.slots import Slots
 from infra.store import Store
-from infra.wandb_replay import WandbReplay
-from tasks.execute import RunContext, execute_stage
+from tasks.execute import execute_stage
 from tasks.pipeline import load_pipeline
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -52,17 +50,7 @@ def prepared(load: Any, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     store = Store.open(str(folder / "store"))
     pipeline = load_pipeline(file, [f"stages.base.max_steps={STEPS}"], store.url)
     launcher = LocalLauncher(folder / "servers")
-    context = RunContext(
-        run="prepare",
-        pipeline=pipeline.name,
-        store=store,
-        launcher=launcher,
-        slots=Slots(2),
-        folder=folder / "jobs",
-        producer={},
-        notify=lambda *args, **news: None,
-        tracking=WandbReplay(pipeline.tracking, project="tiny", group="prepare", folder=folder),
-    )
+    context = load("e2e/quiet_run.py").quiet_context(pipeline, store, launcher, folder / "jobs")
     made: dict[str, Any] = {}
     try:
         for name in ("corpus", "tokenizer", "tokens"):

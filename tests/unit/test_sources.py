@@ -21,7 +21,8 @@ from infra.source_files import digests, local, local_copy
 from tasks.data.file_patterns import compiled, split_root, walk
 from tasks.data.functions import python_functions
 from tasks.data.reading import Columns, Rejected, Row, read_rows
-from tasks.data.sources import Source, find_files, hashed, hub_digests
+from tasks.data.source_digests import hashed, hub_digests
+from tasks.data.sources import Source, find_files
 from tasks.stage import identity_params
 from tasks.stages import dataset
 

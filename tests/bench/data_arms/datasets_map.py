@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
+
+from tests.bench.token_digests import token_digests
 
 
 class Arm:
@@ -22,13 +23,9 @@ class Arm:
     def work(self) -> None:
         self.made = self.rows.map(self._encode, batched=True, remove_columns=["text"], load_from_cache_file=False)
 
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self) -> dict[str, str]:
         column = self.made.with_format("arrow")[:]["input_ids"].combine_chunks()
-        lengths = np.diff(column.offsets.to_numpy()).astype(np.int64)
-        return {
-            "lengths": hashlib.sha256(lengths.tobytes()).hexdigest(),
-            "ids": hashlib.sha256(column.flatten().to_numpy().astype(np.uint32).tobytes()).hexdigest(),
-        }
+        return token_digests(column.flatten().to_numpy(), np.diff(column.offsets.to_numpy()))
 
     def _encode(self, batch: dict[str, list[str]]) -> dict[str, Any]:
         options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}

@@ -18,15 +18,13 @@ import yaml
 
 from infra.artifacts import Manifest
 from infra.launch.local import LocalLauncher
-from infra.launch.slots import Slots
 from infra.source_files import SETTLED_NS
 from infra.store import Store
-from infra.tracking import TrackingSettings
-from infra.wandb_replay import WandbReplay
 from tasks.data.packing import best_fit, mapped_ids, one_to_a_row, save_plan
-from tasks.execute import RunContext, execute_stage
+from tasks.execute import execute_stage
 from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan
+from tests.e2e.quiet_run import quiet_context
 
 CONTEXT = 1024
 END = 0
@@ -43,7 +41,7 @@ class Arm:
                 "dataset": {
                     "sources": [{"files": f"{self.data}/*.jsonl", "format": "jsonl"}],
                     "clean": {"unicode": "nfc", "min_chars": 200},
-                    "dedup": {"exact": True, "near": settings.get("near", {"threshold": 0.85})},
+                    "dedup": {"exact": True, "near": {"threshold": 0.85}},
                     "split": {"by": "column:family", "validation": 0.05, "test": 0.05, "frozen": False},
                 }
             },
@@ -51,7 +49,8 @@ class Arm:
             "tokens": {"pack": {"data": "data", "tokenizer": "tokenizer", "context": CONTEXT}},
         }
         self.file = folder / "pipeline.yaml"
-        self.file.write_text(yaml.safe_dump({"name": "bench", "store": str(self.store), "stages": stages}))
+        document = {"name": "bench", "store": str(self.store), "tracking": {"mode": "disabled"}, "stages": stages}
+        self.file.write_text(yaml.safe_dump(document))
         self.launcher = LocalLauncher(folder)
         self.launcher.prestart()
         self.made: dict[str, Manifest] = {}
@@ -78,17 +77,7 @@ class Arm:
         pipeline = load_pipeline(self.file)
         store = Store.open(pipeline.store, probe=True)
         run = self.folder / "runs" / str(time.time_ns())
-        context = RunContext(
-            run="bench",
-            pipeline="bench",
-            store=store,
-            launcher=self.launcher,
-            slots=Slots(len(os.sched_getaffinity(0))),
-            folder=run,
-            producer={},
-            notify=lambda *args, **values: None,
-            tracking=WandbReplay(TrackingSettings(mode="disabled"), project="bench", group="bench", folder=run),
-        )
+        context = quiet_context(pipeline, store, self.launcher, run, slots=len(os.sched_getaffinity(0)))
         plan = make_plan(pipeline, store)
         made = {line.node.name: line.artifact for line in plan if line.artifact is not None}
         for line in plan:

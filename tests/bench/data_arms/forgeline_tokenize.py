@@ -5,7 +5,6 @@ settings: texts (a Parquet file with `text`), tokenizer (folder).
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.numpy import load_file
 from tasks.data.tokenizing import load_tokenizer
 from tasks.data.tokens import LENGTHS
 from tasks.stages import pack
+from tests.bench.token_digests import token_digests
 from tests.stages import jobs
 
 
@@ -43,16 +43,11 @@ class Arm:
         self.metrics = pack.run(self.job)
 
     def outcome(self) -> dict[str, Any]:
-        ids = load_file(self.job.fetch_shared("train/texts.safetensors"))["ids"].astype(np.uint32)
+        ids = load_file(self.job.fetch_shared("train/texts.safetensors"))["ids"]
         (part,) = (self.folder / "store/artifacts/ids").iterdir()
         manifest = self.job.store.manifest("ids", part.name)
         lengths = load_file(self.job.store.fetch(manifest, only=[LENGTHS]) / LENGTHS)["lengths"]
         closing = np.cumsum(lengths) - 1
         if not (ids[closing] == self.end).all():
             raise AssertionError("a document does not end with the end-of-text token")
-        ids = np.delete(ids, closing)
-        return {
-            "lengths": hashlib.sha256((lengths - 1).astype(np.int64).tobytes()).hexdigest(),
-            "ids": hashlib.sha256(ids.tobytes()).hexdigest(),
-            "by_library": self.metrics["by_library"],
-        }
+        return {**token_digests(np.delete(ids, closing), lengths - 1), "by_library": self.metrics["by_library"]}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
-from pathlib import Path
 
 from tests.bench import inputs
 from tests.bench.result import Measurement, Row, Settings
@@ -23,9 +21,8 @@ def play(pairs: int) -> dict[str, list[Turn]]:
         "tokenizer": str(inputs.tokenizer("bpe")),
         "growth": str(inputs.words(MEGABYTES / 100, 1)),
     }
-    with tempfile.TemporaryDirectory(prefix="forgeline-bench-") as folder:
-        arms = [("forgeline_prepare", {**given, "turn": turn}) for turn in TURNS]
-        return dict(zip(TURNS, interleaved(arms, Settings(Path(folder), pairs)), strict=True))
+    arms = [("forgeline_prepare", {**given, "turn": turn}) for turn in TURNS]
+    return dict(zip(TURNS, interleaved(arms, pairs), strict=True))
 
 
 def measure(turn: str, settings: Settings) -> Measurement:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.bench import inputs
 from tests.bench.memory import ChildMemory, written_bytes
 from tests.bench.result import Figure, Measurement, Row, Settings
-from tests.bench.turns import taking_turns
+from tests.bench.turns import taking_turns, turn_of
 
 SMALL, LARGE = 100.0, 1000.0
 
@@ -15,7 +15,7 @@ def peak(megabytes: float, settings: Settings) -> tuple[float, float]:
     given = {"corpus": str(inputs.words(megabytes, 1)), "tokenizer": str(inputs.tokenizer("bpe")), "turn": "full"}
     with taking_turns("forgeline_prepare", settings.folder / f"{megabytes:g}", given) as arm:
         memory = ChildMemory(arm.process.pid, written_bytes)
-        turn = arm.turn()
+        turn = turn_of(arm)
         memory.stop()
         return memory.largest_mb, turn.seconds
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from tests.bench import inputs
@@ -18,8 +16,7 @@ def play(pairs: int) -> list[list[Turn]]:
     """One run serves all rows."""
     given: dict[str, Any] = {"corpus": str(inputs.corpus()), "tokenizer": str(inputs.tokenizer("bpe"))}
     arms = [("forgeline_prepare", {**given, "turn": "full"}), ("datatrove_prepare", given)]
-    with tempfile.TemporaryDirectory(prefix="forgeline-bench-") as folder:
-        return interleaved(arms, Settings(Path(folder), pairs))
+    return interleaved(arms, pairs)
 
 
 def against_datatrove(settings: Settings) -> Measurement:

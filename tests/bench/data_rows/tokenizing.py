@@ -14,7 +14,7 @@ FAST_MEGABYTES, SLOW_MEGABYTES = 48.0, 8.0
 def measure(opponent: str, algorithm: str, megabytes: float, settings: Settings) -> Measurement:
     file, size = inputs.texts(megabytes)
     given = {"texts": str(file), "tokenizer": str(inputs.tokenizer(algorithm))}
-    ours, theirs = interleaved([("forgeline_tokenize", given), (opponent, given)], settings)
+    ours, theirs = interleaved([("forgeline_tokenize", given), (opponent, given)], settings.pairs)
     same = all(
         a.outcome[name] == b.outcome[name] for a, b in zip(ours, theirs, strict=True) for name in ("ids", "lengths")
     )

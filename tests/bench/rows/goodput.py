@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.bench import goodput
-from tests.bench.arm import ArmFailed
+from tests.bench.child import ArmFailed
 from tests.bench.goodput import Life
 from tests.bench.pairs import LOSS_TOLERANCE
 from tests.bench.result import PAIRS, Figure, Measurement, Row, Settings

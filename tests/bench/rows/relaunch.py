@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from tests.bench import relaunch
-from tests.bench.arm import ArmFailed
+from tests.bench.child import ArmFailed
 from tests.bench.pairs import median_interval
 from tests.bench.result import Figure, Measurement, Row, Settings
 
