@@ -186,13 +186,14 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def prepare(arguments: argparse.Namespace) -> int:
     from flows.prepare import prepare as make
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    done = make(_load(arguments), arguments.stage, dask=arguments.dask, workers=arguments.workers, say=say)
+    done = make(_load(arguments), arguments.stage, dask=arguments.dask, workers=arguments.workers, say=_say)
     print(json.dumps(done.to_json()) if arguments.json else done)
     return 0
 
@@ -211,10 +212,7 @@ def _write_report(record: dict[str, Any], store: Store, output: Path | None) -> 
 def doctor_resume(arguments: argparse.Namespace) -> int:
     from flows.doctor import diagnose_resume
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    found = diagnose_resume(_load(arguments), arguments.stage, arguments.steps, say)
+    found = diagnose_resume(_load(arguments), arguments.stage, arguments.steps, _say)
     print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
     return 0 if found.holds else 3
 

@@ -224,7 +224,7 @@ def _job(
     inputs: dict[str, list[dict[str, Any]]] = {}
     taken: dict[str, int] = {}
     for item in node.inputs:
-        name = item.path.partition("[")[0]
+        name = item.field
         ref = resolved.inputs[name][taken.get(name, 0)]
         taken[name] = taken.get(name, 0) + 1
         inputs.setdefault(name, []).append({**asdict(ref), "stage": item.stage, "split": item.split})

@@ -64,7 +64,7 @@ def _input_changes(
     before, now = {e["field"]: e for e in old}, {e["field"]: e for e in new}
     names = {item.path: item.stage for item in node.inputs}
     # Inputs of one field stand in one list, in the order of the fields' paths.
-    fields = [item.path.partition("[")[0] for item in node.inputs]
+    fields = [item.field for item in node.inputs]
     position_of = {item.path: fields[:i].count(fields[i]) for i, item in enumerate(node.inputs)}
     for path in sorted({*before, *now}):
         if path not in before:

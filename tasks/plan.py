@@ -72,7 +72,7 @@ def resolve(node: StageNode, made: dict[str, ArtifactRef], sources: list[SourceF
         entries.append(
             {"field": item.path, "digest": ref.digest, "type": ref.type, "split": item.split, **_label(item)}
         )
-        inputs.setdefault(item.path.partition("[")[0], []).append(ref)
+        inputs.setdefault(item.field, []).append(ref)
     if sources is None:
         sources = _sources(node)
     identity = {

@@ -197,6 +197,11 @@ class InputField:
     types: tuple[str, ...]
 
     @property
+    def field(self) -> str:
+        """The path without its place in a list: the name under which a job has its inputs."""
+        return self.path.partition("[")[0]
+
+    @property
     def stage(self) -> str:
         return self.text if self.text.startswith("ref:") else self.text.partition(".")[0]
 

@@ -27,7 +27,7 @@ def parts_of(
     for item in node.inputs:
         ref = made[item.stage]
         artifact = InputArtifact(item.stage, Path(os.devnull), input_manifest(ref.kind, ref.key, store), item.split)
-        inputs.setdefault(item.path.partition("[")[0], []).append(artifact)
+        inputs.setdefault(item.field, []).append(artifact)
     job = Job(
         name=node.name,
         params=node.params,

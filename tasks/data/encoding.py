@@ -78,17 +78,14 @@ class Encoder:
     def by_fast(self, texts: Sequence[str]) -> Encoded:
         """What the fast backend gives. Raises Differs if a document that is compared has other ids."""
         layout: Any = self.fast.encode_batch(list(texts), parallel=False).layout  # files are encoded side by side
-        offsets = np.asarray(layout.offsets.data, np.int64)
-        found = Encoded(np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets))
+        offsets, ids = np.asarray(layout.offsets.data, np.int64), np.asarray(layout.content.data)
         numbers = [i for i, text in enumerate(texts) if i % EVERY == 0 or self._is_unsure(text)]
         self.compared += len(numbers)
-        documents, expected = found.documents(), self.by_library([texts[i] for i in numbers]).documents()
-        for number, ids in zip(numbers, expected, strict=True):
-            if not np.array_equal(documents[number], ids):
-                raise Differs(
-                    f"{len(documents[number])} ids against {len(ids)} for one of {len(texts[number])} characters"
-                )
-        return found
+        for number, expected in zip(numbers, self.by_library([texts[i] for i in numbers]).documents(), strict=True):
+            mine = ids[offsets[number] : offsets[number + 1]]
+            if not np.array_equal(mine, expected):
+                raise Differs(f"{len(mine)} ids against {len(expected)} for one of {len(texts[number])} characters")
+        return Encoded(ids[offsets[0] : offsets[-1]], np.diff(offsets))
 
     def _is_unsure(self, text: str) -> bool:
         if any(token in text for token in self.added):

@@ -31,7 +31,8 @@ from tasks.data.hashing import long_hash, short_hash
 from tasks.data.parts import ARTIFACT, artifact_file
 from tasks.data.reading import Columns, Rejected, Row, read_rows
 from tasks.data.sketch import SketchWriter
-from tasks.data.sources import WHOLE_FILE, Source, unreadable
+from tasks.data.source_digests import unreadable
+from tasks.data.sources import WHOLE_FILE, Source
 from tasks.data.splitting import point_of
 from tasks.data.steps import Bad, Labels, RowSteps, row_steps, walk_through
 from tasks.data.typed_columns import size_of
@@ -139,7 +140,7 @@ class _Writer:
     def __init__(self, folder: Path, how: Preparation, overlap: Overlap | None) -> None:
         import pyarrow.parquet as pq
 
-        self.folder, self.how, self.overlap = folder, how, overlap
+        self.how, self.overlap = how, overlap
         self.rows, self.labels, self._batch = 0, list[str](), list[Row]()
         self._codes: dict[str | None, int] = {}
         self._sketch, self._signatures = SketchWriter(folder / SKETCH), SketchWriter(folder / SIGNATURES)

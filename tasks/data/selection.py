@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
-from tasks.data.dedup import Dedup, Mask, first_of_equal, first_of_near, repeated
+from tasks.data.dedup import Dedup, Mask, NearDuplicates, first_of_equal, first_of_near, number_of_bands, repeated
 from tasks.data.labels import Label, capped, check_classes, check_known
-from tasks.data.sketch import Sketch
+from tasks.data.sketch import Sketch, gathered
 from tasks.data.splitting import SPLITS, TEST, TRAIN, Split, assign, assign_stratified
 from tasks.data.steps import Account
 
@@ -94,7 +94,7 @@ class _Selecting:
         if dedup.exact:
             self._keep("exact duplicates", first_of_equal(self._column("text")[self.left]))
         if dedup.near is not None:
-            self._keep("near duplicates", self._near(dedup.near.threshold))
+            self._keep("near duplicates", self._near(dedup.near))
         if self.rules.max_overlap is not None:
             over = self._column("overlap")[self.left] > self.rules.max_overlap
             self._keep("decontaminate", ~(over & self._is(TRAIN)))
@@ -162,32 +162,29 @@ class _Selecting:
         )
         self.steps.append(account.to_json())
 
-    def _near(self, threshold: float) -> Mask:
+    def _near(self, near: NearDuplicates) -> Mask:
         """Of two test rows none goes for the other's sake: else a new file could take an example out of the test."""
         again = np.zeros(len(self.left), np.bool_)
-        for band in range(
-            self.open(self.shards[0].sketch).width("bands")
-        ):  # one at a time: all of them are most of what is known of a row
+        # One band at a time: all of them are most of what is known of a row.
+        for band in range(number_of_bands(near.threshold, near.num_perm)):
             again |= repeated(self._column("bands", band)[self.left])
         met = np.flatnonzero(again)
         keep = np.ones(len(self.left), np.bool_)
         if len(met):
             exempt = self._is(TEST)[met] if self.rules.split.frozen else np.zeros(len(met), np.bool_)
             bands, signatures = (self._values(name, self.left[met]) for name in ("bands", "signature"))
-            keep[met] = first_of_near(signatures, bands, threshold, exempt)
+            keep[met] = first_of_near(signatures, bands, near.threshold, exempt)
         return keep
 
     def _values(self, name: str, places: Rows) -> npt.NDArray[Any]:
         """Bands or signatures of some rows; the files of a shard that has none of them are not read."""
-        found, order = [], []
-        for number in np.unique(self.shard[places]):
-            mine = np.flatnonzero(self.shard[places] == number)
+
+        def of_shard(number: int, mine: Rows) -> npt.NDArray[Any]:
             shard = self.shards[number]
             sketch = self.open(shard.signatures() if name == "signature" else shard.sketch)
-            found.append(sketch.values(name, self.row[places[mine]]))
-            order.append(mine)
-        together: npt.NDArray[Any] = np.concatenate(found)[np.argsort(np.concatenate(order))]
-        return together
+            return sketch.values(name, self.row[places[mine]])
+
+        return gathered(self.shard[places], of_shard)
 
     def _repeats(self) -> npt.NDArray[np.int64]:
         """How often each row that is left counts: by its source's weight, the rest of it by the hash of its id."""

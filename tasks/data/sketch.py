@@ -5,7 +5,7 @@ A column has one value a row, or a fixed number of them: numpy arrays [rows] or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Array = npt.NDArray[Any]
+Places = npt.NDArray[np.int64]
 
 
 class SketchWriter:
@@ -54,22 +55,23 @@ class Sketch:
         found = [_to_numpy(batch.column(name)) for batch in self._batches]
         return np.concatenate(found if place is None else [values[:, place] for values in found])
 
-    def width(self, name: str) -> int:
-        """How many values a row has in a wide column."""
-        return int(self._batches[0].column(name).type.list_size)
-
-    def values(self, name: str, rows: npt.NDArray[np.int64]) -> Array:
+    def values(self, name: str, rows: Places) -> Array:
         """The values of some rows; of the others nothing is read."""
-        found: list[tuple[Array, Array]] = []
-        batch_of = np.searchsorted(self._ends, rows, "right")
-        for number in np.unique(batch_of):
-            places = np.flatnonzero(batch_of == number)
+
+        def of_batch(number: int, places: Places) -> Array:
             batch = self._batches[number]
-            begin = self._ends[number] - batch.num_rows
-            found.append((places, _to_numpy(batch.column(name))[rows[places] - begin]))
-        order = np.concatenate([places for places, _ in found])
-        together: Array = np.concatenate([values for _, values in found])[np.argsort(order)]
-        return together
+            found: Array = _to_numpy(batch.column(name))[rows[places] - (self._ends[number] - batch.num_rows)]
+            return found
+
+        return gathered(np.searchsorted(self._ends, rows, "right"), of_batch)
+
+
+def gathered(groups: npt.NDArray[Any], take: Callable[[int, Places], Array]) -> Array:
+    """What `take` gives for the places of each group, put together in the order of the places. At least one place."""
+    order = [(int(group), np.flatnonzero(groups == group)) for group in np.unique(groups)]
+    found = np.concatenate([take(group, places) for group, places in order])
+    together: Array = found[np.argsort(np.concatenate([places for _, places in order]))]
+    return together
 
 
 def _to_arrow(values: Array) -> Any:

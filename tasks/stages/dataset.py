@@ -38,7 +38,8 @@ from tasks.data.prepare import COUNTS, ROWS, SIGNATURES, SKETCH, Preparation
 from tasks.data.prepare import VERSION as PREPARED_VERSION
 from tasks.data.quality import Quality
 from tasks.data.shards import Shard, shards_of
-from tasks.data.sources import WHOLE_FILE, FoundFile, Source, find_files, hashed, hub_digests, hub_files, with_digests
+from tasks.data.source_digests import hashed, hub_digests, with_digests
+from tasks.data.sources import WHOLE_FILE, FoundFile, Source, find_files, hub_files
 from tasks.data.splitting import SPLITS, Split
 from tasks.data.steps import RowSteps
 from tasks.stage import Job, SourceFile, Stage
