@@ -23,7 +23,6 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -33,7 +32,6 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from infra.artifacts import FileEntry, Manifest
-from infra.errors import StageError
 from infra.execution import Execution
 
 if TYPE_CHECKING:
@@ -250,25 +248,6 @@ def _plain(value: Any) -> Any:
 @cache
 def stages() -> dict[str, Stage[Any]]:
     """Every stage kind by name: one module in `tasks/stages/` each."""
-    return {name: module.STAGE for name, module in _modules("tasks.stages")}
-
-
-@cache
-def objective(name: str) -> Any:
-    """The objective module's `OBJECTIVE` by name; see `tasks/objectives/__init__.py` for the contract."""
-    if name not in objective_names():
-        raise StageError(f"unknown objective {name!r}", hint=f"Known objectives: {', '.join(objective_names())}.")
-    return importlib.import_module(f"tasks.objectives.{name}").OBJECTIVE
-
-
-@cache
-def objective_names() -> list[str]:
-    """Names of the objectives: the files of `tasks/objectives/`."""
-    package = importlib.import_module("tasks.objectives")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
-
-
-def _modules(package_name: str) -> Iterator[tuple[str, typing.Any]]:
-    package = importlib.import_module(package_name)
-    for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        yield found.name, importlib.import_module(f"{package_name}.{found.name}")
+    package = importlib.import_module("tasks.stages")
+    names = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
+    return {name: importlib.import_module(f"{package.__name__}.{name}").STAGE for name in names}

@@ -27,7 +27,7 @@ def registered(folder: Path) -> Iterator[None]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(block)
     packages = (tasks.stages, tasks.objectives)
-    caches = (stage.stages, stage.objective, stage.objective_names)
+    caches = (stage.stages, tasks.objectives.objective_class, tasks.objectives.objective_names)
     for package in packages:
         package.__path__.append(str(folder / package.__name__.replace(".", "/")))
     try:

@@ -18,9 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from infra.errors import StageError
 from tasks.compression.distill import layer_stack
+from tasks.training.model_inputs import model_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from tasks.objectives import Objective
 
 # How Hugging Face configs call the feed-forward width.
 WIDTH_FIELDS = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim")
@@ -80,7 +83,7 @@ def _shape(module: nn.Module) -> tuple[int, int]:
 def neuron_importance(
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, torch.Tensor]],
-    loss: Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor],
+    objective: Objective,
 ) -> list[torch.Tensor]:
     """Per layer [width]: how far the loss would move without each neuron, to first order (Molchanov et al., 2019).
 
@@ -102,8 +105,7 @@ def neuron_importance(
     try:
         model.train(False)
         for batch in batches:
-            inputs = {name: value for name, value in batch.items() if name != "labels"}
-            total = loss(model(**inputs).logits, batch)
+            total, _ = objective.loss(objective.output(model(**model_inputs(batch, model))), batch)
             ordered = [activations[i] for i in range(len(blocks))]
             for score, activation, gradient in zip(scores, ordered, torch.autograd.grad(total, ordered), strict=True):
                 score += (activation * gradient).detach().double().sum(1).square().sum(0)

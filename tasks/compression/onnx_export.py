@@ -1,6 +1,8 @@
 """A Hugging Face model as an ONNX graph, proven equal to the model it came from.
 
-The graph takes `input_ids` and `attention_mask`, int64 [batch, sequence] with both sizes free, and gives `logits`.
+The graph takes what the objective calls its inputs (`input_ids` and `attention_mask`, and where there are any
+`token_type_ids` and `decoder_input_ids`), int64 [batch, sequence] with both sizes free, and gives `logits`, the tensor
+that the objective's predictions are made of.
 It is captured by `torch.export` (no Python of the model is left) and compared, before it is let out, with the parent on
 batches of several shapes, padded on either side.
 """
@@ -11,7 +13,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,45 +22,45 @@ import numpy.typing as npt
 import torch
 
 from infra.errors import StageError
+from tasks.training.model_inputs import accepted
 
 if TYPE_CHECKING:
     import onnx_ir
     from transformers import PreTrainedModel
 
-INPUTS = ("input_ids", "attention_mask")
-DIMS = ("batch", "sequence")
+    from tasks.objectives import Objective
+
 LARGEST_FILE = 1_500_000_000
 Batch = dict[str, npt.NDArray[np.int64]]
 
 
 class Logits(torch.nn.Module):
-    """A model cut down to what inference needs: ids and mask in, logits out, no cache."""
+    """A model cut down to what inference needs: the tensors called `names` in, logits out, no cache."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.objective = model, objective
+        self.names = accepted(objective.inputs, model)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        return logits
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        given = dict(zip(self.names, tensors, strict=True))
+        return self.objective.output(self.model(**given, use_cache=False))
 
 
-def export_onnx(model: PreTrainedModel, file: Path, max_length: int) -> None:
+def export_onnx(model: PreTrainedModel, objective: Objective, file: Path, max_length: int) -> None:
     """Write `model` to `file` (weights beside it where they exceed 1.5 GB). Raises StageError if it cannot be captured.
 
     Equal models give equal bytes: source paths and generated names are taken out of the graph.
     """
-    batch = next(iter(random_batches(model.config, max_length, seed=0, shapes=[(2, min(7, max_length))])))
-    example = {name: torch.from_numpy(batch[name]) for name in INPUTS}
+    module = Logits(model, objective).eval()
+    batch = next(iter(random_batches(model.config, module.names, max_length, seed=0, shapes=[(2, min(7, max_length))])))
+    example = tuple(torch.from_numpy(batch[name]) for name in module.names)
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    module = Logits(model).eval()
     with _quiet():
         try:
-            captured = torch.export.export(
-                module, (), example, dynamic_shapes=dict.fromkeys(INPUTS, free), strict=False
-            )
+            captured = torch.export.export(module, example, dynamic_shapes=((free,) * len(example),), strict=False)
             program = torch.onnx.export(
-                captured, (), kwargs=example, dynamo=True, input_names=INPUTS, output_names=["logits"], verbose=False
+                captured, example, dynamo=True, input_names=module.names, output_names=["logits"], verbose=False
             )
         except Exception as error:
             # Anything the model's Python does can go wrong here, in exception classes private to torch.
@@ -74,10 +76,11 @@ def export_onnx(model: PreTrainedModel, file: Path, max_length: int) -> None:
 
 
 def random_batches(
-    config: Any, max_length: int, seed: int, shapes: list[tuple[int, int]] | None = None
+    config: Any, names: Sequence[str], max_length: int, seed: int, shapes: list[tuple[int, int]] | None = None
 ) -> Iterator[Batch]:
     """Batches like real ones: random ids, rows of ragged length, padded right, then left. The first row is full.
 
+    Those of `names` they hold: token types are 1 in the second half of a row; a decoder reads a length of its own.
     shapes: [B, T] of each; by default a single token, one long row, and ragged batches up to the longest.
     """
     rng = np.random.default_rng(seed)
@@ -90,12 +93,20 @@ def random_batches(
         lengths = np.r_[length, rng.integers(1, length + 1, size - 1)][:, None]
         places = np.arange(length)[None, :]
         for mask in (places < lengths, places >= length - lengths):
-            yield {"input_ids": np.where(mask, ids, pad), "attention_mask": mask.astype(np.int64)}
+            found = {
+                "input_ids": np.where(mask, ids, pad),
+                "attention_mask": mask.astype(np.int64),
+                "token_type_ids": np.broadcast_to(places >= length // 2, mask.shape).astype(np.int64),
+                "decoder_input_ids": np.ascontiguousarray(ids[:, : max(1, length * 2 // 3)]),
+            }
+            yield {name: found[name] for name in names}
             if size == 1:
                 break
 
 
-def largest_difference(model: PreTrainedModel, file: Path, max_length: int, seed: int = 0) -> float:
+def largest_difference(
+    model: PreTrainedModel, objective: Objective, file: Path, max_length: int, seed: int = 0
+) -> float:
     """Largest absolute difference of the logits of an ONNX file and its parent, over `random_batches`.
 
     Where the logits are one row a token, padding positions are left out: they hold nothing defined. Not-a-number
@@ -103,12 +114,12 @@ def largest_difference(model: PreTrainedModel, file: Path, max_length: int, seed
     """
     import onnxruntime
 
-    module = Logits(model).eval()
+    module = Logits(model, objective).eval()
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     worst = 0.0
-    for batch in random_batches(model.config, max_length, seed):
+    for batch in random_batches(model.config, module.names, max_length, seed):
         with torch.inference_mode():
-            expected = module(*(torch.from_numpy(batch[name]) for name in INPUTS)).float().numpy()
+            expected = module(*(torch.from_numpy(batch[name]) for name in module.names)).float().numpy()
         given = session.run(["logits"], dict(batch))[0]
         if given.shape != expected.shape:
             raise StageError(f"the graph gives logits of shape {given.shape}, the model {expected.shape}")
@@ -124,7 +135,10 @@ def _anonymous(model: onnx_ir.Model) -> None:
     import onnx_ir
 
     graph = model.graph
-    sizes = {str(dim): name for value in graph.inputs for dim, name in zip(value.shape or (), DIMS, strict=True)}
+    sizes: dict[str, str] = {}
+    for value in graph.inputs:
+        sequence = "decoder_sequence" if value.name == "decoder_input_ids" else "sequence"
+        sizes |= {str(dim): name for dim, name in zip(value.shape or (), ("batch", sequence), strict=True)}
     parts: list[Any] = [graph, *model.functions.values()]
     for part in parts:
         part.metadata_props.clear()

@@ -31,7 +31,9 @@ def row_schema(columns: Mapping[str, ColumnType] | None = None) -> pa.Schema:
     """Schema of prepared rows; `columns`: those that pass through."""
     import pyarrow as pa
 
-    typed = [(name, pa.type_for_alias(kind)) for name, kind in sorted((columns or {}).items())]
+    from tasks.data.typed_columns import arrow_type
+
+    typed = [(name, arrow_type(kind)) for name, kind in sorted((columns or {}).items())]
     return pa.schema([*((name, pa.string()) for name in COLUMNS), *typed])
 
 

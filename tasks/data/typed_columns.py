@@ -3,8 +3,8 @@
     sources: [{files: "goods.parquet", format: parquet, text_column: title, columns: {photo: binary, price: float32}}]
 
 A value of another type is converted where nothing is lost (a string may spell a number; bytes are base64 in JSON and
-csv; an image of Hugging Face's is its bytes), else its row is set aside. A missing value (null; in csv nothing between
-two delimiters, unless the type is string) stays missing.
+csv; an image of Hugging Face's is its bytes; a string in a `json` column is JSON), else its row is set aside. A missing
+value (null; in csv nothing between two delimiters, unless the type is string) stays missing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Literal
 
-ColumnType = Literal["string", "bool", "int32", "int64", "float32", "float64", "binary"]
-"""Names of Arrow's, as in `pyarrow.type_for_alias`."""
+ColumnType = Literal["string", "bool", "int32", "int64", "float32", "float64", "binary", "json"]
+"""Names of Arrow's, as in `pyarrow.type_for_alias`; `json`, whatever JSON can say, is kept as a string."""
 Values = tuple[Any, ...]
 """What a row has in the kept columns, by the columns' names."""
 SHOWN = 40
@@ -44,6 +44,13 @@ def values_reader(columns: Mapping[str, ColumnType], *, empty_is_missing: bool) 
         return tuple(found)
 
     return read
+
+
+def arrow_type(kind: ColumnType) -> Any:
+    """The `pyarrow.DataType` a column is stored in."""
+    import pyarrow as pa
+
+    return pa.string() if kind == "json" else pa.type_for_alias(kind)
 
 
 def size_of(values: Values) -> int:
@@ -113,6 +120,13 @@ def _binary(value: Any) -> bytes:
     return value
 
 
+def _json(value: Any) -> str:
+    """Spelled in one way, so that equal values are equal rows."""
+    if isinstance(value, str):
+        value = json.loads(value)
+    return _string(json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":")))
+
+
 CONVERTERS: dict[ColumnType, Callable[[Any], Any]] = {
     "string": _string,
     "bool": _bool,
@@ -121,4 +135,5 @@ CONVERTERS: dict[ColumnType, Callable[[Any], Any]] = {
     "float32": _float("<f"),
     "float64": _float("<d"),
     "binary": _binary,
+    "json": _json,
 }

@@ -1,11 +1,12 @@
 """One face for every form a model ships in: a Hugging Face folder runs in torch, an ONNX file in ONNX Runtime.
 
 runtime = load_runtime(artifact)
-logits = runtime.logits(input_ids, attention_mask)      # int64 [B, T] twice -> float32 [B, C] or [B, T, V]
+logits = runtime.logits(batch)      # what the objective collated, int64 arrays -> float32, e.g. [B, C] or [B, T, V]
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,15 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
-from tasks.release.model_files import ONNX, read_card
-from tasks.stage import objective
+from tasks.model_card import read_card
+from tasks.release.model_files import ONNX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from tasks.objectives import Objective
     from tasks.stage import InputArtifact
 
-Ids = npt.NDArray[np.int64]
+Batch = Mapping[str, npt.NDArray[Any]]
 Logits = npt.NDArray[np.float32]
 
 
@@ -30,7 +32,7 @@ class Runtime(Protocol):
 
     parameters: int
 
-    def logits(self, input_ids: Ids, attention_mask: Ids) -> Logits:
+    def logits(self, batch: Batch) -> Logits:
         """One forward pass."""
         ...
 
@@ -38,21 +40,21 @@ class Runtime(Protocol):
 class TorchRuntime:
     """A model folder in torch, in the number format it was saved in, on the CPU."""
 
-    def __init__(self, folder: Path, auto_class: str) -> None:
+    def __init__(self, folder: Path, objective: Objective) -> None:
         import torch
         import transformers
 
-        self.torch = torch
-        found = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=False)
+        self.torch, self.objective = torch, objective
+        found = getattr(transformers, objective.auto_class).from_pretrained(folder, trust_remote_code=False)
         self.model: PreTrainedModel = found.eval()
         self.parameters = int(self.model.num_parameters())
 
-    def logits(self, input_ids: Ids, attention_mask: Ids) -> Logits:
-        torch = self.torch
-        with torch.inference_mode():
-            output = self.model(
-                input_ids=torch.from_numpy(input_ids), attention_mask=torch.from_numpy(attention_mask)
-            ).logits
+    def logits(self, batch: Batch) -> Logits:
+        from tasks.training.model_inputs import model_inputs
+
+        tensors = {name: self.torch.from_numpy(value) for name, value in batch.items()}
+        with self.torch.inference_mode():
+            output = self.objective.output(self.model(**model_inputs(tensors, self.model)))
         result: Logits = output.float().numpy()
         return result
 
@@ -68,9 +70,10 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(str(folder / ONNX), options, providers=["CPUExecutionProvider"])
         self.parameters = onnx_parameters(folder / ONNX)
+        self.names = [given.name for given in self.session.get_inputs()]
 
-    def logits(self, input_ids: Ids, attention_mask: Ids) -> Logits:
-        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    def logits(self, batch: Batch) -> Logits:
+        given = {name: batch[name] for name in self.names}
         result: Logits = self.session.run(["logits"], given)[0].astype(np.float32, copy=False)
         return result
 
@@ -103,7 +106,7 @@ def import_runtime(type: str, auto_class: str) -> None:
 def load_runtime(artifact: InputArtifact, threads: int = 1) -> Runtime:
     """Load a `model` or `onnx` artifact. Raises StageError on another type."""
     kinds: dict[str, Any] = {
-        "model": lambda: TorchRuntime(artifact.path, objective(read_card(artifact.path)["objective"]).auto_class),
+        "model": lambda: TorchRuntime(artifact.path, read_card(artifact.path).objective),
         "onnx": lambda: OnnxRuntime(artifact.path, threads),
     }
     if artifact.manifest.type not in kinds:

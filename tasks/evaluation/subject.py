@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ import torch
 from tasks.evaluation.bootstrap import replicates
 from tasks.evaluation.memory import peak_mb, reset_peak, resident_mb
 from tasks.evaluation.runtime import TorchRuntime, import_runtime, load_runtime
-from tasks.release.model_files import read_card
-from tasks.stage import objective
+from tasks.model_card import read_card
+from tasks.objectives import SpecialIds
+from tasks.training.features import heldout_features
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact
@@ -34,11 +34,10 @@ class Subject:
         torch.set_num_threads(threads)
         self.artifact, self.data = model, data
         card = read_card(model.path)
-        self.max_length = int(card["max_length"])
-        self.objective: Any = objective(card["objective"])
+        self.max_length, self.objective = card.max_length, card.objective
         self.tokenizer = load_tokenizer(model.path)
-        self.pad = pad_token_id(model.path, self.tokenizer)
-        self.heldout = self.objective.features(data, split, self.tokenizer, self.max_length)
+        self.special = special_ids(model.path, self.tokenizer)
+        self.heldout = heldout_features(self.objective, data, split, self.tokenizer, self.max_length)
         self.threads = threads
         self.runtime: Any = None
 
@@ -51,11 +50,11 @@ class Subject:
         return {"n": len(self.heldout), "parameters": self.runtime.parameters}
 
     def batch(self, features: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
-        return {name: tensor.numpy() for name, tensor in self.objective.collate(features, self.pad).items()}
+        return {name: tensor.numpy() for name, tensor in self.objective.collate(features, self.special).items()}
 
     def predict(self) -> dict[str, npt.NDArray[Any]]:
         """Predictions for every example, in frozen order. Short examples run together, so that little is padding."""
-        order = np.argsort([len(f["input_ids"]) for f in self.heldout], kind="stable")
+        order = np.argsort([self.objective.length(f) for f in self.heldout], kind="stable")
         parts: list[dict[str, npt.NDArray[Any]]] = []
         for start in range(0, len(order), BATCH):
             batch = self.batch([self.heldout[int(i)] for i in order[start : start + BATCH]])
@@ -88,7 +87,7 @@ class Subject:
         return found
 
     def _forward(self, batch: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        logits: npt.NDArray[np.float32] = self.runtime.logits(batch["input_ids"], batch["attention_mask"])
+        logits: npt.NDArray[np.float32] = self.runtime.logits(batch)
         return logits
 
     def samples(self) -> list[dict[str, str]]:
@@ -114,10 +113,11 @@ def load_tokenizer(folder: Path) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def pad_token_id(folder: Path, tokenizer: Any) -> int:
-    """The model's padding id: of its config, else of its tokenizer, else 0 (the mask hides it)."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for value in (config.get("pad_token_id"), getattr(tokenizer, "pad_token_id", None)):
-        if isinstance(value, int):
-            return value
-    return 0
+def special_ids(folder: Path, tokenizer: Any) -> SpecialIds:
+    """Of the model's config; a padding id it does not have is the tokenizer's."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    if getattr(config, "pad_token_id", None) is None and tokenizer is not None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return SpecialIds.of(config)

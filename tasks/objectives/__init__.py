@@ -3,82 +3,193 @@
 An objective says how a data artifact becomes features, how features become a batch, which HF auto class fits, what the
 loss is, what a prediction is, and which metrics apply. A stage never asks which objective it serves.
 
+    objective: causal_lm                                    by its name, with its options as they are by default
+    objective: {name: masked_lm, whole_words: true}         or with options, which are identity like every parameter
+
+The file defines a subclass of `Objective`, whose fields are the options, and `OBJECTIVE = <that class>`. Living in this
+folder is its registration. Only light imports at its top: `forgeline plan` imports them all; torch and numpy are
+imported inside the methods, which run in a job process.
+
 Shapes: B examples of a batch, T tokens, C classes or vocabulary, N examples of a split, R bootstrap resamples.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from infra.config_check import did_you_mean
+from infra.errors import StageError
+from tasks.stage import StageParams
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
     from tasks.stage import InputArtifact
 
 Feature = Mapping[str, Any]
-Predictions = dict[str, npt.NDArray[Any]]
+Predictions = dict[str, "npt.NDArray[Any]"]
+Batch = Mapping[str, "torch.Tensor"]
 
 
-class Objective(Protocol):
-    """The contract. An objective is a stateless object named `OBJECTIVE` in its file."""
+@dataclass(frozen=True)
+class SpecialIds:
+    """Token ids that a batch needs beside the examples': what it is padded with, what a decoder begins with."""
 
-    name: str
-    auto_class: str
-    """Name of the HF auto class, e.g. `AutoModelForCausalLM`."""
-    data_types: tuple[str, ...]
+    pad: int = 0
+    decoder_start: int = 0
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> SpecialIds:
+        """As the model's config has them; a padding id it does not have is 0, which the mask hides."""
+        pad = getattr(config, "pad_token_id", None)
+        pad = pad if isinstance(pad, int) else 0
+        start = getattr(config, "decoder_start_token_id", None)
+        return cls(pad, start if isinstance(start, int) else pad)
+
+
+class Objective(StageParams):
+    """The contract. Fields are the options of an objective; what has a body here fits most of them."""
+
+    name: str = Field(description="The objective: the name of a file in `tasks/objectives/`.")
+
+    data_types: ClassVar[tuple[str, ...]]
     """Artifact types it can read: `tokens` (packed) or `dataset` (text and label columns)."""
-    primary_metric: str
+    primary_metric: ClassVar[str]
     """The metric people compare models by, and whether more is better."""
-    greater_is_better: bool
+    greater_is_better: ClassVar[bool]
+
+    @property
+    def auto_class(self) -> str:
+        """Name of the HF auto class, e.g. `AutoModelForCausalLM`."""
+        raise NotImplementedError
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What of a batch the model sees at inference: the inputs of an exported graph, int64 each."""
+        return ("input_ids", "attention_mask")
+
+    @property
+    def coupled(self) -> int:
+        """How many consecutive examples of a step have one loss together; micro-batches never tear them apart."""
+        return 1
 
     def head(self, data: InputArtifact) -> dict[str, Any]:
         """HF config fields the data decides (number of labels and their names); empty where there are none."""
-        ...
+        return {}
 
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
         """The split's examples in frozen order. Raises StageError on a split that is missing, empty or unusable."""
-        ...
+        raise NotImplementedError
 
-    def collate(self, features: Sequence[Feature], pad_token_id: int) -> dict[str, torch.Tensor]:
-        """A batch: int64 `input_ids` [B, T], `attention_mask` [B, T] and `labels`, padded to the longest example."""
-        ...
+    def noised(self, feature: Feature, seed: int) -> Feature:
+        """The example as it is learned from, where that is drawn anew each time (masks, spans): a function of both.
 
-    def units(self, batch: Mapping[str, torch.Tensor]) -> int:
+        seed: of its place in the data stream; in a held-out split, of its place there.
+        """
+        return feature
+
+    def length(self, feature: Feature) -> int:
+        """Tokens of an example, by which examples of like lengths are put together."""
+        return len(feature["input_ids"])
+
+    def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+        """A batch: what the model sees (`inputs`), and `labels`, padded to the longest example."""
+        raise NotImplementedError
+
+    def tokens(self, batch: Batch) -> int:
+        """Tokens of a batch that are not padding."""
+        return int(batch["attention_mask"].sum())
+
+    def units(self, batch: Batch) -> int:
         """How many units `loss` sums over in this batch; known before the forward pass, so ranks can agree on it."""
-        ...
+        return len(batch["labels"])
 
-    def loss(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    def output(self, output: Any) -> torch.Tensor:
+        """The tensor of the model's output that losses and predictions are made of: `logits` below."""
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
         """(sum of the loss over the counted units, how many units): tokens for language models, else examples.
 
         Sums, not means, so that the average is right whatever the accumulation and however units fall on ranks.
         """
-        ...
+        raise NotImplementedError
 
     def soft_loss(
-        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Mapping[str, torch.Tensor], temperature: float
+        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
     ) -> torch.Tensor:
         """Distillation loss summed over the units of `loss`: T^2 * KL(teacher || student) (Hinton et al., 2015)."""
-        ...
+        raise NotImplementedError
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """What evaluation keeps of a batch, one row per example: enough to compute every metric later."""
-        ...
+        raise NotImplementedError
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Metric name -> [R] values, one for each row of example weights [R, N] (ones: the point estimate)."""
-        ...
+        raise NotImplementedError
 
     def baselines(self, train: Sequence[Feature], heldout: Sequence[Feature]) -> dict[str, float]:
         """Values of `primary_metric` a model must beat to mean anything: majority class, unigram, bigram."""
-        ...
+        raise NotImplementedError
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """A few human-readable outputs for the report: prompt and continuation, or text, truth and prediction."""
-        ...
+        raise NotImplementedError
+
+
+@cache
+def objective_names() -> list[str]:
+    """Names of the objectives: the files of this folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+@cache
+def objective_class(name: str) -> type[Objective]:
+    """The class a file of this folder calls its `OBJECTIVE`. Raises StageError on a name that is none."""
+    if name not in objective_names():
+        raise StageError(f"unknown objective {name!r}", hint=f"Known objectives: {', '.join(objective_names())}.")
+    found: type[Objective] = importlib.import_module(f"{__name__}.{name}").OBJECTIVE
+    return found
+
+
+def objective(settings: str | Mapping[str, Any]) -> Objective:
+    """An objective by its name, or by its name and options, as a pipeline file or a model's card spells it."""
+    given = {"name": settings} if isinstance(settings, str) else settings
+    return objective_class(str(given["name"])).model_validate(given)
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, Objective):
+        return value
+    name = value.get("name") if isinstance(value, dict) else value
+    if not isinstance(name, str):
+        raise ValueError("an objective is its name, or {name: ..., and options}")
+    if name not in objective_names():
+        raise ValueError(f"unknown objective {name!r}; {did_you_mean(name, objective_names())}")
+    return objective(value)
+
+
+class _Schema:
+    """JSON Schema of the field: a name, or the options of one objective."""
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        options = [objective_class(name).model_json_schema() for name in objective_names()]
+        return {"anyOf": [{"enum": objective_names()}, *options]}
+
+
+ObjectiveField = Annotated[SerializeAsAny[Objective], BeforeValidator(_parsed), _Schema()]
+"""Type of a field that chooses an objective."""

@@ -12,41 +12,41 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
+from pydantic import Field
 
 from infra.errors import StageError
-from tasks.compression.distill import distillation
-from tasks.data.packing import PackedRows
-from tasks.objectives import Feature, Predictions
-from tasks.objectives.cross_entropy import IGNORED, summed_cross_entropy
-from tasks.training.text_features import pad_token_ids, read_split, tokenized
+from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from tasks.stage import InputArtifact
 
 
-class CausalLM:
-    """See the module; the contract is `tasks.objectives.Objective`."""
+class CausalLM(Objective):
+    """See the module."""
 
-    name = "causal_lm"
-    auto_class = "AutoModelForCausalLM"
+    name: Literal["causal_lm"] = Field("causal_lm", description="Predict each token from those before it.")
+
     data_types = ("tokens", "dataset")
     primary_metric = "cross_entropy"
     greater_is_better = False
 
-    def head(self, data: InputArtifact) -> dict[str, Any]:
-        return {}
+    @property
+    def auto_class(self) -> str:
+        return "AutoModelForCausalLM"
 
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
+        from tasks.data.packing import PackedRows
+        from tasks.training.text_features import read_split, tokenized
+
         if data.manifest.type == "dataset":
             table = read_split(data, split, columns=("text",))
             return [{"input_ids": ids} for ids in tokenized(table["text"], tokenizer, max_length)]
@@ -64,8 +64,13 @@ class CausalLM:
             )
         return rows
 
-    def collate(self, features: Sequence[Feature], pad_token_id: int) -> dict[str, torch.Tensor]:
-        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], pad_token_id)
+    def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+        import torch
+
+        from tasks.training.cross_entropy import IGNORED
+        from tasks.training.text_features import pad_token_ids
+
+        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
         labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         if not any(len(f.get("segments", ())) > 1 for f in features):
@@ -79,22 +84,37 @@ class CausalLM:
                 begin += length
         return {**batch, "position_ids": positions}
 
-    def units(self, batch: Mapping[str, torch.Tensor]) -> int:
+    def units(self, batch: Batch) -> int:
+        from tasks.training.cross_entropy import IGNORED
+
         return int((batch["labels"][:, 1:] != IGNORED).sum())
 
-    def loss(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
+        import torch.nn.functional as F
+
+        from tasks.training.cross_entropy import IGNORED, summed_cross_entropy
+
         # Shifting the labels and not the logits saves a copy of the largest tensor there is.
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
         return summed_cross_entropy(logits.flatten(0, 1), targets.flatten()), int((targets != IGNORED).sum())
 
     def soft_loss(
-        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Mapping[str, torch.Tensor], temperature: float
+        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
     ) -> torch.Tensor:
+        from tasks.compression.distill import distillation
+        from tasks.training.cross_entropy import IGNORED
+
         counted = batch["labels"][:, 1:] != IGNORED
         return distillation(logits[:, :-1][counted], teacher_logits[:, :-1][counted], temperature)
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """`nll`: float64 [B], summed negative log-likelihood in nats; `tokens`: int64 [B], how many it sums over."""
+        import numpy as np
+        import torch
+        import torch.nn.functional as F
+
+        from tasks.training.cross_entropy import IGNORED
+
         targets = torch.from_numpy(np.ascontiguousarray(batch["labels"][:, 1:])).long()
         scores = torch.from_numpy(np.ascontiguousarray(logits, dtype=np.float32))[:, :-1]
         nll = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
@@ -105,6 +125,8 @@ class CausalLM:
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Nats a token, its exponential, and the same in bits."""
+        import numpy as np
+
         nats = (weights @ predictions["nll"]) / (weights @ predictions["tokens"].astype(np.float64))
         return {"cross_entropy": nats, "perplexity": np.exp(nats), "bits_per_token": nats / math.log(2)}
 
@@ -115,6 +137,8 @@ class CausalLM:
         distribution or with the unigram (Ney, Essen and Kneser, 1994), whichever is lower. Choosing on the heldout
         data flatters the baselines, so beating them means something.
         """
+        import numpy as np
+
         rows, targets = ([part for f in features for part in _documents(f)] for features in (train, heldout))
         size = 1 + max(int(row.max()) for row in [*rows, *targets] if len(row))
         counts = np.bincount(np.concatenate([row[1:] for row in rows]), minlength=size) + 0.5
@@ -138,6 +162,9 @@ class CausalLM:
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Four heldout beginnings, continued by sampling at temperature 0.8 among the 40 likeliest; always the same."""
+        import numpy as np
+        import torch
+
         shown = []
         generate: Any = model.generate
         room = int(getattr(model.config, "max_position_embeddings", 0) or 256)
@@ -167,6 +194,8 @@ class CausalLM:
 
 def _documents(feature: Feature) -> list[npt.NDArray[np.int64]]:
     """The documents of a row, each by itself."""
+    import numpy as np
+
     ids = np.asarray(feature["input_ids"], np.int64)
     return np.split(ids, np.cumsum(feature["segments"])[:-1]) if "segments" in feature else [ids]
 
@@ -176,4 +205,4 @@ def _splits(folder: Path) -> str:
     return ", ".join(found) or "none"
 
 
-OBJECTIVE = CausalLM()
+OBJECTIVE = CausalLM

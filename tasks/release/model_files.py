@@ -1,37 +1,18 @@
-"""The files of a model artifact: what a runtime needs, and `forgeline.json`, which says what the model is for.
+"""The files of a model artifact: what a runtime needs, and its card (`tasks/model_card.py`).
 
-model   config.json, model.safetensors, tokenizer files, forgeline.json {"objective", "max_length", "labels"}
-onnx    model.onnx, config.json, tokenizer files, forgeline.json as above + {"format": "onnx", "quantization"}
+model   config.json, model.safetensors, tokenizer files, forgeline.json
+onnx    model.onnx, config.json, tokenizer files, forgeline.json
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-from infra.errors import StageError
+from tasks.model_card import CARD
 
-CARD = "forgeline.json"
 ONNX = "model.onnx"
 WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """`forgeline.json` of a model artifact. Raises StageError where it is missing or names no objective."""
-    try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StageError(f"the model has no readable {CARD}: {error}", hint="Re-make it with this version.") from error
-    if not isinstance(card, dict) or not isinstance(card.get("objective"), str):
-        raise StageError(f"{CARD} names no objective", hint='It should hold {"objective": ..., "max_length": ...}.')
-    return card
-
-
-def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write `forgeline.json`."""
-    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 def is_weights(path: Path) -> bool:

@@ -36,17 +36,17 @@ def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
     from tasks.compression.distill import student_from
-    from tasks.stage import objective as objective_named
-    from tasks.training.engine import model_inputs
+    from tasks.model_card import read_card
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
     from tasks.training.loop import train
-    from tasks.training.model_files import load_model, load_tokenizer, read_card
+    from tasks.training.model_files import load_model, load_tokenizer
+    from tasks.training.model_inputs import model_inputs
     from tasks.training.ranks import training_device
 
     params, source, data = job.params, job.input("teacher").path, job.input("data")
     card = read_card(source)
-    objective = objective_named(card.objective)
+    objective = card.objective
     tokenizer = load_tokenizer(source)
     features = train_and_validation(objective, data, tokenizer, card.max_length, params.augment, params.seed)
     torch.manual_seed(params.seed)
@@ -61,7 +61,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         if params.alpha == 0:
             return hard
         with torch.no_grad():
-            teacher_logits = teacher(**model_inputs(batch)).logits
+            teacher_logits = objective.output(teacher(**model_inputs(batch, teacher)))
         soft: torch.Tensor = objective.soft_loss(logits, teacher_logits, batch, params.temperature)
         return params.alpha * soft + (1 - params.alpha) * hard
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from infra.errors import StageError
 from tasks.data.columns import has_split
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
+
+if TYPE_CHECKING:
+    from tasks.objectives import Objective
 
 SHOWN_WRONG = 24
 
@@ -51,12 +54,10 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     from tasks.evaluation.comparison import Timing, compare
     from tasks.evaluation.scores import scores_of
-    from tasks.stage import objective
 
     params, data, models = job.params, job.input("data"), job.inputs["models"]
     split = data.split or "test"
-    kind, labels = _agree(models, data)
-    chosen = objective(kind)
+    chosen, labels = _agree(models, data)
     _import_for_children(models, chosen.auto_class)
     latency = params.latency
     measured, baselines = compare(
@@ -84,28 +85,31 @@ def run(job: Job[Params]) -> dict[str, float]:
     return {f"{chosen.primary_metric} {name}": value for name, value in primary.items() if value == value}
 
 
-def _agree(models: list[InputArtifact], data: InputArtifact) -> tuple[str, list[str] | None]:
+def _agree(models: list[InputArtifact], data: InputArtifact) -> tuple[Objective, list[str] | None]:
     """The objective and labels all models share with the data. Raises StageError where they do not."""
-    from tasks.release.model_files import read_card
+    from tasks.model_card import read_card
 
     names = [model.stage for model in models]
     if len(set(names)) < len(names):
         raise StageError("a model is listed twice", where="models", hint="Name each stage once.")
     cards = {model.stage: read_card(model.path) for model in models}
-    kinds = {card["objective"] for card in cards.values()}
-    if len(kinds) > 1:
-        told = ", ".join(f"{name}: {card['objective']}" for name, card in cards.items())
+    objectives = {name: card.objective for name, card in cards.items()}
+    first, *rest = objectives.values()
+    if any(other != first for other in rest):
+        told = ", ".join(
+            f"{name}: {one.model_dump(exclude_defaults=True) | {'name': one.name}}" for name, one in objectives.items()
+        )
         raise StageError(f"the models were trained for different objectives ({told})", where="models")
     description = data.path / "dataset.json"
     truth = json.loads(description.read_text(encoding="utf-8")).get("labels") if description.is_file() else None
     for name, card in cards.items():
-        if card.get("labels") and truth and list(card["labels"]) != list(truth):
+        if card.labels and truth and card.labels != list(truth):
             raise StageError(
-                f"{name!r} knows the labels {card['labels']}, the data have {truth}",
+                f"{name!r} knows the labels {card.labels}, the data have {truth}",
                 where="models",
                 hint="Evaluate on a dataset with the labels it was trained on.",
             )
-    return kinds.pop(), truth
+    return first, truth
 
 
 def _import_for_children(models: list[InputArtifact], auto_class: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -27,19 +28,19 @@ def run(job: Job[Params]) -> dict[str, float]:
     import transformers
 
     from tasks.compression.onnx_export import export_onnx, largest_difference
-    from tasks.release.model_files import ONNX, copy_companions, read_card, shipped_bytes, write_card
-    from tasks.stage import objective
+    from tasks.model_card import read_card, write_card
+    from tasks.release.model_files import ONNX, copy_companions, shipped_bytes
 
     if job.execution.threads != "auto":
         torch.set_num_threads(job.execution.threads)
     source = job.input("model")
     card = read_card(source.path)
-    auto_class = getattr(transformers, objective(card["objective"]).auto_class)
+    auto_class = getattr(transformers, card.objective.auto_class)
     model = auto_class.from_pretrained(source.path, trust_remote_code=False, dtype=torch.float32).eval()
     job.progress(0, 2)
-    export_onnx(model, job.output / ONNX, card["max_length"])
+    export_onnx(model, card.objective, job.output / ONNX, card.max_length)
     job.progress(1, 2)
-    difference = largest_difference(model, job.output / ONNX, card["max_length"])
+    difference = largest_difference(model, card.objective, job.output / ONNX, card.max_length)
     proof = {"largest_difference": difference, "tolerance": job.params.tolerance}
     (job.records / "proof.json").write_text(json.dumps(proof, indent=2) + "\n", encoding="utf-8")
     if difference > job.params.tolerance:
@@ -49,7 +50,7 @@ def run(job: Job[Params]) -> dict[str, float]:
             hint="The graph does not compute what the model computes; it is not kept.",
         )
     copy_companions(source.path, job.output)
-    write_card(job.output, {**card, "format": "onnx", "quantization": None})
+    write_card(job.output, replace(card, format="onnx"))
     return {"largest_difference": difference, "size_mb": shipped_bytes(job.output) / 1e6}
 
 

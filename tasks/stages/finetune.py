@@ -34,14 +34,14 @@ class Params(WithObjective, TrainingParams):
 def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
-    from tasks.stage import objective as objective_named
+    from tasks.model_card import ModelCard, read_card
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
     from tasks.training.loop import train
-    from tasks.training.model_files import ModelCard, load_model, load_tokenizer, read_card
+    from tasks.training.model_files import load_model, load_tokenizer
 
     params, source, data = job.params, job.input("model").path, job.input("data")
-    objective = objective_named(params.objective)
+    objective = params.objective
     max_length = params.max_length or read_card(source).max_length
     tokenizer = load_tokenizer(source)
     features = train_and_validation(objective, data, tokenizer, max_length, params.augment, params.seed)
@@ -49,7 +49,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     torch.manual_seed(params.seed)
     model = load_model(source, objective.auto_class, pretrained=params.init == "pretrained", **head)
     result = train(job, model, objective, *features, params)
-    card = ModelCard(params.objective, max_length, list(head["label2id"]) if "label2id" in head else None)
+    card = ModelCard.of(objective, max_length, head)
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card, baselines=True)
 
 

@@ -38,29 +38,30 @@ class Params(WithObjective, TrainingParams):
 def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
-    from tasks.stage import objective as objective_named
+    from tasks.model_card import ModelCard
     from tasks.training.architecture import new_model
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
     from tasks.training.loop import train
-    from tasks.training.model_files import ModelCard, load_tokenizer
+    from tasks.training.model_files import load_tokenizer
 
     params, data = job.params, job.input("data")
-    objective = objective_named(params.objective)
+    objective = params.objective
     tokenizer_files = data.path / "tokenizer"
     tokenizer = load_tokenizer(tokenizer_files)
+    head = objective.head(data)
     torch.manual_seed(params.seed)
     model = new_model(
         objective.auto_class,
         params.model.type,
-        params.model.fields() | objective.head(data),
+        params.model.fields() | head,
         tokenizer,
         where=f"stages.{job.name}.model",
     )
     max_length = int(json.loads((data.path / "tokens.json").read_text(encoding="utf-8"))["context"])
     features = train_and_validation(objective, data, tokenizer, max_length)
     result = train(job, model, objective, *features, params)
-    card = ModelCard(params.objective, max_length, None)
+    card = ModelCard.of(objective, max_length, head)
     return finish(
         job, result, objective, features, tokenizer, tokenizer_from=tokenizer_files, card=card, baselines=True
     )

@@ -30,26 +30,27 @@ class Params(StageParams):
 
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.ffn_pruning import neuron_importance, pruned
-    from tasks.stage import objective as objective_named
+    from tasks.model_card import read_card
+    from tasks.objectives import SpecialIds
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
     from tasks.training.loop import train
-    from tasks.training.model_files import count_parameters, load_model, load_tokenizer, read_card
-    from tasks.training.result import TrainResult, pad_token_id
+    from tasks.training.model_files import count_parameters, load_model, load_tokenizer
+    from tasks.training.result import TrainResult
 
     params, source, data = job.params, job.input("model").path, job.input("data")
     card = read_card(source)
-    objective = objective_named(card.objective)
+    objective = card.objective
     tokenizer = load_tokenizer(source)
     features = train_and_validation(objective, data, tokenizer, card.max_length)
     model = load_model(source, objective.auto_class)
     before = count_parameters(model)
-    pad = pad_token_id(model)
+    special = SpecialIds.of(model.config)
     # Evenly spread over the split, because neighbours in a file look alike.
     count = min(params.samples, len(features.train))
     chosen = [features.train[i * len(features.train) // count] for i in range(count)]
-    batches = (objective.collate(chosen[i : i + 16], pad) for i in range(0, count, 16))
-    importance = neuron_importance(model, batches, lambda logits, batch: objective.loss(logits, batch)[0])
+    batches = (objective.collate(chosen[i : i + 16], special) for i in range(0, count, 16))
+    importance = neuron_importance(model, batches, objective)
     smaller = pruned(model, importance, params.keep)
     after = count_parameters(smaller)
     assert after < before, "pruning removed nothing"

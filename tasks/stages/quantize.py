@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -26,13 +27,14 @@ class Params(StageParams):
 
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.onnx_quantize import quantize_dynamic_int8
-    from tasks.release.model_files import ONNX, copy_companions, read_card, shipped_bytes, write_card
+    from tasks.model_card import read_card, write_card
+    from tasks.release.model_files import ONNX, copy_companions, shipped_bytes
 
     source = job.input("model")
     card = read_card(source.path)
-    if card.get("quantization"):
+    if card.quantization:
         raise StageError(
-            f"{source.stage!r} is quantized already ({card['quantization']})", where="model", hint="Name its export."
+            f"{source.stage!r} is quantized already ({card.quantization})", where="model", hint="Name its export."
         )
     quantize_dynamic_int8(
         source.path / ONNX,
@@ -48,7 +50,7 @@ def run(job: Job[Params]) -> dict[str, float]:
             hint="It holds no weight that ONNX Runtime quantizes (MatMul, Gemm, Gather).",
         )
     copy_companions(source.path, job.output)
-    write_card(job.output, {**card, "quantization": job.params.scheme})
+    write_card(job.output, replace(card, quantization=job.params.scheme))
     return {"size_mb": after / 1e6, "size_ratio": after / before}
 
 

@@ -27,6 +27,7 @@ from infra.errors import StageError
 from infra.execution import Execution
 from tasks.training.batch import BatchSplit
 from tasks.training.deepspeed_config import deep_compile, deepspeed_config, zero_stage
+from tasks.training.model_inputs import model_inputs
 from tasks.training.parameters import Parameters
 from tasks.training.ranks import Ranks
 from tasks.training.settings import OptimizerParams
@@ -93,10 +94,9 @@ class Engine:
         module: PreTrainedModel = self.engine.module
         return module
 
-    def logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> Any:
         """The model's output for a batch already on the device."""
-        output: torch.Tensor = self.engine(**model_inputs(batch)).logits
-        return output
+        return self.engine(**model_inputs(batch, self.module))
 
     def backward(self, loss_sum: torch.Tensor, global_units: float, *, last: bool) -> None:
         """Accumulate the gradient of loss_sum / global_units; at the last micro-batch, reduce over the ranks."""
@@ -177,16 +177,6 @@ def _check_features(model: PreTrainedModel, execution: Execution, device: torch.
     if execution.compile and execution.compile not in known:
         hint = f"Known to this torch: {', '.join(sorted(known))}."
         raise StageError(f"no backend {execution.compile!r}", where="execution.compile", hint=hint)
-
-
-def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What of a batch the model sees: all but the labels, because the objective computes the loss.
-
-    Where `position_ids` tell the documents of a row apart there is no mask: with one, transformers does not look at
-    them.
-    """
-    hidden = {"labels", "attention_mask"} if "position_ids" in batch else {"labels"}
-    return {name: value for name, value in batch.items() if name not in hidden}
 
 
 def _decay_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:

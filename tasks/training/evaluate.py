@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from tasks.objectives import Feature, Objective, Predictions
+from tasks.objectives import Feature, Objective, Predictions, SpecialIds
 from tasks.training.ranks import Ranks
 
 BATCH = 32
@@ -17,7 +17,7 @@ def validate(
     forward: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
     objective: Objective,
     features: Sequence[Feature],
-    pad_token_id: int,
+    special: SpecialIds,
     ranks: Ranks,
 ) -> dict[str, float]:
     """{"loss": mean over units, metric: value ...} on rank 0, {} elsewhere and for an empty split. Collective.
@@ -29,7 +29,7 @@ def validate(
     if not features:
         return {}
     # Examples of like lengths together, so that little is padding.
-    order = np.argsort([len(feature["input_ids"]) for feature in features], kind="stable")
+    order = np.argsort([objective.length(feature) for feature in features], kind="stable")
     batches = range(-(-len(features) // BATCH))
     rounds = -(-len(batches) // ranks.world_size)
     loss_sum, units = 0.0, 0
@@ -38,7 +38,7 @@ def validate(
         for number in range(rounds):
             place = number * ranks.world_size + ranks.rank
             start = (place % len(batches)) * BATCH
-            batch = objective.collate([features[int(i)] for i in order[start : start + BATCH]], pad_token_id)
+            batch = objective.collate([features[int(i)] for i in order[start : start + BATCH]], special)
             on_device = {name: value.to(ranks.device) for name, value in batch.items()}
             logits = forward(on_device)
             if place >= len(batches):

@@ -36,18 +36,38 @@ def train_and_validation(
 
     Raises StageError if the objective cannot read this kind of data or a split is unusable.
     """
+    check_data(objective, data)
+    train = objective.features(data, data.split or "train", tokenizer, max_length)
+    if augment is not None:
+        train = AugmentedTexts(train, data, data.split or "train", tokenizer, max_length, augment, seed)
+    watched = has_split(data.path, data.manifest.type, "validation")
+    validation = heldout_features(objective, data, "validation", tokenizer, max_length) if watched else []
+    return Features(train, validation)
+
+
+def check_data(objective: Objective, data: InputArtifact) -> None:
+    """Raises StageError if the objective cannot read this kind of data."""
     if data.manifest.type not in objective.data_types:
         raise StageError(
             f"objective {objective.name} cannot learn from {data.manifest.type!r}",
             where=data.stage,
             hint=f"It reads: {', '.join(objective.data_types)}.",
         )
-    train = objective.features(data, data.split or "train", tokenizer, max_length)
-    if augment is not None:
-        train = AugmentedTexts(train, data, data.split or "train", tokenizer, max_length, augment, seed)
-    watched = has_split(data.path, data.manifest.type, "validation")
-    validation = objective.features(data, "validation", tokenizer, max_length) if watched else []
-    return Features(train, validation)
+
+
+def heldout_features(
+    objective: Objective,
+    data: InputArtifact,
+    split: str,
+    tokenizer: PreTrainedTokenizerFast | None,
+    max_length: int,
+) -> Sequence[Feature]:
+    """A split that is judged on: what is drawn anew for training (masks, spans) is drawn once, by the place in it."""
+    features = objective.features(data, split, tokenizer, max_length)
+    first = features[0]
+    if objective.noised(first, 0) is first:
+        return features
+    return [objective.noised(feature, place) for place, feature in enumerate(features)]
 
 
 class AugmentedTexts(Sequence[Feature]):

@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from tasks.objectives import Feature, Objective
-from tasks.training.sampler import Sampler
+from tasks.objectives import Feature, Objective, SpecialIds
+from tasks.training.sampler import Sampler, stream_seed
 
 Micro = tuple[int, dict[str, torch.Tensor]]
 """(place in the data stream of its first example, batch)"""
@@ -18,9 +18,15 @@ class Loader:
     """One thread works one step ahead. Collating draws no random numbers of torch's: the thread would race for them."""
 
     def __init__(
-        self, features: Sequence[Feature], objective: Objective, pad: int, sampler: Sampler, rank: int
+        self, features: Sequence[Feature], objective: Objective, special: SpecialIds, sampler: Sampler, rank: int
     ) -> None:
-        self.features, self.objective, self.pad, self.sampler, self.rank = features, objective, pad, sampler, rank
+        self.features, self.objective, self.special, self.sampler, self.rank = (
+            features,
+            objective,
+            special,
+            sampler,
+            rank,
+        )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ahead: tuple[int, Future[list[Micro]]] | None = None
 
@@ -42,12 +48,15 @@ class Loader:
 
     def _collate(self, number: int) -> list[Micro]:
         return [
-            (position, self.objective.collate([self._drawn(i, position + k) for k, i in enumerate(examples)], self.pad))
+            (
+                position,
+                self.objective.collate([self._drawn(i, position + k) for k, i in enumerate(examples)], self.special),
+            )
             for position, examples in self.sampler.micro_batches(number, self.rank)
         ]
 
     def _drawn(self, index: int, place: int) -> Feature:
-        """The example at a place of the data stream; augmented ones depend on the place."""
+        """The example at a place of the data stream; what is drawn anew depends on the place."""
         drawn = getattr(self.features, "drawn", None)
         feature: Feature = self.features[index] if drawn is None else drawn(index, place)
-        return feature
+        return self.objective.noised(feature, stream_seed(self.sampler.seed, place))

@@ -10,7 +10,6 @@ a CPU.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel
 
 from infra.errors import ForgelineError, OutOfMemory, Preempted, StageError
 from infra.launch.watchdog import Watchdog
-from tasks.objectives import Feature, Objective
+from tasks.objectives import Feature, Objective, SpecialIds
 from tasks.stage import Job
 from tasks.training.batch import BatchSplit, split_batch
 from tasks.training.checkpoint import Checkpoints, TrainingState
@@ -31,8 +30,8 @@ from tasks.training.evaluate import validate
 from tasks.training.loader import Loader, Micro
 from tasks.training.ranks import Ranks, training_device
 from tasks.training.record import Record
-from tasks.training.result import TrainResult, pad_token_id
-from tasks.training.sampler import Sampler, steps_for_epochs
+from tasks.training.result import TrainResult
+from tasks.training.sampler import Sampler, steps_for_epochs, stream_seed
 from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams
 from tasks.training.throughput import ModelFlops, matrix_flops
@@ -97,9 +96,9 @@ class _Training:
         self.validation_features = validation_features
         self.loss_fn: LossFn = loss_fn or (lambda logits, batch: objective.loss(logits, batch)[0])
         self.model = model
-        self.pad = pad_token_id(model)
+        self.special = SpecialIds.of(model.config)
         self.sampler = Sampler(len(train_features), params.seed, split)
-        self.loader = Loader(train_features, objective, self.pad, self.sampler, job.rank)
+        self.loader = Loader(train_features, objective, self.special, self.sampler, job.rank)
         self.use_cache = getattr(model.config, "use_cache", None)
         if self.use_cache is not None:
             model.config.use_cache = False  # a training step never reads the attention cache it would fill
@@ -178,7 +177,7 @@ class _Training:
         anchor = step % self.anchor_every == 0 and step > 0
         units, tokens, stop, save, busy, overdue = self.ranks.sum(
             sum(self.objective.units(batch) for _, batch in micros),
-            sum(int(batch["attention_mask"].sum()) for _, batch in micros),
+            sum(self.objective.tokens(batch) for _, batch in micros),
             float(self.job.stop_requested()),
             float(self.ranks.leads and self.checkpoints.due(step)),
             float(self.checkpoints.busy),
@@ -248,10 +247,13 @@ class _Training:
             # Dropout depends on the place in the data stream, so neither ranks nor a resume change it.
             torch.manual_seed(stream_seed(self.params.seed, position))
             batch = {name: value.to(self.ranks.device) for name, value in batch.items()}
-            loss = self.loss_fn(self.engine.logits(batch), batch)
+            loss = self.loss_fn(self._logits(batch), batch)
             total += float(loss.detach())
             self.engine.backward(loss, units, last=i == len(micros) - 1)
         return self.ranks.sum(total)[0] / units, self.engine.gradient_norm()
+
+    def _logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.objective.output(self.engine.forward(batch))
 
     def _skipped(self, fault: str, rate: float) -> None:
         """An update was not made. Go on, go back, or give up."""
@@ -327,7 +329,7 @@ class _Training:
         self.watchdog.rest()
         began = time.perf_counter()
         self.engine.engine.eval()
-        values = validate(self.engine.logits, self.objective, self.validation_features, self.pad, self.ranks)
+        values = validate(self._logits, self.objective, self.validation_features, self.special, self.ranks)
         state = self.state
         seconds = time.perf_counter() - began
         trained = state.trained_seconds
@@ -378,8 +380,3 @@ class _Training:
 def _is_out_of_memory(error: BaseException) -> bool:
     """torch has a class for CUDA only; on a CPU the allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def stream_seed(seed: int, position: int) -> int:
-    """Seed of the random numbers drawn for the micro-batch that starts at a stream position."""
-    return int.from_bytes(hashlib.sha256(f"forgeline.noise:{seed}:{position}".encode()).digest()[:7], "little")

@@ -1,43 +1,17 @@
-"""A model as files: `save_pretrained` output, the tokenizer beside it, and forgeline.json, which says what it is for.
-
-forgeline.json: {"objective": name, "max_length": tokens an example may have, "labels": [names] | null}.
-"""
+"""A model as files: `save_pretrained` output, the tokenizer beside it, and its card (`tasks/model_card.py`)."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import StageError
+from tasks.model_card import ModelCard, write_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-CARD = "forgeline.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What forgeline.json holds."""
-
-    objective: str
-    max_length: int
-    labels: list[str] | None = None
-
-
-def read_card(folder: Path) -> ModelCard:
-    """Raises StageError if the folder is not a model that Forgeline made."""
-    path = folder / CARD
-    if not path.exists():
-        raise StageError(
-            f"no {CARD} beside the model", where=str(folder.name), hint="Use a model a Forgeline stage made."
-        )
-    data = json.loads(path.read_text(encoding="utf-8"))
-    return ModelCard(data["objective"], int(data["max_length"]), data.get("labels"))
 
 
 def load_model(folder: Path, auto_class: str, *, pretrained: bool = True, **fields: Any) -> PreTrainedModel:
@@ -76,7 +50,7 @@ def save_model(model: PreTrainedModel, folder: Path, *, tokenizer_from: Path, ca
     for name in TOKENIZER_FILES:
         if (tokenizer_from / name).exists():
             shutil.copyfile(tokenizer_from / name, folder / name)
-    (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    write_card(folder, card)
 
 
 def _quiet() -> None:

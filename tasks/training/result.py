@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
-from tasks.objectives import Feature, Objective
-from tasks.training.engine import model_inputs
+from tasks.objectives import Feature, Objective, SpecialIds
 from tasks.training.evaluate import validate
+from tasks.training.model_inputs import model_inputs
 from tasks.training.ranks import Ranks
 
 
@@ -34,10 +34,10 @@ class TrainResult:
         """A model as it is, on the CPU, measured like a trained one."""
         model.train(False)
         values = validate(
-            lambda batch: model(**model_inputs(batch)).logits,
+            lambda batch: objective.output(model(**model_inputs(batch, model))),
             objective,
             validation_features,
-            pad_token_id(model),
+            SpecialIds.of(model.config),
             Ranks(),
         )
         return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=values)
@@ -50,9 +50,3 @@ class TrainResult:
             **self.summary,
             **{f"validation_{name}": value for name, value in self.validation.items()},
         }
-
-
-def pad_token_id(model: PreTrainedModel) -> int:
-    """The model's padding token, or 0 for models whose data is never padded (packed tokens, images)."""
-    value = getattr(model.config, "pad_token_id", None)
-    return int(value) if value is not None else 0

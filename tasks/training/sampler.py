@@ -106,6 +106,11 @@ class Sampler:
         return cached
 
 
+def stream_seed(seed: int, position: int) -> int:
+    """Seed of the random numbers drawn for the example, or the micro-batch, at a position of the stream."""
+    return int.from_bytes(hashlib.sha256(f"forgeline.noise:{seed}:{position}".encode()).digest()[:7], "little")
+
+
 def steps_for_epochs(size: int, epochs: float, global_batch: int) -> int:
     """Optimizer steps that show every example at least `epochs` times (for whole epochs)."""
     return max(1, -(-round(size * epochs) // global_batch))

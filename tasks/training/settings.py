@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from tasks.stage import StageParams, objective_names
+from tasks.objectives import ObjectiveField
+from tasks.stage import StageParams
 from tasks.training.divergence import DivergenceParams
 
 
@@ -67,16 +68,9 @@ class TrainingParams(Budget):
     )
 
 
-def known_objective(name: str) -> str:
-    """Validator of an `objective` field: the name of a file in `tasks/objectives/`."""
-    if name not in objective_names():
-        raise ValueError(f"unknown objective {name!r}; known: {', '.join(objective_names())}")
-    return name
-
-
 class WithObjective(StageParams):
     """The field of a stage that chooses its objective; the others take it from the model they are given."""
 
-    objective: str = Field(description="What is learned: the name of a file in `tasks/objectives/`.")
-
-    _known = field_validator("objective")(known_objective)
+    objective: ObjectiveField = Field(
+        description="What is learned: the name of a file in `tasks/objectives/`, or {name: ..., and its options}."
+    )

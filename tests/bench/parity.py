@@ -86,7 +86,7 @@ def train_cases(folder: Path) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from tasks.objectives.causal_lm import OBJECTIVE
+    from tasks.objectives.causal_lm import CausalLM
     from tasks.training.loop import train
     from tasks.training.settings import TrainingParams
     from tests.stages import jobs
@@ -99,7 +99,7 @@ def train_cases(folder: Path) -> int:
         execution = {"zero_stage": case.zero_stage, "per_device_train_batch_size": case.micro}
         place = folder / case.name / str(rank)
         job = jobs.make_job(place, params, execution=execution, rank=rank, world_size=ranks)
-        result = train(job, model(), OBJECTIVE, features(), [], params)
+        result = train(job, model(), CausalLM(), features(), [], params)
         if rank == 0:
             weights = {name: value.detach().contiguous() for name, value in result.model.named_parameters()}
             save_file(weights, folder / f"{case.name}.safetensors")
@@ -209,13 +209,13 @@ def page(rows: list[tuple[Case, Difference]], control: Difference, losses: list[
 
 
 def main() -> int:
-    from tasks.objectives.causal_lm import OBJECTIVE
+    from tasks.objectives.causal_lm import CausalLM
 
     with tempfile.TemporaryDirectory(prefix="forgeline-parity-") as folder:
         run_jobs(Path(folder))
-        expected = plain(OBJECTIVE)
+        expected = plain(CausalLM())
         rows = [(case, found(case, Path(folder), expected)) for case in CASES]
-    control = compare(expected, *plain(MeanOfMeans(OBJECTIVE)))
+    control = compare(expected, *plain(MeanOfMeans(CausalLM())))
     text = page(rows, control, expected[0])
     (ROOT / "docs/parity.md").write_text(text, encoding="utf-8")
     sys.stdout.write(text)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import StageError
 from tasks.compression.distill import chosen_layers, distillation, student_from
+from tasks.model_card import ModelCard, read_card
 from tasks.stage import stages
 
 
@@ -112,8 +113,8 @@ def payload(folder: Path) -> dict[str, bytes]:
 
 def test_pretraining_learns_and_leaves_a_whole_model(chain: Path) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json", "forgeline.json"} <= set(payload(chain / "base"))
-    card = json.loads((chain / "base/output/forgeline.json").read_text())
-    assert card == {"objective": "causal_lm", "max_length": 32, "labels": None}, "as long as the rows it was trained on"
+    card = read_card(chain / "base/output")
+    assert card == ModelCard({"name": "causal_lm"}, 32), "as long as the rows it was trained on"
     lines = [json.loads(line) for line in (chain / "base/records/train.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"] - 1
     baselines = json.loads((chain / "base/records/baselines.json").read_text())
@@ -124,8 +125,8 @@ def test_pretraining_learns_and_leaves_a_whole_model(chain: Path) -> None:
 def test_the_classifier_carries_its_labels(chain: Path) -> None:
     config = json.loads((chain / "teacher/output/config.json").read_text())
     assert config["id2label"] == {"0": "json", "1": "logging", "2": "wsgiref"}
-    card = json.loads((chain / "teacher/output/forgeline.json").read_text())
-    assert card == {"objective": "text_classification", "max_length": 32, "labels": ["json", "logging", "wsgiref"]}
+    card = read_card(chain / "teacher/output")
+    assert card == ModelCard({"name": "text_classification"}, 32, ["json", "logging", "wsgiref"])
 
 
 def test_no_payload_holds_a_path_of_this_machine(chain: Path, tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_distilling_a_language_model(jobs: ModuleType, chain: Path, tiny_inputs:
         data=jobs.artifact(tiny_inputs / "tokens", "tokens"),
     )
     assert 0 < metrics["validation_cross_entropy"] < 8
-    assert json.loads((tmp_path / "output/forgeline.json").read_text())["objective"] == "causal_lm"
+    assert json.loads((tmp_path / "output/forgeline.json").read_text())["objective"]["name"] == "causal_lm"
 
 
 def test_alpha_one_ignores_the_labels(jobs: ModuleType, chain: Path, tiny_inputs: Path, tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_an_objective_that_cannot_read_the_data_is_refused(
 
 def test_no_stage_names_an_objective() -> None:
     from tasks import stages as package
-    from tasks.stage import objective_names
+    from tasks.objectives import objective_names
 
     for path in Path(package.__path__[0]).glob("*.py"):
         text = path.read_text(encoding="utf-8")

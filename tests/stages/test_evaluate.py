@@ -25,7 +25,9 @@ from infra.errors import StageError
 from tasks.compression.onnx_export import export_onnx
 from tasks.data.packing import PackedRows
 from tasks.evaluation.forked import forked
-from tasks.release.model_files import copy_companions, shipped_bytes, write_card
+from tasks.model_card import ModelCard, write_card
+from tasks.objectives import objective
+from tasks.release.model_files import copy_companions, shipped_bytes
 from tasks.stages import evaluate, gate
 
 LABELS = ["json", "logging", "wsgiref"]
@@ -36,7 +38,7 @@ def save(tiny: ModuleType, inputs: Path, folder: Path, **fields: Any) -> Path:
     model.save_pretrained(folder)
     for path in (inputs / "tokenizer").iterdir():
         shutil.copy(path, folder)
-    write_card(folder, {"objective": "text_classification", "max_length": 32, "labels": LABELS})
+    write_card(folder, ModelCard({"name": "text_classification"}, 32, LABELS))
     return folder
 
 
@@ -52,9 +54,9 @@ def evaluated(tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path_fa
     small = save(tiny, tiny_inputs, folder / "small", layers=1)
     (folder / "onnx").mkdir()
     model = AutoModelForTokenClassification.from_pretrained(big).eval()
-    export_onnx(model, folder / "onnx/model.onnx", 32)
+    export_onnx(model, objective("text_classification"), folder / "onnx/model.onnx", 32)
     copy_companions(big, folder / "onnx")
-    write_card(folder / "onnx", {"objective": "text_classification", "max_length": 32, "labels": LABELS})
+    write_card(folder / "onnx", ModelCard({"name": "text_classification"}, 32, LABELS))
     inputs = {
         "models": [
             with_digest(jobs.artifact(big, "model", stage="big"), "1" * 64),
@@ -170,7 +172,7 @@ def test_language_model_on_packed_tokens(tiny: ModuleType, tiny_inputs: Path, jo
     model.save_pretrained(tmp_path / "lm")
     for path in (tiny_inputs / "tokenizer").iterdir():
         shutil.copy(path, tmp_path / "lm")
-    write_card(tmp_path / "lm", {"objective": "causal_lm", "max_length": 32, "labels": None})
+    write_card(tmp_path / "lm", ModelCard({"name": "causal_lm"}, 32, None))
     inputs = {
         "models": [jobs.artifact(tmp_path / "lm", "model", stage="lm")],
         "data": jobs.artifact(tiny_inputs / "tokens", "tokens", stage="tokens", split="validation"),
@@ -206,10 +208,10 @@ def test_models_of_other_labels_or_objectives_are_refused(
     with pytest.raises(StageError, match="listed twice"):
         run(first, first)
     other = shutil.copytree(folder, tmp_path / "other")
-    write_card(other, {"objective": "text_classification", "max_length": 32, "labels": LABELS[::-1]})
+    write_card(other, ModelCard({"name": "text_classification"}, 32, LABELS[::-1]))
     with pytest.raises(StageError, match="knows the labels"):
         run(jobs.artifact(other, "model", stage="other"))
-    write_card(other, {"objective": "causal_lm", "max_length": 32, "labels": None})
+    write_card(other, ModelCard({"name": "causal_lm"}, 32, None))
     with pytest.raises(StageError, match="different objectives"):
         run(first, jobs.artifact(other, "model", stage="other"))
 

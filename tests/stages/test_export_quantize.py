@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from infra.errors import StageError
 from tasks.compression.onnx_export import export_onnx, largest_difference, random_batches
 from tasks.evaluation.runtime import OnnxRuntime, TorchRuntime, onnx_parameters
-from tasks.release.model_files import read_card, shipped_bytes, write_card
+from tasks.model_card import ModelCard, read_card, write_card
+from tasks.objectives import objective
+from tasks.release.model_files import shipped_bytes
 from tasks.stages import export, quantize
 
 CLASSIFIER = ("text_classification", AutoModelForTokenClassification)
@@ -24,7 +27,7 @@ GENERATOR = ("causal_lm", AutoModelForCausalLM)
 
 
 def save(tiny: ModuleType, folder: Path, type: str, kind: Any, **fields: Any) -> Path:
-    objective, auto = kind
+    name, auto = kind
     model = tiny.model(type, auto, **fields)
     # Fresh norms and biases are ones and zeros, which an optimiser may fold away; trained ones are not.
     generator = torch.Generator().manual_seed(1)
@@ -34,7 +37,7 @@ def save(tiny: ModuleType, folder: Path, type: str, kind: Any, **fields: Any) ->
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     labels = [f"c{i}" for i in range(model.config.num_labels)] if auto is AutoModelForTokenClassification else None
-    write_card(folder, {"objective": objective, "max_length": 48, "labels": labels})
+    write_card(folder, ModelCard({"name": name}, 48, labels))
     return folder
 
 
@@ -56,11 +59,11 @@ def exported(jobs: ModuleType, parent: Path, tmp_path_factory: pytest.TempPathFa
 
 def test_export_equals_its_parent_on_shapes_it_was_not_traced_with(exported: Any, parent: Path) -> None:
     """An independent comparison: sizes of batch and sequence that neither the trace nor the stage's proof used."""
-    torch_runtime = TorchRuntime(parent, "AutoModelForTokenClassification")
+    torch_runtime = TorchRuntime(parent, objective("text_classification"))
     onnx_runtime = OnnxRuntime(exported.output, threads=1)
     shapes = [(1, 2), (3, 48), (7, 11), (17, 5)]
-    for batch in random_batches(torch_runtime.model.config, 48, seed=9, shapes=shapes):
-        expected, given = (r.logits(batch["input_ids"], batch["attention_mask"]) for r in (torch_runtime, onnx_runtime))
+    for batch in random_batches(torch_runtime.model.config, onnx_runtime.names, 48, seed=9, shapes=shapes):
+        expected, given = (r.logits(batch) for r in (torch_runtime, onnx_runtime))
         assert given.shape == expected.shape == (*batch["input_ids"].shape, 5)
         real = batch["attention_mask"] == 1  # what stands at a padding token means nothing, and differs
         np.testing.assert_allclose(given[real], expected[real], atol=1e-5)
@@ -72,7 +75,7 @@ def test_payload_is_complete_and_names_no_place(exported: Any, parent: Path) -> 
     names = {path.name for path in exported.output.iterdir()}
     assert names == {"model.onnx", "config.json", "tokenizer.json", "forgeline.json"}
     card = read_card(exported.output)
-    assert card == {**read_card(parent), "format": "onnx", "quantization": None}
+    assert card == replace(read_card(parent), format="onnx")
     graph = (exported.output / "model.onnx").read_bytes()
     assert str(Path(__file__).parents[2]).encode() not in graph
     assert b"site-packages" not in graph
@@ -82,14 +85,14 @@ def test_payload_is_complete_and_names_no_place(exported: Any, parent: Path) -> 
 @pytest.mark.parametrize("type", ["llama", "gpt2"])
 def test_language_models_are_exported_with_a_row_a_token(tiny: ModuleType, tmp_path: Path, type: str) -> None:
     model = tiny.model(type, AutoModelForCausalLM, layers=1)
-    export_onnx(model, tmp_path / "model.onnx", 48)
-    assert largest_difference(model, tmp_path / "model.onnx", 48, seed=3) < 1e-5
+    export_onnx(model, objective("causal_lm"), tmp_path / "model.onnx", 48)
+    assert largest_difference(model, objective("causal_lm"), tmp_path / "model.onnx", 48, seed=3) < 1e-5
 
 
 def test_another_models_graph_is_refused(exported: Any, tiny: ModuleType, tmp_path: Path) -> None:
     other = save(tiny, tmp_path, "llama", CLASSIFIER, num_labels=5, initializer_range=0.2)
     model = AutoModelForTokenClassification.from_pretrained(other)
-    assert largest_difference(model, exported.output / "model.onnx", 48) > 1e-3
+    assert largest_difference(model, objective("text_classification"), exported.output / "model.onnx", 48) > 1e-3
 
 
 def test_tolerance_that_is_not_met_is_refused_and_equal_models_give_equal_bytes(
@@ -105,7 +108,7 @@ def test_tolerance_that_is_not_met_is_refused_and_equal_models_give_equal_bytes(
 
 def test_random_batches_are_padded_on_both_sides(tiny: ModuleType) -> None:
     config = tiny.model(layers=1).config
-    batches = list(random_batches(config, 48, seed=0))
+    batches = list(random_batches(config, ("input_ids", "attention_mask"), 48, seed=0))
     assert {b["input_ids"].shape[1] for b in batches} >= {1, 48}
     for batch in batches:
         ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -124,15 +127,15 @@ def test_int8_is_a_quarter_of_the_size_and_close(
     graph = (job.output / "model.onnx").read_bytes()
     assert graph == (again.output / "model.onnx").read_bytes()
     assert shipped_bytes(job.output) == len(graph)
-    assert read_card(job.output)["quantization"] == "dynamic_int8"
+    assert read_card(job.output).quantization == "dynamic_int8"
     # The graph's own text is most of what is left of so small a model; its weights shrink to a quarter.
     assert job.metrics["size_ratio"] < 0.75
     assert onnx_parameters(job.output / "model.onnx") == onnx_parameters(exported.output / "model.onnx")
     full, small = OnnxRuntime(exported.output, 1), OnnxRuntime(job.output, 1)
     ids = np.random.default_rng(0).integers(3, 50, (16, 20))
-    mask = np.ones_like(ids)
-    error = np.abs(full.logits(ids, mask) - small.logits(ids, mask)).max()
-    assert 0 < error < 0.2 * np.abs(full.logits(ids, mask)).max()
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    error = np.abs(full.logits(batch) - small.logits(batch)).max()
+    assert 0 < error < 0.2 * np.abs(full.logits(batch)).max()
 
 
 def test_quantizing_twice_is_refused(exported: Any, jobs: ModuleType, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import StageError
 from tasks.compression.ffn_pruning import find_feed_forwards, neuron_importance, pruned
-from tasks.objectives.causal_lm import OBJECTIVE
+from tasks.objectives import SpecialIds
+from tasks.objectives.causal_lm import CausalLM
 
 
 def tiny_of(tiny: ModuleType, type: str, **fields: Any) -> Any:
@@ -54,15 +55,15 @@ def type_auto(type: str) -> Any:
 def test_importance_is_the_squared_slope_of_the_loss_in_a_gate_on_the_neuron(tiny: ModuleType, type: str) -> None:
     """Against finite differences: scale one neuron's outgoing weights by 1 +- h and watch each example's loss."""
     model = tiny_of(tiny, type)
-    batches = [OBJECTIVE.collate([feature], 0) for feature in tiny.lm_features(3)]
-    together = [OBJECTIVE.collate(tiny.lm_features(3), 0)]
+    batches = [CausalLM().collate([feature], SpecialIds()) for feature in tiny.lm_features(3)]
+    together = [CausalLM().collate(tiny.lm_features(3), SpecialIds())]
 
     def loss(logits: torch.Tensor, batch: Any) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100, reduction="sum"
         )
 
-    found = neuron_importance(model, together, loss)
+    found = neuron_importance(model, together, CausalLM())
     modules, h = dict(model.named_modules()), 1e-2
     for layer, block in enumerate(find_feed_forwards(model)):
         weight = modules[block.outward].weight

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tasks.objectives.causal_lm import OBJECTIVE
+from tasks.objectives.causal_lm import CausalLM
 from tasks.training.loop import train
 from tasks.training.settings import TrainingParams
 from tasks.training.throughput import ModelFlops, matrix_flops
@@ -45,7 +45,7 @@ def test_the_formula_counts_what_torch_counts(tied: bool) -> None:
 
 def test_a_step_records_its_share_of_the_machine(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) -> None:
     params = TrainingParams(max_steps=4, global_batch_size=8)
-    train(jobs.make_job(tmp_path, params), tiny.model(), OBJECTIVE, tiny.lm_features(40), [], params)
+    train(jobs.make_job(tmp_path, params), tiny.model(), CausalLM(), tiny.lm_features(40), [], params)
     for line in (tmp_path / "records/train.jsonl").read_text().splitlines():
         entry = json.loads(line)
         assert 0 < entry["mfu"] < 1 and entry["memory_mb"] > 50

@@ -17,7 +17,8 @@ import torch
 from infra.errors import OutOfMemory, Preempted, StageError
 from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalLauncher
-from tasks.objectives.causal_lm import OBJECTIVE
+from tasks.objectives import SpecialIds
+from tasks.objectives.causal_lm import CausalLM
 from tasks.training.batch import BatchSplit
 from tasks.training.loop import train
 from tasks.training.result import TrainResult
@@ -40,12 +41,12 @@ def loop() -> ModuleType:
 
 
 def plain(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return OBJECTIVE.loss(logits, batch)[0]
+    return CausalLM().loss(logits, batch)[0]
 
 
 def poisoned(sampler: Sampler, steps: set[int], features: list[dict[str, Any]]) -> Loss:
     """A loss that is NaN on the batches of these steps of the data stream, recognised by their content."""
-    bad = {_mark(OBJECTIVE.collate([features[i] for i in sampler.global_batch(step)], 0)) for step in steps}
+    bad = {_mark(CausalLM().collate([features[i] for i in sampler.global_batch(step)], SpecialIds())) for step in steps}
     return lambda logits, batch: plain(logits, batch) * (float("nan") if _mark(batch) in bad else 1.0)
 
 
@@ -64,7 +65,7 @@ def run(
 ) -> TrainResult:
     made = jobs.make_job(folder, given, name="base", **job)
     features = tiny.lm_features(400)
-    return train(made, tiny.model(type), OBJECTIVE, features, features[:5], given, loss_fn=loss)
+    return train(made, tiny.model(type), CausalLM(), features, features[:5], given, loss_fn=loss)
 
 
 def journal(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -86,11 +87,11 @@ def test_the_update_of_a_poisoned_batch_is_skipped_and_the_rest_trains_as_withou
     features = tiny.lm_features(400)
     made = jobs.make_job(tmp_path, given, execution=loop.alone_at(zero_stage))
     loss = poisoned(sampler, {4, 7}, features)
-    result = train(made, tiny.model(), OBJECTIVE, features, features[:5], given, loss_fn=loss)
+    result = train(made, tiny.model(), CausalLM(), features, features[:5], given, loss_fn=loss)
     reference, kept = tiny.model(), [step for step in range(STEPS) if step not in (4, 7)]
     tiny.plain_training(
         reference,
-        OBJECTIVE,
+        CausalLM(),
         features,
         [sampler.global_batch(step) for step in kept],
         lambda i: 1e-2 * learning_rate_factor("cosine", kept[i], STEPS, warmup_ratio=given.schedule.warmup_ratio),
@@ -186,7 +187,7 @@ def test_training_goes_on_while_the_store_fails_then_waits_then_says_why(
     with pytest.raises(
         StageError, match=r"(?s)stages\.base: checkpoints cannot be stored; training stopped after step"
     ):
-        train(made, tiny.model(), OBJECTIVE, tiny.lm_features(400), [], given)
+        train(made, tiny.model(), CausalLM(), tiny.lm_features(400), [], given)
     assert "was not stored, training goes on" in caplog.text and "training waits for the store" in caplog.text
     steps = [line["step"] for line in journal(tmp_path, "train")]
     assert steps[-1] > 6, "it went on for its patience"

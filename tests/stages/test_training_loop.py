@@ -14,7 +14,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from infra.errors import Preempted, StageError
-from tasks.objectives.causal_lm import OBJECTIVE
+from tasks.objectives.causal_lm import CausalLM
 from tasks.training.batch import BatchSplit
 from tasks.training.loop import train
 from tasks.training.result import TrainResult
@@ -53,7 +53,7 @@ def run(
 ) -> TrainResult:
     features = tiny.lm_features(40)
     made = jobs.make_job(folder, given or params(), **job)
-    return train(made, tiny.model(type), OBJECTIVE, features, features[:5], given or params())
+    return train(made, tiny.model(type), CausalLM(), features, features[:5], given or params())
 
 
 def weights(result: TrainResult) -> dict[str, torch.Tensor]:
@@ -80,7 +80,7 @@ def test_equals_a_bare_torch_loop(
     sampler = Sampler(40, 3, BatchSplit(8, 1, 8))
     losses = tiny.plain_training(
         reference,
-        OBJECTIVE,
+        CausalLM(),
         features,
         [sampler.global_batch(step) for step in range(STEPS)],
         lambda step: 1e-2 * learning_rate_factor("cosine", step, STEPS, warmup_ratio=given.schedule.warmup_ratio),
@@ -170,7 +170,7 @@ def slowly(*args: Any, **values: Any) -> None:
 def test_checkpoints_come_at_their_cadence_and_old_ones_go(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) -> None:
     every = {"every": 3, "keep": 2, "permanent_every": 4}
     made = jobs.make_job(tmp_path, params(), execution={"checkpoint": every}, progress=slowly)
-    train(made, tiny.model(), OBJECTIVE, tiny.lm_features(40), [], params())
+    train(made, tiny.model(), CausalLM(), tiny.lm_features(40), [], params())
     # One still under way lets its turn pass, so which steps are kept depends on the disk.
     steps = made.checkpoints.steps()
     assert {12} < set(steps) <= {3, 4, 6, 8, 9, 12} and any(step % 3 == 0 for step in steps[:-1])
@@ -206,11 +206,11 @@ def test_a_loss_that_is_not_finite_ends_the_stage_before_the_weights_are_touched
         train(
             made,
             model,
-            OBJECTIVE,
+            CausalLM(),
             tiny.lm_features(40),
             [],
             params(),
-            loss_fn=lambda logits, batch: OBJECTIVE.loss(logits, batch)[0] * float("nan"),
+            loss_fn=lambda logits, batch: CausalLM().loss(logits, batch)[0] * float("nan"),
         )
     assert "learning_rate" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
@@ -266,6 +266,6 @@ def test_what_was_seen_is_what_was_trained_on(jobs: ModuleType, tiny: ModuleType
 
     given = params(max_steps=3)
     made = jobs.make_job(tmp_path, given)
-    result = train(made, tiny.model(), OBJECTIVE, Spy(tiny.lm_features(40)), [], given)
+    result = train(made, tiny.model(), CausalLM(), Spy(tiny.lm_features(40)), [], given)
     assert result.seen == sorted(touched) and len(touched) == 24
     assert np.isfinite(result.summary["tokens_per_second"]) and result.tokens > 0

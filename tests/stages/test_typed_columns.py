@@ -24,7 +24,7 @@ from infra.errors import StageError
 from tasks.data import prepare, records
 from tasks.data.column_figures import ColumnFigures, column_card
 from tasks.data.hashing import content_digest
-from tasks.data.typed_columns import CONVERTERS, ColumnType, values_reader
+from tasks.data.typed_columns import CONVERTERS, ColumnType, arrow_type, values_reader
 from tasks.stages import dataset
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -150,6 +150,7 @@ def test_a_value_of_another_type_sets_its_row_aside(jobs: ModuleType, tmp_path: 
         ("float32", {"2.5": 2.5, Decimal("0.5"): 0.5}, [1e39, b"1", "1,5", {}]),
         ("float64", {1e300: 1e300, 3: 3.0}, [10**400, "x"]),
         ("binary", {b"\0\xff": b"\0\xff", "AP8=": b"\0\xff"}, ["AP8", 3, {"path": "a.png", "bytes": None}]),
+        ("json", {'{"b": [1, "\u00e9"], "a": null}': '{"a":null,"b":[1,"é"]}', ("x", 2): '["x",2]', 3: "3"}, ["[1,", "word", b"1", float("nan"), ["\ud800"]]),
     ],
 )  # fmt: skip
 def test_what_converts_and_what_does_not(kind: ColumnType, good: dict[Any, Any], bad: list[Any]) -> None:
@@ -157,7 +158,7 @@ def test_what_converts_and_what_does_not(kind: ColumnType, good: dict[Any, Any],
     for value, converted in good.items():
         (found,) = read({"x": value})
         assert found == converted and type(found) is type(converted)
-        assert pa.array([found], pa.type_for_alias(kind)).to_pylist() == [converted]
+        assert pa.array([found], arrow_type(kind)).to_pylist() == [converted]
     for value in bad:
         told = read({"x": value})
         assert isinstance(told, str) and told.startswith(f"column 'x' holds no {kind}: "), value
@@ -176,7 +177,7 @@ def test_an_image_of_hugging_face_is_its_bytes_and_an_empty_field_of_csv_is_miss
 def test_what_is_read_can_always_be_stored(kind: ColumnType, value: Any) -> None:
     found = values_reader({"x": kind}, empty_is_missing=False)({"x": value})
     if not isinstance(found, str):
-        pa.array(list(found), pa.type_for_alias(kind))
+        pa.array(list(found), arrow_type(kind))
 
 
 # --- equal rows -------------------------------------------------------------------------------------------------------

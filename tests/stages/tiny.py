@@ -18,6 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.data.packing import best_fit, one_to_a_row, save_plan
+from tasks.objectives import SpecialIds
+from tasks.training.model_inputs import model_inputs
 
 PACKAGES = ("json", "logging", "wsgiref")
 CONTEXT = 32
@@ -78,8 +80,8 @@ def plain_training(
     losses = []
     model.train()
     for step, batch in enumerate(batches):
-        data = objective.collate([features[i] for i in batch], 0)
-        logits = model(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits
+        data = objective.collate([features[i] for i in batch], SpecialIds())
+        logits = objective.output(model(**model_inputs(data, model)))
         total, units = objective.loss(logits, data)
         (total / units).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
