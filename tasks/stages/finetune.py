@@ -1,8 +1,9 @@
 """finetune: a pretrained backbone, given the head its objective needs, trained on labelled (or further) data.
 
+What of it learns is said by `freeze` (patterns, or all but the last layers, which can thaw in time), `layer_decay`
+(lower layers more slowly) and `lora` (low-rank updates, merged into the weights at the end); all can be combined.
 `init: random` trains the same architecture from random weights on the same data, which shows what pretraining gave.
-The model that ships is the one after the last step. Evidence in `records/`: train.jsonl, validation.jsonl,
-baselines.json, samples.json.
+Evidence in `records/`: train.jsonl, validation.jsonl, baselines.json, samples.json.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydantic import Field
 from tasks.data.augmentation import Augment
 from tasks.stage import Input, Job, Stage
 from tasks.training.deepspeed_config import training_faults
+from tasks.training.freezing import Freeze
 from tasks.training.settings import TrainingParams, WithObjective
 
 
@@ -25,6 +27,14 @@ class Params(WithObjective, TrainingParams):
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="Where the backbone's weights come from. `random`: only the architecture is kept."
     )
+    new_head: bool = Field(False, description="Begin with a new head, also where the model has one.")
+    freeze: Freeze | None = Field(None, description="Weights that stay as they are. None: all learn.")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="A layer's learning rate is so many times that of the layer above it."
+    )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Every dropout rate of the model. None: as it was pretrained with."
+    )
     augment: Augment | None = Field(None, description="Changes made to training texts. None: none.")
     max_length: int | None = Field(
         None, ge=1, description="Tokens kept of each example. None: as many as the model was trained for."
@@ -35,10 +45,13 @@ def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
     from tasks.model_card import ModelCard, read_card
+    from tasks.training.dropout import dropout_fields
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
+    from tasks.training.freezing import frozen_names
     from tasks.training.loop import train
     from tasks.training.model_files import load_model, load_tokenizer
+    from tasks.training.parameter_groups import Tuning
 
     params, source, data = job.params, job.input("model").path, job.input("data")
     objective = params.objective
@@ -47,8 +60,20 @@ def run(job: Job[Params]) -> dict[str, float]:
     features = train_and_validation(objective, data, tokenizer, max_length, params.augment, params.seed)
     head = objective.head(data)
     torch.manual_seed(params.seed)
-    model = load_model(source, objective.auto_class, pretrained=params.init == "pretrained", **head)
-    result = train(job, model, objective, *features, params)
+    model = load_model(
+        source,
+        objective.auto_class,
+        pretrained=params.init == "pretrained",
+        new_head=params.new_head,
+        **head,
+        **dropout_fields(source, params.dropout),
+    )
+    frozen = frozenset(frozen_names(model, params.freeze)) if params.freeze else frozenset()
+    thaw_over = params.freeze.thaw_over if params.freeze else 0.0
+    tuning = Tuning(params.layer_decay, thaw_over, frozen if thaw_over else frozenset())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen or thaw_over > 0)
+    result = train(job, model, objective, *features, params, tuning=tuning)
     card = ModelCard.of(objective, max_length, head)
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card, baselines=True)
 

@@ -177,6 +177,9 @@ def training_faults(params: StageParams, execution: Execution) -> list[Fault]:
             split = split_batch(params.global_batch_size, execution.processes, execution.per_device_train_batch_size)
         except StageError as error:
             return [*faults, Fault(("global_batch_size",), f"{error.what}. {error.hint}")]
+        if params.optimizer.name == "muon" and zero_stage(execution, execution.processes):
+            message = "Muon needs whole matrices, which ZeRO 1 to 3 take apart: set execution.zero_stage to ZeRO 0"
+            faults.append(Fault(("optimizer", "name"), message))
         try:
             deepspeed_config(execution, split, params.max_grad_norm)
         except StageError as error:

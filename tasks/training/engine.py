@@ -28,6 +28,8 @@ from infra.execution import Execution
 from tasks.training.batch import BatchSplit
 from tasks.training.deepspeed_config import deep_compile, deepspeed_config, zero_stage
 from tasks.training.model_inputs import model_inputs
+from tasks.training.optimizers import make_optimizer, moments
+from tasks.training.parameter_groups import Tuning, group_rate, parameter_groups
 from tasks.training.parameters import Parameters
 from tasks.training.ranks import Ranks
 from tasks.training.settings import OptimizerParams
@@ -60,6 +62,7 @@ class Engine:
         ranks: Ranks,
         *,
         max_grad_norm: float,
+        tuning: Tuning | None = None,
     ) -> None:
         self.ranks = ranks
         self._skip = False
@@ -71,23 +74,23 @@ class Engine:
         _check_features(model, execution, ranks.device)
         ranks.join()
         deepspeed = _import_deepspeed(self.device)
-        self._adam = torch.optim.AdamW(
-            _decay_groups(model, optimizer.weight_decay), lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True
-        )
+        groups = parameter_groups(model, optimizer, tuning)
+        kept = {parameter: moments(optimizer, group) for group in groups for parameter in group["params"]}
+        self._optimizer = make_optimizer(optimizer, groups)
         # DeepSpeed calls it when gradients are reduced and their norm is known, and clears them after it.
-        update = self._adam.step
-        self._adam.step = lambda closure=None: None if self._update_is_skipped() else update(closure)  # type: ignore[method-assign]
+        update = self._optimizer.step
+        self._optimizer.step = lambda closure=None: None if self._update_is_skipped() else update(closure)  # type: ignore[method-assign,assignment]
         if execution.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.engine, *_ = deepspeed.initialize(
-            model=model, optimizer=self._adam, config=config, dist_init_required=False
+            model=model, optimizer=self._optimizer, config=config, dist_init_required=False
         )
         if self.zero_stage == 0 and ranks.world_size == 1:
             # It would copy every gradient into one buffer and back to add up nothing: 2 to 3% of a step.
             self.engine.enable_backward_allreduce = False
         if execution.compile:
             self.engine.compile(backend=execution.compile)
-        self.parameters = Parameters(self.engine, self._adam, self.zero_stage, ranks)
+        self.parameters = Parameters(self.engine, self._optimizer, kept, self.zero_stage, ranks)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -113,14 +116,14 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         return float(norm)
 
-    def step(self, learning_rate: float, *, skip: bool = False) -> float | None:
+    def step(self, learning_rate: float, progress: float = 1.0, *, skip: bool = False) -> float | None:
         """Update the weights, or with `skip` only drop the gradients. Returns ZeRO's gradient norm.
 
-        Where that norm is not finite, the update is skipped too.
+        progress: share of the steps that are done. Where the norm is not finite, the update is skipped too.
         """
         self._skip = skip
-        for group in self._adam.param_groups:
-            group["lr"] = learning_rate
+        for group in self._optimizer.param_groups:
+            group["lr"] = group_rate(group, learning_rate, progress)
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if self.zero_stage else None
         return None if norm is None else float(norm)
@@ -177,12 +180,3 @@ def _check_features(model: PreTrainedModel, execution: Execution, device: torch.
     if execution.compile and execution.compile not in known:
         hint = f"Known to this torch: {', '.join(sorted(known))}."
         raise StageError(f"no backend {execution.compile!r}", where="execution.compile", hint=hint)
-
-
-def _decay_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

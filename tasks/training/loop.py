@@ -28,6 +28,7 @@ from tasks.training.divergence import SpikeDetector
 from tasks.training.engine import Engine
 from tasks.training.evaluate import validate
 from tasks.training.loader import Loader, Micro
+from tasks.training.parameter_groups import Tuning
 from tasks.training.ranks import Ranks, training_device
 from tasks.training.record import Record
 from tasks.training.result import TrainResult
@@ -53,10 +54,12 @@ def train(
     params: TrainingParams,
     *,
     loss_fn: LossFn | None = None,
+    tuning: Tuning | None = None,
 ) -> TrainResult:
     """Train `model` in place, resuming from the job's newest checkpoint; every rank calls it alike.
 
     loss_fn: what to minimise instead of the objective's own loss (distillation); validation always uses the latter.
+    tuning: how the layers of a pretrained model learn beside each other.
     Raises Preempted after committing the state if the job was asked to stop, StageError if the loss diverges beyond
     what `params.divergence` allows, if the global batch does not divide, or if checkpoints cannot be stored for long;
     OutOfMemory where fewer examples at once may fit.
@@ -70,7 +73,7 @@ def train(
     total = params.max_steps or steps_for_epochs(len(train_features), params.epochs or 1, split.global_batch)
     with Watchdog() as watchdog:
         watchdog.expect(MEETING_SECONDS)  # a node that never comes is waited for by the others
-        given = (train_features, validation_features, params, loss_fn, split, total)
+        given = (train_features, validation_features, params, loss_fn, tuning, split, total)
         run = _Training(job, model, objective, *given, watchdog)
         watchdog.rest()
         return run.run()
@@ -88,6 +91,7 @@ class _Training:
         validation_features: Sequence[Feature],
         params: TrainingParams,
         loss_fn: LossFn | None,
+        tuning: Tuning | None,
         split: BatchSplit,
         total: int,
         watchdog: Watchdog,
@@ -105,7 +109,13 @@ class _Training:
         self.ranks = Ranks(job.rank, job.world_size, training_device(job.execution))
         flops = ModelFlops.of(model)
         self.engine = Engine(
-            model, params.optimizer, split, job.execution, self.ranks, max_grad_norm=params.max_grad_norm
+            model,
+            params.optimizer,
+            split,
+            job.execution,
+            self.ranks,
+            max_grad_norm=params.max_grad_norm,
+            tuning=tuning,
         )
         dtype = torch.bfloat16 if job.execution.precision == "bf16" else torch.float32
         machine_flops = self.ranks.sum(matrix_flops(self.ranks.device, dtype))[0]
@@ -198,13 +208,7 @@ class _Training:
             self._expect()
 
         rate = state.rate_factor * self.params.learning_rate
-        rate *= learning_rate_factor(
-            self.params.schedule.name,
-            step,
-            self.total,
-            warmup_ratio=self.params.schedule.warmup_ratio,
-            min_ratio=self.params.schedule.min_ratio,
-        )
+        rate *= learning_rate_factor(self.params.schedule, step, self.total)
         try:
             loss, norm = self._gradients(micros, max(units, 1.0))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -213,7 +217,7 @@ class _Training:
             self._shrink(error)
             return
         fault = self.spikes.fault(loss, norm)
-        norm_after = self.engine.step(rate, skip=fault is not None)
+        norm_after = self.engine.step(rate, step / self.total, skip=fault is not None)
         if norm is None:
             norm = norm_after
             if not self.engine.overflowed:
@@ -247,10 +251,22 @@ class _Training:
             # Dropout depends on the place in the data stream, so neither ranks nor a resume change it.
             torch.manual_seed(stream_seed(self.params.seed, position))
             batch = {name: value.to(self.ranks.device) for name, value in batch.items()}
-            loss = self.loss_fn(self._logits(batch), batch)
+            loss = self._loss(batch)
             total += float(loss.detach())
             self.engine.backward(loss, units, last=i == len(micros) - 1)
         return self.ranks.sum(total)[0] / units, self.engine.gradient_norm()
+
+    def _loss(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What is minimised, summed over the batch's units; with R-Drop of two passes that have to agree."""
+        logits, weight = self._logits(batch), self.params.r_drop
+        loss = self.loss_fn(logits, batch)
+        if not weight:
+            return loss
+        again = self._logits(batch)
+        apart = self.objective.soft_loss(logits, again, batch, 1.0) + self.objective.soft_loss(
+            again, logits, batch, 1.0
+        )
+        return 0.5 * (loss + self.loss_fn(again, batch)) + 0.25 * weight * apart
 
     def _logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.objective.output(self.engine.forward(batch))

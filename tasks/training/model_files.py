@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.errors import StageError
 from tasks.model_card import ModelCard, write_card
 
 if TYPE_CHECKING:
@@ -14,11 +16,14 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def load_model(folder: Path, auto_class: str, *, pretrained: bool = True, **fields: Any) -> PreTrainedModel:
+def load_model(
+    folder: Path, auto_class: str, *, pretrained: bool = True, new_head: bool = False, **fields: Any
+) -> PreTrainedModel:
     """The model in fp32 on the CPU, its config fields overridden by `fields`.
 
     auto_class: HF auto class name; where it adds a head that the files lack, the head is drawn from torch's global
-    random numbers. pretrained=False: the same architecture with all weights drawn so.
+    random numbers. new_head: also where they have one. pretrained=False: the same architecture with all weights drawn
+    so. Raises StageError, naming the layers, where the files' weights are not those of this architecture.
     """
     import torch
     import transformers
@@ -29,8 +34,56 @@ def load_model(folder: Path, auto_class: str, *, pretrained: bool = True, **fiel
     if not pretrained:
         random: PreTrainedModel = cls.from_config(config)
         return random
-    model: PreTrainedModel = cls.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True)
-    return model
+    model, found = cls.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    _check_weights(model, found, new_head)
+    if new_head:
+        for name, module in model.named_modules():
+            if name and not _in_body(name, model):
+                model._init_weights(module)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _in_body(name: str, model: PreTrainedModel) -> bool:
+    """Whether a module or parameter belongs to the backbone, not to a head."""
+    prefix = model.base_model_prefix
+    return not hasattr(model, prefix) or name.partition(".")[0] == prefix
+
+
+def _check_weights(model: PreTrainedModel, found: Mapping[str, Any], new_head: bool) -> None:
+    """What the files lack may be a head, or a pooler above the layers; what they have must be of the right shape."""
+    wrong = sorted(found["mismatched_keys"])
+    body = [one for one in wrong if _in_body(one[0], model)]
+    for group, hint in (
+        (body, "The config beside the weights describes another model."),
+        ([] if new_head else wrong, "Set `new_head: true` to train a new one."),
+    ):
+        if group:
+            listed = "; ".join(f"{name} is {_shape(given)}, not {_shape(wanted)}" for name, given, wanted in group[:5])
+            more = f" and {len(group) - 5} more" if len(group) > 5 else ""
+            raise StageError(f"the checkpoint does not fit this model: {listed}{more}", where="model", hint=hint)
+    from tasks.training.layers import depths
+
+    missing = sorted(name for name in found["missing_keys"] if _in_body(name, model))
+    place = depths(model) if missing else {}
+    top = max(place.values(), default=0)
+    if lost := [name for name in missing if place.get(name, 0) < top]:
+        raise StageError(
+            f"the checkpoint lacks {len(lost)} weights of the backbone: {', '.join(lost[:5])}",
+            where="model",
+            hint="It belongs to another architecture, or was saved in parts.",
+        )
+
+
+def _shape(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:

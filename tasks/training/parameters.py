@@ -1,4 +1,4 @@
-"""What a rank holds of the trained parameters and their Adam moments, at every ZeRO stage.
+"""What a rank holds of the trained parameters and their moments, at every ZeRO stage.
 
     parameters.pieces()             # this rank's flat fp32 runs of them, to be saved (`tasks/training/shards.py`)
     parameters.load(shards, 500)    # from the shards of any number of ranks and any stage
@@ -16,14 +16,25 @@ import torch
 
 from infra.errors import StageError
 from tasks.training.ranks import Ranks
-from tasks.training.shards import MOMENTS, Piece, ShardReader
+from tasks.training.shards import Piece, ShardReader
 
 
 class Parameters:
-    """Of one DeepSpeed engine and the AdamW it was given."""
+    """Of one DeepSpeed engine and the optimizer it was given.
 
-    def __init__(self, engine: Any, adam: torch.optim.AdamW, zero_stage: int, ranks: Ranks) -> None:
-        self._module, self._zero, self._adam = engine.module, engine.optimizer, adam
+    moments: names of what the optimizer keeps of each parameter (`tasks/training/optimizers.py`).
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        optimizer: torch.optim.Optimizer,
+        moments: Mapping[torch.nn.Parameter, tuple[str, ...]],
+        zero_stage: int,
+        ranks: Ranks,
+    ) -> None:
+        self._module, self._zero, self._optimizer = engine.module, engine.optimizer, optimizer
+        self._moments = moments
         self.zero_stage, self.ranks = zero_stage, ranks
 
     def weights(self) -> dict[str, torch.Tensor] | None:
@@ -69,7 +80,7 @@ class Parameters:
         buffers = dict(self._module.named_buffers())
         for name in shards.names("buffers"):
             buffers[name].copy_(shards.read("buffers", name).view_as(buffers[name]))
-        for key, state in self._adam.state.items():
+        for key, state in self._optimizer.state.items():
             if state:  # DeepSpeed looks up parameters it does not own, which leaves empty entries
                 state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=key.device)
 
@@ -89,20 +100,23 @@ class Parameters:
             # Every rank has all of it: each saves an equal share.
             size, ranks, rank = parameter.numel(), self.ranks.world_size, self.ranks.rank
             begin, end = size * rank // ranks, size * (rank + 1) // ranks
-            whole = {"weights": parameter.data, **{m: self._adam.state[parameter][m] for m in MOMENTS}}
+            whole = {
+                "weights": parameter.data,
+                **{m: self._optimizer.state[parameter][m] for m in self._moments[parameter]},
+            }
             return Piece(name, begin, {part: value.reshape(-1)[begin:end] for part, value in whole.items()})
         if self.zero_stage == 3:
             from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
             begin, count = self._partition(parameter)
-            parts = {m: safe_get_local_optimizer_state(parameter, m)[:count] for m in MOMENTS}
+            parts = {m: safe_get_local_optimizer_state(parameter, m)[:count] for m in self._moments[parameter]}
             return Piece(name, begin, {"weights": safe_get_local_fp32_param(parameter)[:count], **parts})
         if (kept := parameter._hp_mapping) is None:
             return None  # another rank's
         return Piece(
             name,
             kept.lp_fragment_address.start,
-            {"weights": kept.hp_fragment, **{m: kept.optim_fragment[m] for m in MOMENTS}},
+            {"weights": kept.hp_fragment, **{m: kept.optim_fragment[m] for m in self._moments[parameter]}},
         )
 
     def _partition(self, parameter: Any) -> tuple[int, int]:
@@ -114,8 +128,9 @@ class Parameters:
     def _set(self, name: str, parameter: Any, shards: ShardReader) -> None:
         if self.zero_stage == 0:
             parameter.data.copy_(shards.read("weights", name).view_as(parameter))
-            self._adam.state[parameter] = {
-                m: shards.read(m, name).view_as(parameter).to(parameter.device, copy=True) for m in MOMENTS
+            self._optimizer.state[parameter] = {
+                m: shards.read(m, name).view_as(parameter).to(parameter.device, copy=True)
+                for m in self._moments[parameter]
             }
             return
         if self.zero_stage == 3:
@@ -125,7 +140,7 @@ class Parameters:
             begin = kept.lp_fragment_address.start
             end = begin + kept.lp_fragment_address.numel
             kept.hp_fragment.data.copy_(shards.read("weights", name, begin, end))
-            for moment in MOMENTS:
+            for moment in self._moments[parameter]:
                 kept.optim_fragment[moment].data.copy_(shards.read(moment, name, begin, end))
         # The copy that the forward pass reads is another one, renewed only by a step.
         parameter.data.copy_(shards.read("weights", name).view_as(parameter))
@@ -135,7 +150,7 @@ class Parameters:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         begin, count = self._partition(parameter)
-        for part in ("weights", *MOMENTS):
+        for part in ("weights", *self._moments[parameter]):
             value = torch.zeros(parameter.ds_tensor.numel(), device=self.ranks.device)
             value[:count] = shards.read(part, name, begin, begin + count)
             if part == "weights":
@@ -149,9 +164,10 @@ class Parameters:
         """ZeRO makes the moments at the first step; a restored engine needs them before."""
         zero = self._zero
         flats = zero.fp32_partitioned_groups_flat if self.zero_stage == 3 else zero.single_partition_of_fp32_groups
+        names = sorted({name for moments in self._moments.values() for name in moments})
         for flat in flats:
-            if not self._adam.state[flat]:
-                self._adam.state[flat] = {name: torch.zeros_like(flat) for name in MOMENTS}
+            if not self._optimizer.state[flat]:
+                self._optimizer.state[flat] = {name: torch.zeros_like(flat) for name in names}
         self._link_moments()
 
     def _link_moments(self) -> None:

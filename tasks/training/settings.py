@@ -14,12 +14,19 @@ from tasks.training.divergence import DivergenceParams
 class OptimizerParams(StageParams):
     """The optimizer, apart from its learning rate."""
 
-    name: Literal["adamw"] = Field("adamw", description="AdamW (Loshchilov and Hutter, 2019), torch's implementation.")
+    name: Literal["adamw", "lion", "muon"] = Field(
+        "adamw",
+        description="`adamw` (Loshchilov and Hutter, 2019). `lion` (Chen et al., 2023): half the memory, a third to a "
+        "tenth of the rate, more decay. `muon` (Jordan et al., 2024): for the matrices of layers, AdamW for the rest; "
+        "at ZeRO 0.",
+    )
     weight_decay: float = Field(
         0.01, ge=0, description="Decoupled decay per unit of learning rate; matrices only, never norms and biases."
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), description="Decay rates of the running mean of gradients and of their squares."
+        (0.9, 0.999),
+        description="Decay rates of the running mean of gradients and of their squares; of `lion` those of its update "
+        "and of its momentum; the first is Muon's momentum.",
     )
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment, for numerical stability.")
 
@@ -27,11 +34,17 @@ class OptimizerParams(StageParams):
 class ScheduleParams(StageParams):
     """How the learning rate moves over the steps."""
 
-    name: Literal["cosine", "linear", "constant"] = Field("cosine", description="Shape of the decay after warm-up.")
+    name: Literal["cosine", "linear", "constant", "polynomial", "wsd"] = Field(
+        "cosine",
+        description="Shape of the decay after warm-up. `wsd`: constant, then down over the last `decay_ratio` of the "
+        "steps (Hu et al., 2024).",
+    )
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps spent rising linearly to the peak.")
     min_ratio: float = Field(
         0.0, ge=0, le=1, description="Share of the peak left at the last step. 0: decays to nothing."
     )
+    decay_ratio: float = Field(0.1, gt=0, le=1, description="Share of the steps that `wsd` decays over, by a root.")
+    power: float = Field(1.0, gt=0, description="Exponent of `polynomial`. 1: linear.")
 
 
 class Budget(StageParams):
@@ -61,6 +74,11 @@ class TrainingParams(Budget):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this global L2 norm. 0: never.")
     divergence: DivergenceParams = Field(
         default_factory=DivergenceParams, description="What happens when the loss is not finite or jumps."
+    )
+    r_drop: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the divergence of two passes under different dropout (Wu et al., 2021). 0: one pass.",
     )
     seed: int = Field(0, ge=0, description="Decides initial weights, data order and dropout.")
     eval_every: int = Field(

@@ -24,7 +24,6 @@ from safetensors import safe_open
 
 from infra.errors import StageError
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 ALIGNMENT = 64
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL", torch.int32: "I32"}
 

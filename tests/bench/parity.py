@@ -150,17 +150,13 @@ def plain(objective: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     from tests.stages import tiny
 
     torch.set_num_threads(1)
-    sampler, reference, warmup = (
-        Sampler(ROWS, SEED, BatchSplit(BATCH, 1, BATCH)),
-        model(),
-        ScheduleParams().warmup_ratio,
-    )
+    sampler, reference = Sampler(ROWS, SEED, BatchSplit(BATCH, 1, BATCH)), model()
     losses = tiny.plain_training(
         reference,
         objective,
         features(),
         [sampler.global_batch(step) for step in range(STEPS)],
-        lambda step: RATE * learning_rate_factor("cosine", step, STEPS, warmup_ratio=warmup),
+        lambda step: RATE * learning_rate_factor(ScheduleParams(), step, STEPS),
         weight_decay=OptimizerParams().weight_decay,
         max_grad_norm=MAX_GRAD_NORM,
     )

@@ -94,7 +94,7 @@ def test_the_update_of_a_poisoned_batch_is_skipped_and_the_rest_trains_as_withou
         CausalLM(),
         features,
         [sampler.global_batch(step) for step in kept],
-        lambda i: 1e-2 * learning_rate_factor("cosine", kept[i], STEPS, warmup_ratio=given.schedule.warmup_ratio),
+        lambda i: 1e-2 * learning_rate_factor(given.schedule, kept[i], STEPS),
         weight_decay=given.optimizer.weight_decay,
         max_grad_norm=0.5,
     )
@@ -116,7 +116,7 @@ def test_a_training_goes_back_the_same_way_however_often_it_is_interrupted(
     loss = poisoned(Sampler(400, 3, BatchSplit(8, 1, 8)), {8, 9, 10, 14}, tiny.lm_features(400))
     straight = run(jobs, tiny, tmp_path / "straight", given, loss)
     rates = {line["step"]: line["learning_rate"] for line in journal(tmp_path / "straight", "train")}
-    plain_rate = 1e-2 * learning_rate_factor("cosine", 6, STEPS, warmup_ratio=given.schedule.warmup_ratio)
+    plain_rate = 1e-2 * learning_rate_factor(given.schedule, 6, STEPS)
     assert list(rates) == list(range(1, STEPS + 1)) and rates[7] == pytest.approx(plain_rate / 2)
     what = [(entry["step"], entry["what"]) for entry in journal(tmp_path / "straight", "incidents")]
     assert what == [(9, "skipped"), (10, "skipped"), (11, "skipped"), (11, "went back"), (9, "skipped")]
