@@ -20,6 +20,8 @@ from tasks.data.words import runs_of_words
 from tasks.stage import StageParams
 
 SEED = 1
+ROOM = 3
+"""Slots for each value, at least, in the table by which values are found that are there more than once."""
 Signatures = npt.NDArray[np.uint32]
 Mask = npt.NDArray[np.bool_]
 
@@ -84,9 +86,25 @@ def first_of_equal(texts: Hashes) -> Mask:
 
 
 def repeated(values: Hashes) -> Mask:
-    """Which of the values are there more than once. Sorting values is much faster than ordering their places."""
-    ordered = np.sort(values)
-    return np.isin(values, ordered[1:][ordered[1:] == ordered[:-1]])
+    """Which of the values are there more than once, [values] in and out.
+
+    Each value writes its place into a slot of a table, and the last one there is compared with the others of its slot.
+    Only what met another value, a tenth of what is well spread, is sorted: several times as fast as sorting all.
+    """
+    bits = (ROOM * len(values)).bit_length()
+    slots = (values & np.uint64((1 << bits) - 1)).view(np.int64)  # what numpy indexes by without a conversion
+    places = np.arange(len(values), dtype=np.int32 if len(values) < 1 << 31 else np.int64)
+    last = np.empty(1 << bits, places.dtype)
+    last[slots] = places
+    others = last[slots]
+    early = np.flatnonzero(others != places)
+    same = values[others[early]] == values[early]
+    found = np.zeros(len(values), np.bool_)
+    found[early[same]] = found[others[early[same]]] = True
+    rest = early[~same]
+    ordered = np.sort(values[rest])
+    found[rest] |= np.isin(values[rest], ordered[1:][ordered[1:] == ordered[:-1]])
+    return found
 
 
 def first_of_near(found: Signatures, bands_of_each: Hashes, threshold: float, exempt: Mask) -> Mask:

@@ -72,6 +72,16 @@ def test_exact_duplicates(texts: list[str]) -> None:
     assert [text for text, stays in zip(texts, keep, strict=True) if stays] == list(dict.fromkeys(texts))
 
 
+values = st.builds(lambda high, low: (high << 58) + low, st.integers(0, 3), st.integers(0, 6))
+"""64 bits of which few are used, so that equal values are many, and so are unequal ones with the same low bits."""
+
+
+@given(st.lists(values))
+def test_values_that_are_there_more_than_once(found: list[int]) -> None:
+    counts = Counter(found)
+    assert repeated(np.array(found, np.uint64)).tolist() == [counts[value] > 1 for value in found]
+
+
 def exact_jaccard(a: str, b: str, size: int) -> float:
     x, y = (set(runs_of_words([text], size, symbols=True)[0].tolist()) for text in (a, b))
     return len(x & y) / len(x | y)
