@@ -74,8 +74,8 @@ class _Selecting:
         self.shards, self.rules = shards, rules
         self.open = lru_cache(OPEN_FILES)(Sketch)
         self.sizes = [int(shard.counts["rows"]) for shard in shards]
-        self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), self.sizes)
-        self.row = np.concatenate([np.zeros(0, np.int64), *map(np.arange, self.sizes)])
+        self.ends = np.cumsum(self.sizes)
+        """Behind the last row of each shard, by place among all rows."""
         self.characters = self._column("characters")
         self.labels, self.label = self._labels()
         self.steps: list[dict[str, Any]] = []
@@ -86,13 +86,13 @@ class _Selecting:
         else:
             self.split = assign(points, split)
         priority = -self.split if split.frozen else np.zeros(len(points), np.int8)
-        self.left = np.lexsort((self.row, self.shard, priority))
+        self.left = np.argsort(priority, kind="stable")
         """The rows still in, by place among all, in the order in which they are compared."""
 
     def run(self) -> Selection:
         dedup, label = self.rules.dedup, self.rules.label
         if dedup.exact:
-            self._keep("exact duplicates", first_of_equal(self._column("text")[self.left]))
+            self._keep("exact duplicates", self._first_of_equal())
         if dedup.near is not None:
             self._keep("near duplicates", self._near(dedup.near))
         if self.rules.max_overlap is not None:
@@ -114,10 +114,15 @@ class _Selecting:
         return Selection(rows, self.steps, self.labels if label else None, table, lengths, warnings)
 
     def _column(self, name: str, place: int | None = None) -> npt.NDArray[Any]:
-        found = []
+        """All rows' values; what they are put together from is not held beside them."""
+        found, begin = np.zeros(0), 0
         for shard in self.shards:
-            found.append(self.open(shard.sketch).column(name, place))
-        return np.concatenate(found)
+            for values in self.open(shard.sketch).column(name, place):
+                if not begin:
+                    found = np.empty((sum(self.sizes), *values.shape[1:]), values.dtype)
+                found[begin : begin + len(values)] = values
+                begin += len(values)
+        return found
 
     def _labels(self) -> tuple[list[str], npt.NDArray[np.int32]]:
         """All labels, sorted, and each row's place among them."""
@@ -162,6 +167,14 @@ class _Selecting:
         )
         self.steps.append(account.to_json())
 
+    def _first_of_equal(self) -> Mask:
+        """Half of the hash proposes; the whole one is looked at where that half is met again."""
+        keep = ~repeated(self._column("text", 0)[self.left])
+        met = np.flatnonzero(~keep)
+        if len(met):
+            keep[met] = first_of_equal(self._values("text", self.left[met]))
+        return keep
+
     def _near(self, near: NearDuplicates) -> Mask:
         """Of two test rows none goes for the other's sake: else a new file could take an example out of the test."""
         again = np.zeros(len(self.left), np.bool_)
@@ -182,13 +195,18 @@ class _Selecting:
         def of_shard(number: int, mine: Rows) -> npt.NDArray[Any]:
             shard = self.shards[number]
             sketch = self.open(shard.signatures() if name == "signature" else shard.sketch)
-            return sketch.values(name, self.row[places[mine]])
+            return sketch.values(name, places[mine] - (self.ends[number] - self.sizes[number]))
 
-        return gathered(self.shard[places], of_shard)
+        return gathered(self._shards(places), of_shard)
+
+    def _shards(self, places: Rows) -> Rows:
+        """The number of the shard of each row, given by place among all."""
+        found: Rows = np.searchsorted(self.ends, places, "right")
+        return found
 
     def _repeats(self) -> npt.NDArray[np.int64]:
         """How often each row that is left counts: by its source's weight, the rest of it by the hash of its id."""
-        weights = np.array([shard.weight for shard in self.shards])[self.shard[self.left]]
+        weights = np.array([shard.weight for shard in self.shards])[self._shards(self.left)]
         if (weights == 1).all():
             return np.ones(len(self.left), np.int64)
         drawn = self._column("order")[self.left].astype(np.float64) / 2**64
@@ -204,9 +222,9 @@ class _Selecting:
         for code, split in enumerate(SPLITS):
             here = self._is(code)
             places = np.sort(np.repeat(self.left[here], repeats[here]))  # of one shard one after another
-            ends = np.searchsorted(places, np.cumsum(self.sizes))
-            for number, rows in enumerate(np.split(self.row[places], ends[:-1])):
-                found[number][split] = rows
+            ends = np.searchsorted(places, self.ends)
+            for number, rows in enumerate(np.split(places, ends[:-1])):
+                found[number][split] = rows - (self.ends[number] - self.sizes[number])
         return found
 
     def _checked(self, rows: list[dict[str, Rows]]) -> tuple[dict[str, dict[str, int]] | None, list[str]]:
