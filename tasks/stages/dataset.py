@@ -103,8 +103,9 @@ def parts(job: Job[Params]) -> tuple[PartKind, list[PartSpec]]:
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.card import data_card
     from tasks.data.frozen import check_frozen
+    from tasks.data.known import PreparedShard
     from tasks.data.parts import fetch_parts, make_parts
-    from tasks.data.selection import PreparedShard, Rules, select
+    from tasks.data.selection import Rules, select
 
     params, store = job.params, job.store
     files, shards, specs = _shards(job)
