@@ -96,7 +96,7 @@ class _Selecting:
         return Selection(rows, self.steps, self.labels if label else None, table, lengths, warnings)
 
     def _labels(self) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """All labels, sorted, and each row's place among them."""
+        """All labels, sorted, and each row's place among them; none where nothing asks for them."""
         label = self.rules.label
         names = sorted({name for shard in self.shards for name in shard.counts["labels"]})
         if label is not None:
@@ -105,6 +105,8 @@ class _Selecting:
                 met.update(shard.counts["labels_met"])
             check_known(label.keep or (), met)
             check_classes(names)
+        if label is None and not self.rules.split.stratify:
+            return names, np.zeros(0, np.int32)
         codes = self.known.column("label")
         start = 0
         for shard in self.shards:
