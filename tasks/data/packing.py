@@ -53,10 +53,9 @@ def one_to_a_row(lengths: Lengths, context: int) -> Plan:
 def best_fit(lengths: Lengths, context: int) -> Plan:
     """Documents of these lengths in as few rows of `context` tokens as best-fit decreasing finds."""
     document, start, length = _stretches(lengths, context)
-    order = np.argsort(-length, kind="stable")
     row_of = _rows_by_best_fit(length, context)
     # Within a row the longest comes first, as it was placed.
-    by_row = order[np.argsort(row_of, kind="stable")]
+    by_row = _ascending(context - length)[_ascending(row_of)]
     first = np.concatenate([[0], np.cumsum(np.bincount(row_of))]).astype(np.int64)
     return Plan(first, document[by_row], start[by_row], length[by_row])
 
@@ -67,10 +66,11 @@ def _rows_by_best_fit(length: Lengths, context: int) -> Lengths:
     Stretches of one length are placed together: the rows with the least room that is enough are filled one after
     another, because what is left of one that has just been begun is always less than what the others have.
     """
-    sizes, counts = (found[::-1].tolist() for found in np.unique(length, return_counts=True))
+    found = np.bincount(length)
+    sizes = np.flatnonzero(found)[::-1]
     # Bit `space` is set while a row with that many free places is open: the fullest one with room is one shift away.
     free, open_rows, rows, placed = 0, [list[int]() for _ in range(context + 1)], 0, list[int]()
-    for size, count in zip(sizes, counts, strict=True):
+    for size, count in zip(sizes.tolist(), found[sizes].tolist(), strict=True):
         while count:
             room = free >> size
             space = size + (room & -room).bit_length() - 1 if room else context
@@ -95,6 +95,18 @@ def _rows_by_best_fit(length: Lengths, context: int) -> Lengths:
                 open_rows[left] += chosen
                 free |= 1 << left
     return np.array(placed, np.int64)
+
+
+def _ascending(numbers: Lengths) -> Lengths:
+    """The places of numbers >= 0 by their size, equal ones in their order.
+
+    By 16 bits at a time, the last ones first: numpy counts these, where it would compare whole numbers.
+    """
+    places = np.arange(len(numbers))
+    while numbers.any():
+        places = places[np.argsort(numbers[places].astype(np.uint16), kind="stable")]
+        numbers = numbers >> 16
+    return places
 
 
 def _stretches(lengths: Lengths, context: int) -> tuple[Lengths, Lengths, Lengths]:
