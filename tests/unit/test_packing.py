@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data.packing import best_fit
+from tasks.data.packing import _ascending, best_fit
 
 Stretch = tuple[int, int, int]
 
@@ -46,3 +46,8 @@ def test_best_fit_is_its_definition_to_the_last_place(given: tuple[int, list[int
     stretches = list(zip(plan.document.tolist(), plan.start.tolist(), plan.length.tolist(), strict=True))
     found = [stretches[begin:end] for begin, end in zip(plan.first[:-1], plan.first[1:], strict=True)]
     assert found == one_by_one(lengths, context)
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 1 << 16, (1 << 16) + 1, 3 << 16, 1 << 40, (1 << 40) + 1])))
+def test_order_of_numbers_of_more_than_16_bits(numbers: list[int]) -> None:
+    assert _ascending(np.array(numbers, np.int64)).tolist() == sorted(range(len(numbers)), key=numbers.__getitem__)
