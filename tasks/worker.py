@@ -32,6 +32,8 @@ from tasks.stage import InputArtifact, Job, Stage, stages
 
 METRICS_FILE = "metrics.jsonl"
 EVENT_INTERVAL = 0.25
+# The server that forks jobs imports this module: what is imported here, no job has to import by itself.
+stages()
 PACKAGES = ("torch", "transformers", "deepspeed", "tokenizers", "pyarrow", "onnx", "onnxruntime", "safetensors")
 
 

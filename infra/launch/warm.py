@@ -34,7 +34,18 @@ from infra.launch import gang
 from infra.launch.process import adopt_orphans, kill_descendants, reap
 from infra.launch.rank import GRACE_SECONDS
 
-LIGHT = ("numpy", "pyarrow.parquet", "pyarrow.dataset", "tokenizers", "pydantic", "yaml", "fsspec", "rensa")
+LIGHT = (
+    "numpy",
+    "pyarrow.parquet",
+    "pyarrow.dataset",
+    "tokenizers",
+    "pydantic",
+    "yaml",
+    "fsspec",
+    "rensa",
+    "gigatoken",
+    "awkward",  # which gigatoken imports with its first batch
+)
 # Beyond the obvious: modules that deepspeed.initialize and the first optimizer step would import lazily (torch 2.13,
 # deepspeed 0.19: about 2.5 s of CPU, found by comparing sys.modules around each call).
 TORCH = (

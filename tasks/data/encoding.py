@@ -64,7 +64,9 @@ class Encoder:
         self.fast = _fast(state)
         self.compared = 0
         """Documents that were encoded by both."""
-        self.added = [token["content"] for token in state["added_tokens"]]
+        added = sorted(token["content"] for token in state["added_tokens"])
+        self.added = [(first, list(group)) for first, group in itertools.groupby(added, key=lambda token: token[:1])]
+        """Added tokens by their first character: a single one is found at memory speed, and most texts lack it."""
         pattern = json.dumps(state["pre_tokenizer"])
         self.symbols = "p{S}" in pattern or "p{P}" in pattern
 
@@ -88,8 +90,9 @@ class Encoder:
         return Encoded(ids[offsets[0] : offsets[-1]], np.diff(offsets))
 
     def _is_unsure(self, text: str) -> bool:
-        if any(token in text for token in self.added):
-            return True
+        for first, tokens in self.added:
+            if first in text and any(token in text for token in tokens):
+                return True
         if text.isascii():
             return False
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)

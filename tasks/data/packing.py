@@ -53,28 +53,60 @@ def one_to_a_row(lengths: Lengths, context: int) -> Plan:
 def best_fit(lengths: Lengths, context: int) -> Plan:
     """Documents of these lengths in as few rows of `context` tokens as best-fit decreasing finds."""
     document, start, length = _stretches(lengths, context)
-    order = np.argsort(-length, kind="stable")
-    row_of = np.zeros(len(order), np.int64)
-    # Bit `space` is set while a row with that many free places is open: the fullest one with room is one shift away.
-    free, open_rows, rows = 0, [list[int]() for _ in range(context + 1)], 0
-    for place, size in zip(order.tolist(), length[order].tolist(), strict=True):
-        room = free >> size
-        if room:
-            space = size + (room & -room).bit_length() - 1
-            row = open_rows[space].pop()
-            if not open_rows[space]:
-                free ^= 1 << space
-        else:
-            space, row, rows = context, rows, rows + 1
-        row_of[place] = row
-        left = space - size
-        if left:
-            open_rows[left].append(row)
-            free |= 1 << left
+    row_of = _rows_by_best_fit(length, context)
     # Within a row the longest comes first, as it was placed.
-    by_row = order[np.argsort(row_of[order], kind="stable")]
-    first = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))]).astype(np.int64)
+    by_row = _ascending(context - length)[_ascending(row_of)]
+    first = np.concatenate([[0], np.cumsum(np.bincount(row_of))]).astype(np.int64)
     return Plan(first, document[by_row], start[by_row], length[by_row])
+
+
+def _rows_by_best_fit(length: Lengths, context: int) -> Lengths:
+    """The row of each stretch, the longest stretch first [stretches].
+
+    Stretches of one length are placed together: the rows with the least room that is enough are filled one after
+    another, because what is left of one that has just been begun is always less than what the others have.
+    """
+    found = np.bincount(length)
+    sizes = np.flatnonzero(found)[::-1]
+    # Bit `space` is set while a row with that many free places is open: the fullest one with room is one shift away.
+    free, open_rows, rows, placed = 0, [list[int]() for _ in range(context + 1)], 0, list[int]()
+    for size, count in zip(sizes.tolist(), found[sizes].tolist(), strict=True):
+        while count:
+            room = free >> size
+            space = size + (room & -room).bit_length() - 1 if room else context
+            of_each = space // size
+            wanted = -(-count // of_each)
+            if room:
+                chosen = open_rows[space][: -wanted - 1 : -1]  # the one opened last comes first
+                del open_rows[space][-wanted:]
+                if not open_rows[space]:
+                    free ^= 1 << space
+            else:
+                chosen = list(range(rows, rows + wanted))
+                rows += wanted
+            filled = chosen if of_each == 1 else [row for row in chosen for _ in range(of_each)][:count]
+            placed += filled
+            count -= len(filled)
+            left = space - of_each * size
+            if missing := of_each * len(chosen) - len(filled):  # the last row has room for more of this size
+                open_rows[left + missing * size].append(chosen.pop())
+                free |= 1 << left + missing * size
+            if left and chosen:
+                open_rows[left] += chosen
+                free |= 1 << left
+    return np.array(placed, np.int64)
+
+
+def _ascending(numbers: Lengths) -> Lengths:
+    """The places of numbers >= 0 by their size, equal ones in their order.
+
+    By 16 bits at a time, the last ones first: numpy counts these, where it would compare whole numbers.
+    """
+    places = np.arange(len(numbers))
+    while numbers.any():
+        places = places[np.argsort(numbers[places].astype(np.uint16), kind="stable")]
+        numbers = numbers >> 16
+    return places
 
 
 def _stretches(lengths: Lengths, context: int) -> tuple[Lengths, Lengths, Lengths]:

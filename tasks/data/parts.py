@@ -108,6 +108,12 @@ def make_part(kind: PartKind, spec: PartSpec, store: Store, scratch: Path) -> Ma
         )
 
 
+def fetch_parts(parts: Sequence[Manifest], only: Sequence[str], store: Store) -> list[Path]:
+    """A verified local folder with some files of each part: hashed, or fetched from afar, side by side."""
+    with ThreadPoolExecutor(LOOKUPS, thread_name_prefix="parts") as pool:
+        return list(pool.map(lambda part: store.fetch(part, only=only), parts))
+
+
 def artifact_location(manifest: Manifest, path: str) -> str:
     """Location of a file of a stored artifact, for the arguments of a part."""
     return f"{ARTIFACT}{manifest.kind}/{manifest.key}/{path}"

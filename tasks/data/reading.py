@@ -16,7 +16,8 @@ from typing import Any
 
 from infra.errors import StageError
 from tasks.data.functions import python_functions
-from tasks.data.hashing import content_digest
+from tasks.data.hashing import content_digest, short_hash
+from tasks.data.names import GivenNames
 from tasks.data.records import records
 from tasks.data.sources import WHOLE_FILE, Source, package_of
 from tasks.data.streams import decode, reason, too_long, whole
@@ -118,7 +119,7 @@ def _documents(file: Path, path: str, source: Source, columns: Columns) -> Numbe
 
 
 def _records(file: Path, path: str, source: Source, columns: Columns) -> Numbered:
-    taken: dict[str, int] = {}
+    given = GivenNames()
     make = text_maker(source)
     passing = source.columns or {}
     values_of = values_reader(passing, empty_is_missing=source.format == "csv")
@@ -139,9 +140,10 @@ def _records(file: Path, path: str, source: Source, columns: Columns) -> Numbere
             yield line, Rejected(path, line, values)
             continue
         name = _cell(record, id_column) or content_digest(text, values).hex()[:16]
-        taken[name] = taken.get(name, 0) + 1
-        if taken[name] > 1:
-            name = f"{name}-{taken[name]}"
+        # Without a column of ids a name is 64 bits already.
+        times = given.give(short_hash(name) if id_column else int(name, 16))
+        if times > 1:
+            name = f"{name}-{times}"
         label = package_of(path, source) if columns.label_from_package else _cell(record, columns.label)
         yield line, Row(f"{prefix}{name}", str(text), _cell(record, group_column) or path, label, values)
 

@@ -7,10 +7,8 @@ of the shards there are: not of when each arrived, nor of who prepared it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,23 +16,10 @@ import numpy.typing as npt
 
 from infra.errors import StageError
 from tasks.data.dedup import Dedup, Mask, NearDuplicates, first_of_equal, first_of_near, number_of_bands, repeated
+from tasks.data.known import KnownRows, PreparedShard, Rows
 from tasks.data.labels import Label, capped, check_classes, check_known
-from tasks.data.sketch import Sketch, gathered
 from tasks.data.splitting import SPLITS, TEST, TRAIN, Split, assign, assign_stratified
 from tasks.data.steps import Account
-
-OPEN_FILES = 256
-Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class PreparedShard:
-    """What is known of a shard: its sketch, what fetches its signatures, its counts, and its source's `weight`."""
-
-    sketch: Path
-    signatures: Callable[[], Path]
-    counts: dict[str, Any]
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,37 +57,34 @@ def select(shards: Sequence[PreparedShard], rules: Rules) -> Selection:
 class _Selecting:
     def __init__(self, shards: Sequence[PreparedShard], rules: Rules) -> None:
         self.shards, self.rules = shards, rules
-        self.open = lru_cache(OPEN_FILES)(Sketch)
-        self.sizes = [int(shard.counts["rows"]) for shard in shards]
-        self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), self.sizes)
-        self.row = np.concatenate([np.zeros(0, np.int64), *map(np.arange, self.sizes)])
-        self.characters = self._column("characters")
+        self.known = KnownRows(shards)
+        self.characters = self.known.column("characters")
         self.labels, self.label = self._labels()
         self.steps: list[dict[str, Any]] = []
         split = rules.split
-        points = self._column("point")
+        points = self.known.column("point")
         if split.stratify:
             self.split = assign_stratified(points, self.label, split)
         else:
             self.split = assign(points, split)
         priority = -self.split if split.frozen else np.zeros(len(points), np.int8)
-        self.left = np.lexsort((self.row, self.shard, priority))
+        self.left = np.argsort(priority, kind="stable")
         """The rows still in, by place among all, in the order in which they are compared."""
 
     def run(self) -> Selection:
         dedup, label = self.rules.dedup, self.rules.label
         if dedup.exact:
-            self._keep("exact duplicates", first_of_equal(self._column("text")[self.left]))
+            self._keep("exact duplicates", self._first_of_equal())
         if dedup.near is not None:
             self._keep("near duplicates", self._near(dedup.near))
         if self.rules.max_overlap is not None:
-            over = self._column("overlap")[self.left] > self.rules.max_overlap
+            over = self.known.column("overlap")[self.left] > self.rules.max_overlap
             self._keep("decontaminate", ~(over & self._is(TRAIN)))
         if label is not None and (label.max_per_class is not None or label.balance):
             train = np.flatnonzero(self._is(TRAIN))
             keep = np.ones(len(self.left), np.bool_)
             chosen = self.left[train]
-            keep[train] = capped(self.label[chosen], self._column("order")[chosen], label)
+            keep[train] = capped(self.label[chosen], self.known.column("order")[chosen], label)
             self._keep("max_per_class" if label.max_per_class else "balance", keep)
         repeats = self._repeats()
         rows = self._by_shard(repeats)
@@ -113,14 +95,8 @@ class _Selecting:
         }
         return Selection(rows, self.steps, self.labels if label else None, table, lengths, warnings)
 
-    def _column(self, name: str, place: int | None = None) -> npt.NDArray[Any]:
-        found = []
-        for shard in self.shards:
-            found.append(self.open(shard.sketch).column(name, place))
-        return np.concatenate(found)
-
     def _labels(self) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """All labels, sorted, and each row's place among them."""
+        """All labels, sorted, and each row's place among them; none where nothing asks for them."""
         label = self.rules.label
         names = sorted({name for shard in self.shards for name in shard.counts["labels"]})
         if label is not None:
@@ -129,7 +105,9 @@ class _Selecting:
                 met.update(shard.counts["labels_met"])
             check_known(label.keep or (), met)
             check_classes(names)
-        codes = self._column("label")
+        if label is None and not self.rules.split.stratify:
+            return names, np.zeros(0, np.int32)
+        codes = self.known.column("label")
         start = 0
         for shard in self.shards:
             size = int(shard.counts["rows"])
@@ -162,36 +140,34 @@ class _Selecting:
         )
         self.steps.append(account.to_json())
 
+    def _first_of_equal(self) -> Mask:
+        """Half of the hash proposes; the whole one is looked at where that half is met again."""
+        keep = ~repeated(self.known.column("text", 0)[self.left])
+        met = np.flatnonzero(~keep)
+        if len(met):
+            keep[met] = first_of_equal(self.known.values("text", self.left[met]))
+        return keep
+
     def _near(self, near: NearDuplicates) -> Mask:
         """Of two test rows none goes for the other's sake: else a new file could take an example out of the test."""
         again = np.zeros(len(self.left), np.bool_)
         # One band at a time: all of them are most of what is known of a row.
         for band in range(number_of_bands(near.threshold, near.num_perm)):
-            again |= repeated(self._column("bands", band)[self.left])
+            again |= repeated(self.known.column("bands", band)[self.left])
         met = np.flatnonzero(again)
         keep = np.ones(len(self.left), np.bool_)
         if len(met):
             exempt = self._is(TEST)[met] if self.rules.split.frozen else np.zeros(len(met), np.bool_)
-            bands, signatures = (self._values(name, self.left[met]) for name in ("bands", "signature"))
+            bands, signatures = (self.known.values(name, self.left[met]) for name in ("bands", "signature"))
             keep[met] = first_of_near(signatures, bands, near.threshold, exempt)
         return keep
 
-    def _values(self, name: str, places: Rows) -> npt.NDArray[Any]:
-        """Bands or signatures of some rows; the files of a shard that has none of them are not read."""
-
-        def of_shard(number: int, mine: Rows) -> npt.NDArray[Any]:
-            shard = self.shards[number]
-            sketch = self.open(shard.signatures() if name == "signature" else shard.sketch)
-            return sketch.values(name, self.row[places[mine]])
-
-        return gathered(self.shard[places], of_shard)
-
     def _repeats(self) -> npt.NDArray[np.int64]:
         """How often each row that is left counts: by its source's weight, the rest of it by the hash of its id."""
-        weights = np.array([shard.weight for shard in self.shards])[self.shard[self.left]]
+        weights = np.array([shard.weight for shard in self.shards])[self.known.shards_of(self.left)]
         if (weights == 1).all():
             return np.ones(len(self.left), np.int64)
-        drawn = self._column("order")[self.left].astype(np.float64) / 2**64
+        drawn = self.known.column("order")[self.left].astype(np.float64) / 2**64
         times: npt.NDArray[np.int64] = np.where(self._is(TRAIN), np.floor(weights + drawn), 1).astype(np.int64)
         counts = {"not drawn": int((times == 0).sum()), "repeated": int((times > 1).sum())}
         dropped, changed = (Counter({name: counts[name]} if counts[name] else {}) for name in counts)
@@ -204,9 +180,9 @@ class _Selecting:
         for code, split in enumerate(SPLITS):
             here = self._is(code)
             places = np.sort(np.repeat(self.left[here], repeats[here]))  # of one shard one after another
-            ends = np.searchsorted(places, np.cumsum(self.sizes))
-            for number, rows in enumerate(np.split(self.row[places], ends[:-1])):
-                found[number][split] = rows
+            ends = np.searchsorted(places, self.known.ends)
+            for number, rows in enumerate(np.split(places, ends[:-1])):
+                found[number][split] = rows - self.known.begins[number]
         return found
 
     def _checked(self, rows: list[dict[str, Rows]]) -> tuple[dict[str, dict[str, int]] | None, list[str]]:

@@ -5,7 +5,7 @@ A column has one value a row, or a fixed number of them: numpy arrays [rows] or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,21 +49,28 @@ class Sketch:
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._ends = np.cumsum([batch.num_rows for batch in self._batches])
+        self._columns: dict[str, list[Array]] = {}
 
-    def column(self, name: str, place: int | None = None) -> Array:
-        """All values of a column, or those at one place of a wide one, copied."""
-        found = [_to_numpy(batch.column(name)) for batch in self._batches]
-        return np.concatenate(found if place is None else [values[:, place] for values in found])
+    def column(self, name: str, place: int | None = None) -> Iterator[Array]:
+        """All values of a column, or those at one place of a wide one, batch after batch, not copied."""
+        for values in self._of_batches(name):
+            yield values if place is None else values[:, place]
 
     def values(self, name: str, rows: Places) -> Array:
         """The values of some rows; of the others nothing is read."""
 
         def of_batch(number: int, places: Places) -> Array:
-            batch = self._batches[number]
-            found: Array = _to_numpy(batch.column(name))[rows[places] - (self._ends[number] - batch.num_rows)]
+            values = self._of_batches(name)[number]
+            found: Array = values[rows[places] - (self._ends[number] - len(values))]
             return found
 
         return gathered(np.searchsorted(self._ends, rows, "right"), of_batch)
+
+    def _of_batches(self, name: str) -> list[Array]:
+        """A column as arrays over the mapped file, one a batch; made once, because bands are asked for one by one."""
+        if name not in self._columns:
+            self._columns[name] = [_to_numpy(batch.column(name)) for batch in self._batches]
+        return self._columns[name]
 
 
 def gathered(groups: npt.NDArray[Any], take: Callable[[int, Places], Array]) -> Array:

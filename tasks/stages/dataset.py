@@ -103,16 +103,17 @@ def parts(job: Job[Params]) -> tuple[PartKind, list[PartSpec]]:
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.card import data_card
     from tasks.data.frozen import check_frozen
-    from tasks.data.parts import make_parts
-    from tasks.data.selection import PreparedShard, Rules, select
+    from tasks.data.known import PreparedShard
+    from tasks.data.parts import fetch_parts, make_parts
+    from tasks.data.selection import Rules, select
 
     params, store = job.params, job.store
     files, shards, specs = _shards(job)
     _write_json(job, "sources.json", [[file.path, file.sha256] for file in files])
     prepared = make_parts(PREPARED, specs, store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
     known = []
-    for shard, part in zip(shards, prepared.parts, strict=True):
-        folder = store.fetch(part, only=[SKETCH, COUNTS])
+    folders = fetch_parts(prepared.parts, [SKETCH, COUNTS], store)
+    for shard, part, folder in zip(shards, prepared.parts, folders, strict=True):
         counts = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
         weight = params.sources[shard.source].weight
         known.append(PreparedShard(folder / SKETCH, partial(_signatures, part, store), counts, weight))

@@ -52,20 +52,21 @@ def run(job: Job[Params]) -> dict[str, float]:
     from safetensors.numpy import load_file
 
     from tasks.data.packing import best_fit, one_to_a_row, save_plan
-    from tasks.data.parts import make_parts
+    from tasks.data.parts import fetch_parts, make_parts
     from tasks.data.tokenizing import load_tokenizer
 
     context, wanted = job.params.context, _files(job)
     folder = job.store.fetch(job.input("tokenizer").manifest)
     shutil.copytree(folder, job.output / "tokenizer")
     made = make_parts(*parts(job), job.store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
+    places = fetch_parts(made.parts, [LENGTHS], job.store)
     rows, used = {}, {}
     for split in sorted({split for split, _ in wanted}):
         lengths = []
-        for (of, entry), part in zip(wanted, made.parts, strict=True):
+        for (of, entry), part, place in zip(wanted, made.parts, places, strict=True):
             if of != split:
                 continue
-            lengths.append(load_file(job.store.fetch(part, only=[LENGTHS]) / LENGTHS)["lengths"])
+            lengths.append(load_file(place / LENGTHS)["lengths"])
             name = entry.path.removesuffix(".parquet")
             ids = next(entry for entry in part.payload if entry.path == IDS)
             job.shared.append(replace(ids, path=f"{name}.safetensors"))

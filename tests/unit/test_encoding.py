@@ -72,6 +72,15 @@ def test_what_is_not_compared_is_the_same_too(encoder: Encoder, text: str) -> No
     assert found.tolist() == library(encoder, [text])[0]
 
 
+def test_every_text_that_spells_an_added_token_is_compared() -> None:
+    tokenizer = train_bpe(iter([CODE]), 600)
+    added = ["<|a|>", "<b>", "[c]", "d"]
+    tokenizer.add_tokens(added)
+    encoder = Encoder(tokenizer)
+    texts = ["", *(f"x{token}y" for token in added), *added, "<", "a|>", "[", "[c", "<|endoftext|"]
+    assert [encoder._is_unsure(text) for text in texts] == [any(token in text for token in added) for text in texts]
+
+
 def test_characters_that_another_unicode_may_class_otherwise() -> None:
     plain, strict = unsure_characters(0x110000, symbols=False), unsure_characters(0x110000, symbols=True)
     for sure in "a9 \n\u00e9\u0416\u4e2d\u3042":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from infra.errors import StageError
+from tasks.data import dedup
 from tasks.data.dedup import (
     NearDuplicates,
     bands,
@@ -70,6 +72,17 @@ def survivors(texts: list[str], near: NearDuplicates, exempt: list[bool] | None 
 def test_exact_duplicates(texts: list[str]) -> None:
     keep = first_of_equal(np.array([long_hash(text) for text in texts], np.uint64).reshape(-1, 2))
     assert [text for text, stays in zip(texts, keep, strict=True) if stays] == list(dict.fromkeys(texts))
+
+
+values = st.builds(lambda high, low: (high << 58) + low, st.integers(0, 3), st.integers(0, 6))
+"""64 bits of which few are used, so that equal values are many, and so are unequal ones with the same low bits."""
+
+
+@given(st.lists(values), st.sampled_from([1, 3, dedup.BLOCK]))
+def test_values_that_are_there_more_than_once(found: list[int], block: int) -> None:
+    counts = Counter(found)
+    with mock.patch.object(dedup, "BLOCK", block):
+        assert repeated(np.array(found, np.uint64)).tolist() == [counts[value] > 1 for value in found]
 
 
 def exact_jaccard(a: str, b: str, size: int) -> float:
