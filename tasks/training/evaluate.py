@@ -32,7 +32,7 @@ def validate(
     order = np.argsort([objective.length(feature) for feature in features], kind="stable")
     batches = range(-(-len(features) // BATCH))
     rounds = -(-len(batches) // ranks.world_size)
-    loss_sum, units = 0.0, 0
+    loss_sum, units = 0.0, 0.0
     found: list[Predictions] = []
     with torch.no_grad():
         for number in range(rounds):
@@ -55,4 +55,4 @@ def validate(
     predictions = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     count = len(next(iter(predictions.values())))
     metrics = objective.metrics(predictions, np.ones((1, count)))
-    return {"loss": loss_sum / max(total, 1.0), **{name: float(values[0]) for name, values in metrics.items()}}
+    return {"loss": loss_sum / (total or 1.0), **{name: float(values[0]) for name, values in metrics.items()}}

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from infra.errors import ForgelineError, OutOfMemory, Preempted, StageError
 from infra.launch.watchdog import Watchdog
+from tasks.evaluation.class_names import config_labels, with_class_names
 from tasks.objectives import Feature, Objective, SpecialIds
 from tasks.stage import Job
 from tasks.training.batch import BatchSplit, split_batch
@@ -206,7 +207,7 @@ class _Training:
             min_ratio=self.params.schedule.min_ratio,
         )
         try:
-            loss, norm = self._gradients(micros, max(units, 1.0))
+            loss, norm = self._gradients(micros, units or 1.0)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -330,6 +331,7 @@ class _Training:
         began = time.perf_counter()
         self.engine.engine.eval()
         values = validate(self._logits, self.objective, self.validation_features, self.special, self.ranks)
+        values = with_class_names(values, config_labels(self.model.config))
         state = self.state
         seconds = time.perf_counter() - began
         trained = state.trained_seconds

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
+from tasks.evaluation.class_names import config_labels, with_class_names
 from tasks.objectives import Feature, Objective, SpecialIds
 from tasks.training.evaluate import validate
 from tasks.training.model_inputs import model_inputs
@@ -40,7 +41,8 @@ class TrainResult:
             SpecialIds.of(model.config),
             Ranks(),
         )
-        return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=values)
+        named = with_class_names(values, config_labels(model.config))
+        return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=named)
 
     def metrics(self) -> dict[str, float]:
         """The summary a stage returns; numbers only."""

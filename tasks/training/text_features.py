@@ -37,7 +37,7 @@ def read_split(data: InputArtifact, split: str, *, columns: Sequence[str]) -> di
         raise StageError(
             f"split {split!r} has no column {missing[0]!r}",
             where=data.stage,
-            hint=f"It has: {', '.join(schema.names)}. Labels come from the dataset stage's `label`.",
+            hint=f"It has: {', '.join(schema.names)}. {_where_from(missing[0])}",
         )
     wanted = pa.schema([schema.field(name) for name in columns])
     table = pa.concat_tables([wanted.empty_table(), *(pq.read_table(f, columns=list(columns)) for f in files)])
@@ -46,6 +46,12 @@ def read_split(data: InputArtifact, split: str, *, columns: Sequence[str]) -> di
             f"split {split!r} is empty", where=data.stage, hint="Add data, or give the split a larger share."
         )
     return {name: table.column(name).to_pylist() for name in columns}
+
+
+def _where_from(column: str) -> str:
+    if column == "label":
+        return "Labels come from the dataset stage's `label`."
+    return "A source's `columns` names what passes through to the dataset."
 
 
 def dataset_labels(data: InputArtifact) -> list[str]:
@@ -72,6 +78,33 @@ def tokenized(
     found = tokenizer(cut, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
     empty = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
     return [np.asarray(ids or [empty], dtype=np.int32) for ids in found["input_ids"]]
+
+
+def tokenized_pairs(
+    texts: Sequence[str], seconds: Sequence[str], tokenizer: PreTrainedTokenizerFast | None, max_length: int
+) -> list[dict[str, npt.NDArray[np.int32]]]:
+    """`input_ids` and `token_type_ids` of each pair as the tokenizer joins it, the longer text cut first.
+
+    Token types are those of the tokenizer's own template (RoBERTa's: zeros); a model that knows none never sees them.
+    """
+    if tokenizer is None:
+        raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
+    limit = max_length * CHARACTERS_PER_TOKEN
+    found = tokenizer(
+        [text[:limit] for text in texts],
+        [text[:limit] for text in seconds],
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=True,
+    )
+    empty = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+    rows = []
+    for ids, types in zip(found["input_ids"], found["token_type_ids"], strict=True):
+        row = np.asarray(ids or [empty], dtype=np.int32)
+        rows.append({"input_ids": row, "token_type_ids": np.array(types or [0], np.int32)})
+    return rows
 
 
 def pad_token_ids(
