@@ -58,7 +58,7 @@ FIXED = {
     **{
         f"{stage}.objective.{field}": "it and another option go together"
         for stage in ("teacher", "scratch")
-        for field in ("problem", "labels", "target")
+        for field in ("name", "problem", "labels", "target")
     },
     "execution.launcher": ONE_CHOICE,
     "execution.offload_optimizer": "it needs a ZeRO stage",
