@@ -111,6 +111,10 @@ class Objective(StageParams):
 
         return {**feature, "input_ids": tokenized([text], tokenizer, max_length)[0]}
 
+    def tokenizer_files(self) -> dict[str, str]:
+        """Files of the tokenizer that options decide (a chat template), by name: they ship beside the model."""
+        return {}
+
     def length(self, feature: Feature) -> int:
         """Tokens of an example, by which examples of like lengths are put together."""
         return len(feature["input_ids"])

@@ -72,12 +72,46 @@ def tokenized(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerFast | None, max_length: int
 ) -> list[npt.NDArray[np.int32]]:
     """Each text's first `max_length` token ids (special tokens as the tokenizer adds them), at least one."""
+    return _rows(tokenizer, _encoded(texts, tokenizer, max_length)[1])
+
+
+def _encoded(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast | None, max_length: int, **asked: bool
+) -> tuple[list[str], Any]:
+    """(the texts as far as they were read, what the tokenizer makes of them)."""
     if tokenizer is None:
         raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
     cut = [text[: max_length * CHARACTERS_PER_TOKEN] for text in texts]
-    found = tokenizer(cut, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
+    given: dict[str, Any] = {"truncation": True, "max_length": max_length, "return_attention_mask": False, **asked}
+    return cut, tokenizer(cut, padding=False, **given)
+
+
+def _rows(tokenizer: Any, found: Any) -> list[npt.NDArray[np.int32]]:
     empty = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
     return [np.asarray(ids or [empty], dtype=np.int32) for ids in found["input_ids"]]
+
+
+def bytes_of_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes of the text that each token stands for: from the end of those before it to its own end.
+
+    offsets: (begin, end) of each token in characters, as tokenizers give them.
+    """
+    sizes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    before = np.r_[0, np.cumsum(1 + (sizes > 0x7F) + (sizes > 0x7FF) + (sizes > 0xFFFF))]
+    ends = (
+        np.maximum.accumulate(np.asarray([end for _, end in offsets], np.int64)) if offsets else np.zeros(0, np.int64)
+    )
+    found: npt.NDArray[np.int64] = np.diff(before[np.r_[0, ends]])
+    return found
+
+
+def measured_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast | None, max_length: int
+) -> list[dict[str, Any]]:
+    """`input_ids` as `tokenized` gives them, and `bytes`: how many all tokens but the first stand for."""
+    cut, found = _encoded(texts, tokenizer, max_length, return_offsets_mapping=True)
+    sizes = [int(bytes_of_tokens(*pair)[1:].sum()) for pair in zip(cut, found["offset_mapping"], strict=True)]
+    return [{"input_ids": row, "bytes": size} for row, size in zip(_rows(tokenizer, found), sizes, strict=True)]
 
 
 def tokenized_pairs(

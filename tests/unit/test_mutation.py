@@ -55,6 +55,7 @@ FIXED = {
         for stage in ("corpus", "functions")
         for field in ("template", "messages_column", "columns")
     },
+    **{f"base.objective.{field}": "it and another option go together" for field in ("name", "chat_template")},
     **{
         f"{stage}.objective.{field}": "it and another option go together"
         for stage in ("teacher", "scratch")
