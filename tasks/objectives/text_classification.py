@@ -270,11 +270,13 @@ class TextClassification(Objective):
         with torch.no_grad():
             scores = self.scores(self.output(model(**model_inputs(batch, model))), batch).numpy()
         names: Any = model.config.id2label
+        # Two numbers are never the same, so that nobody may call one of them wrong.
+        keys = ("target", "predicted") if self.problem == "regression" else ("truth", "prediction")
         return [
             {
                 "text": tokenizer.decode(feature["input_ids"].tolist())[:240],
-                "truth": self._told(feature["label"], names, truth=True),
-                "prediction": self._told(row, names),
+                keys[0]: self._told(feature["label"], names, truth=True),
+                keys[1]: self._told(row, names),
             }
             for feature, row in zip(chosen, scores, strict=True)
         ]

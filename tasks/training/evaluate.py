@@ -28,17 +28,20 @@ def validate(
     """
     if not features:
         return {}
-    # Examples of like lengths together, so that little is padding.
+    # Examples of like lengths together, so that little is padding; unless it matters for the loss which are together.
     order = np.argsort([objective.length(feature) for feature in features], kind="stable")
-    batches = range(-(-len(features) // BATCH))
+    if objective.coupled > 1:
+        order = np.arange(len(features))
+    size = -(-BATCH // objective.coupled) * objective.coupled
+    batches = range(-(-len(features) // size))
     rounds = -(-len(batches) // ranks.world_size)
     loss_sum, units = 0.0, 0.0
     found: list[Predictions] = []
     with torch.no_grad():
         for number in range(rounds):
             place = number * ranks.world_size + ranks.rank
-            start = (place % len(batches)) * BATCH
-            batch = objective.collate([features[int(i)] for i in order[start : start + BATCH]], special)
+            start = (place % len(batches)) * size
+            batch = objective.collate([features[int(i)] for i in order[start : start + size]], special)
             on_device = {name: value.to(ranks.device) for name, value in batch.items()}
             logits = forward(on_device)
             if place >= len(batches):

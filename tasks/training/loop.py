@@ -59,15 +59,22 @@ def train(
 
     loss_fn: what to minimise instead of the objective's own loss (distillation); validation always uses the latter.
     Raises Preempted after committing the state if the job was asked to stop, StageError if the loss diverges beyond
-    what `params.divergence` allows, if the global batch does not divide, or if checkpoints cannot be stored for long;
-    OutOfMemory where fewer examples at once may fit.
+    what `params.divergence` allows, if the global batch does not divide, if there are fewer examples than share a loss,
+    or if checkpoints cannot be stored for long; OutOfMemory where fewer examples at once may fit.
     """
     split = split_batch(
         params.global_batch_size,
         job.world_size,
         job.execution.per_device_train_batch_size,
+        coupled=objective.coupled,
         where=f"stages.{job.name}.global_batch_size",
     )
+    if len(train_features) < objective.coupled:
+        raise StageError(
+            f"a group of {objective.coupled} examples is more than the {len(train_features)} of the training split",
+            where=f"stages.{job.name}",
+            hint="Add examples, or lower the objective's group size.",
+        )
     total = params.max_steps or steps_for_epochs(len(train_features), params.epochs or 1, split.global_batch)
     with Watchdog() as watchdog:
         watchdog.expect(MEETING_SECONDS)  # a node that never comes is waited for by the others
@@ -319,10 +326,9 @@ class _Training:
         log.warning("out of memory: going on with %d examples at once", smaller.micro)
 
     def _use_micro(self, micro: int) -> None:
-        while self.split.per_rank % micro:
-            micro -= 1  # found with another number of ranks
-        self.state.micro = micro
-        self.split = BatchSplit(self.split.global_batch, self.split.ranks, micro)
+        # It may have been found with another number of ranks.
+        self.split = self.split.fitting(max(micro, self.split.coupled)) or self.split
+        self.state.micro = self.split.micro
         self.sampler = Sampler(self.sampler.size, self.sampler.seed, self.split)
         self.loader.resplit(self.sampler)
 

@@ -48,6 +48,19 @@ def read_split(data: InputArtifact, split: str, *, columns: Sequence[str]) -> di
     return {name: table.column(name).to_pylist() for name in columns}
 
 
+def read_texts(data: InputArtifact, split: str, column: str) -> list[str]:
+    """A column of texts. Raises StageError where one is missing or empty, naming its example."""
+    table = read_split(data, split, columns=tuple(dict.fromkeys(("id", column))))
+    for name, text in zip(table["id"], table[column], strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise StageError(
+                f"example {name!r} of split {split!r} has no text in column {column!r}",
+                where=data.stage,
+                hint="Give every row one, or leave the row out of the source.",
+            )
+    return table[column]
+
+
 def _where_from(column: str) -> str:
     if column == "label":
         return "Labels come from the dataset stage's `label`."
