@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from infra.errors import StageError
@@ -24,6 +25,7 @@ from tasks.training.model_inputs import model_inputs
 from tasks.training.sampler import Sampler
 from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams
+from tasks.training.text_features import measured_texts
 
 
 def test_packed_rows_are_read_in_place(jobs: ModuleType, tiny_inputs: Path) -> None:
@@ -159,28 +161,21 @@ def test_samples_are_the_same_each_time(jobs: ModuleType, tiny: ModuleType, tiny
     assert len(first) == 4 and all(sample["prompt"] and sample["continuation"] for sample in first)
 
 
-def test_bits_a_byte_count_the_text_that_is_predicted(
-    jobs: ModuleType, tiny_inputs: Path, whole_way: ModuleType
-) -> None:
+def test_bits_a_byte_count_the_text_that_is_predicted(tiny_inputs: Path) -> None:
     """All of a text but its first token, in UTF-8; of a text that was cut, what is left of it."""
     tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
     assert tokenizer is not None
-    texts = ["red äpfel", "日本 \N{GRINNING FACE} x", "a", "", "def f(x):\n    return x  # " * 3]
-    for limit in (64, 8):
-        for text, feature in zip(texts, _texts(jobs, whole_way, tiny_inputs, texts, limit), strict=True):
-            first, *rest = (feature["input_ids"].tolist()) or [0]
-            whole = tokenizer.decode([first, *rest]) if text else ""
-            if "\ufffd" not in whole + tokenizer.decode(rest) and text:  # cut inside a character
-                assert feature["bytes"] == len(whole.encode()) - len(tokenizer.decode([first]).encode())
+    texts = ["red äpfel", "x 日本 \N{GRINNING FACE} ß", "a", "", "def f(x):\n    return x  # " * 3]
+    for text, feature in zip(texts, measured_texts(texts, tokenizer, 200), strict=True):
+        assert feature["input_ids"].tolist() == (tokenizer(text)["input_ids"] or [tokenizer.eos_token_id])
+        first = tokenizer.decode(feature["input_ids"][:1].tolist()) if text else ""
+        assert feature["bytes"] == len(text.encode()) - len(first.encode())
+    (cut,) = measured_texts(texts[-1:], tokenizer, 8)
+    assert len(cut["input_ids"]) == 8
+    assert cut["bytes"] == len(tokenizer.decode(cut["input_ids"][1:].tolist()))
     predictions = {"nll": np.array([8.0, 2.0]), "tokens": np.array([2, 2]), "bytes": np.array([4, 6])}
     found = CausalLM().metrics(predictions, np.array([[1.0, 1.0], [2.0, 0.0]]))
     assert found["bits_per_byte"] == pytest.approx(np.array([1.0, 2.0]) / math.log(2))
-
-
-def _texts(jobs: ModuleType, whole_way: ModuleType, inputs: Path, texts: list[str], limit: int) -> Any:
-    from tasks.training.text_features import measured_texts
-
-    return measured_texts(texts, load_tokenizer(inputs / "tokenizer"), limit)
 
 
 # --- conversations ----------------------------------------------------------------------------------------------------
@@ -206,7 +201,7 @@ MARKED = (  # ChatML, telling transformers itself where the assistant speaks
 CHANGING = "{% for m in messages %}{% if loop.last %}last {% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 TALK = [
     {"role": "user", "content": "What is red?"},
-    {"role": "assistant", "content": "A colour, é."},
+    {"role": "assistant", "content": "A   colour, é."},
     {"role": "user", "content": "And  assistant?"},
     {"role": "assistant", "content": "def f():\n    return 1\n"},
 ]
@@ -217,6 +212,8 @@ def chat_tokenizer(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("chat") / "tokenizer"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_inputs / "tokenizer")
     marks = ["<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>"]
+    # As GPT-2's and Llama 3's do: a token that is nothing but spaces then has empty offsets.
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
     tokenizer.save_pretrained(folder)
     return folder
@@ -230,11 +227,11 @@ def conversations(whole_way: ModuleType, folder: Path, talks: list[Any]) -> Path
 @pytest.mark.parametrize(
     ("template", "answers"),
     [
-        (CHATML, ["A colour, é.<|im_end|>", "def f():\n    return 1\n<|im_end|>"]),
-        (LLAMA3, ["A colour, é.<|eot|>", "def f():\n    return 1<|eot|>"]),
-        (LLAMA2, [" A colour, é. <eos>", " def f():\n    return 1\n <eos>"]),
-        (PLAIN, [" A colour, é.\n", " def f():\n    return 1\n\n"]),
-        (MARKED, ["A colour, é.<|im_end|>", "def f():\n    return 1\n<|im_end|>"]),
+        (CHATML, ["A   colour, é.<|im_end|>", "def f():\n    return 1\n<|im_end|>"]),
+        (LLAMA3, ["A   colour, é.<|eot|>", "def f():\n    return 1<|eot|>"]),
+        (LLAMA2, [" A   colour, é. <eos>", " def f():\n    return 1\n <eos>"]),
+        (PLAIN, [" A   colour, é.\n", " def f():\n    return 1\n\n"]),
+        (MARKED, ["A   colour, é.<|im_end|>", "def f():\n    return 1\n<|im_end|>"]),
     ],
     ids=["chatml", "llama3", "llama2", "plain", "marked"],
 )

@@ -174,6 +174,13 @@ def test_memory_that_runs_out_halves_down_to_a_group(jobs: ModuleType, tiny: Mod
     train(job, tiny.model("bert", AutoModel), objective, features, [], given, loss_fn=scarce)
     incidents = [json.loads(line) for line in (tmp_path / "records/incidents.jsonl").read_text().splitlines()]
     assert [incident["micro"] for incident in incidents] == [8, 4]
+    larger = chosen(group=8)
+    with pytest.raises(StageError, match="out of memory with 8 examples at once"):
+        job = jobs.make_job(tmp_path / "b", given, execution={"per_device_train_batch_size": "auto"})
+        train(job, tiny.model("bert", AutoModel), larger, features, [], given, loss_fn=scarce)
+    with pytest.raises(StageError, match="micro-batches of 4 would tear apart groups of 8"):
+        job = jobs.make_job(tmp_path / "c", given, execution={"per_device_train_batch_size": 4})
+        train(job, tiny.model("bert", AutoModel), larger, features, [], given)
 
 
 def test_padding_changes_no_embedding(tiny: ModuleType) -> None:
