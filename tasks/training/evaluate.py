@@ -22,6 +22,8 @@ def validate(
 ) -> dict[str, float]:
     """{"loss": mean over units, metric: value ...} on rank 0, {} elsewhere and for an empty split. Collective.
 
+    Metrics that this split leaves undefined (of a class it does not have) are left out.
+
     forward: a batch on the device -> logits, with the model in eval mode.
     Rank r takes batches r, r + world_size, ...; a rank without a batch left repeats one at weight zero, because
     partitioned weights (ZeRO 3) are gathered by all ranks together.
@@ -58,4 +60,5 @@ def validate(
     predictions = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     count = len(next(iter(predictions.values())))
     metrics = objective.metrics(predictions, np.ones((1, count)))
-    return {"loss": loss_sum / (total or 1.0), **{name: float(values[0]) for name, values in metrics.items()}}
+    defined = {name: float(values[0]) for name, values in metrics.items() if not np.isnan(values[0])}
+    return {"loss": loss_sum / (total or 1.0), **defined}

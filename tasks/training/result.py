@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -45,10 +46,10 @@ class TrainResult:
         return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=named)
 
     def metrics(self) -> dict[str, float]:
-        """The summary a stage returns; numbers only."""
+        """The summary a stage returns; finite numbers only, which is all that a manifest can hold."""
         return {
             "steps": float(self.steps),
             "tokens": float(self.tokens),
             **self.summary,
-            **{f"validation_{name}": value for name, value in self.validation.items()},
+            **{f"validation_{name}": value for name, value in self.validation.items() if math.isfinite(value)},
         }

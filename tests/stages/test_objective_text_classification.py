@@ -35,6 +35,7 @@ from tasks.training.batch import BatchSplit
 from tasks.training.loop import train
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
+from tasks.training.result import TrainResult
 from tasks.training.sampler import Sampler
 from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams
@@ -261,6 +262,19 @@ def test_accumulated_training_is_hugging_faces_own_loss_over_whole_batches(
     )
     assert found == pytest.approx(expected, abs=1e-4)
     assert expected[-1] < expected[0] - 0.05
+
+
+def test_what_a_split_leaves_undefined_is_left_out(tiny: ModuleType) -> None:
+    """No example of class 0 and none taken for it: its own metrics are no numbers, which no manifest could hold."""
+    features = [feature for feature in examples("single_label") if feature["label"] == 2]
+    model = tiny.model(auto=transformers.AutoModelForTokenClassification, num_labels=3, classifier_dropout=0.0)
+    with torch.no_grad():
+        model.score.weight.zero_()
+        model.score.bias.copy_(torch.tensor([-1.0, 1.0, 2.0]))
+    metrics = TrainResult.untrained(model, TextClassification(), features).metrics()
+    assert metrics["validation_accuracy"] == metrics["validation_f1@LABEL_2"] == 1
+    assert "validation_f1@LABEL_0" not in metrics and "validation_roc_auc_ovr" not in metrics
+    json.dumps(metrics, allow_nan=False)
 
 
 def test_soft_losses_by_hand() -> None:
