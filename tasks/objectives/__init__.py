@@ -201,6 +201,10 @@ def _parsed(value: Any) -> Any:
         raise ValueError("an objective is its name, or {name: ..., and options}")
     if name not in objective_names():
         raise ValueError(f"unknown objective {name!r}; {did_you_mean(name, objective_names())}")
+    known = objective_class(name).model_fields
+    for option in value if isinstance(value, dict) else ():
+        if option not in known:
+            raise ValueError(f"{name} has no option `{option}`; {did_you_mean(str(option), known)}")
     return objective(value)
 
 

@@ -38,7 +38,7 @@ from tasks.training.model_inputs import model_inputs
 from tasks.training.result import TrainResult
 from tasks.training.sampler import Sampler
 from tasks.training.schedule import learning_rate_factor
-from tasks.training.settings import TrainingParams
+from tasks.training.settings import TrainingParams, WithObjective
 
 
 def predictions(count: int, classes: int, *, ties: bool = True) -> dict[str, np.ndarray]:
@@ -488,6 +488,11 @@ def test_columns_it_cannot_learn_from_are_refused(
 def test_options_that_do_not_fit_together_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         objective({"name": "text_classification", **options})
+
+
+def test_an_option_that_is_misspelt_is_named_with_the_one_that_was_meant() -> None:
+    with pytest.raises(ValueError, match="text_classification has no option `lables`; did you mean labels"):
+        WithObjective.model_validate({"objective": {"name": "text_classification", "lables": "tags"}})
 
 
 def test_models_that_were_trained_in_other_ways_are_compared_and_those_for_other_problems_not() -> None:
