@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from infra.errors import StageError
-from tasks.data.columns import row_schema, split_files
+from tasks.data.columns import split_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,7 +31,12 @@ def read_split(data: InputArtifact, split: str, *, columns: Sequence[str]) -> di
         files = split_files(data.path, split)
     except StageError as error:
         raise StageError(error.what, where=data.stage, hint=error.hint) from error
-    schema = pq.read_schema(files[0]) if files else row_schema()
+    empty = StageError(
+        f"split {split!r} is empty", where=data.stage, hint="Add data, or give the split a larger share."
+    )
+    if not files:
+        raise empty  # it has no columns that could be missing
+    schema = pq.read_schema(files[0])
     missing = [name for name in columns if name not in schema.names]
     if missing:
         raise StageError(
@@ -42,9 +47,7 @@ def read_split(data: InputArtifact, split: str, *, columns: Sequence[str]) -> di
     wanted = pa.schema([schema.field(name) for name in columns])
     table = pa.concat_tables([wanted.empty_table(), *(pq.read_table(f, columns=list(columns)) for f in files)])
     if table.num_rows == 0:
-        raise StageError(
-            f"split {split!r} is empty", where=data.stage, hint="Add data, or give the split a larger share."
-        )
+        raise empty
     return {name: table.column(name).to_pylist() for name in columns}
 
 

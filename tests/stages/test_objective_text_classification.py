@@ -182,6 +182,9 @@ def test_a_split_without_rows_is_refused(jobs: ModuleType, tiny_inputs: Path, tm
     with pytest.raises(StageError, match="split 'test' is empty"):
         data = jobs.artifact(tmp_path / "d", "dataset")
         TextClassification().features(data, "test", load_tokenizer(tiny_inputs / "tokenizer"), 16)
+    (tmp_path / "d/test/0.parquet").unlink()  # as the dataset stage leaves it: no file, so no columns either
+    with pytest.raises(StageError, match="split 'test' is empty"):
+        TextClassification(problem="regression", target="x").features(data, "test", None, 16)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
