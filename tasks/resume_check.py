@@ -37,6 +37,7 @@ from tasks.plan import resolve
 from tasks.resume_proof import TOLERANCE, TOLERANCE_16_BIT, Comparison, Trained, compare
 from tasks.stage import StageParams
 from tasks.training.batch import split_batch
+from tasks.training.deepspeed_config import coupled_examples
 from tasks.training.settings import TrainingParams
 from tasks.watched_run import WatchedRun
 
@@ -113,10 +114,13 @@ def on_other_ranks(node: StageNode) -> tuple[Execution, Execution] | str:
     """
     given, batches = node.execution, [training.global_batch_size for training in trainings(node.params)]
     wanted = [2] if given.processes == 1 else sorted({given.processes // 2, 1}, reverse=True)
-    other = next((count for count in wanted if all(batch % count == 0 for batch in batches)), None)
+    coupled = coupled_examples(node.params)
+    other = next((count for count in wanted if all(batch % (count * coupled) == 0 for batch in batches)), None)
     if other is None:
         return f"global_batch_size {batches[0]} does not divide over {_ranks(wanted[0])}"
-    splits = [split_batch(batch, given.processes, given.per_device_train_batch_size) for batch in batches]
+    splits = [
+        split_batch(batch, given.processes, given.per_device_train_batch_size, coupled=coupled) for batch in batches
+    ]
     micro = math.gcd(*(split.micro for split in splits), *(batch // other for batch in batches))
     settings = given.model_copy(update={"per_device_train_batch_size": micro})
     others = settings.model_copy(update={"processes": other})

@@ -14,14 +14,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def distillation(
+    logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """T^2 * KL(teacher || student) at temperature T, summed over the rows of logits [N, C] (Hinton et al., 2015).
 
-    T^2 keeps the gradient's size independent of T. Accumulated in fp32.
+    weights: how much each row counts, [N]; None: one. T^2 keeps the gradient's size independent of T. Accumulated in
+    fp32.
     """
     student = F.log_softmax(logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    return F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
+    if weights is None:
+        return F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
+    rows = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return (rows * weights).sum() * temperature**2
+
+
+def two_way_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """`distillation` where each logit is a choice of its own between yes (its sigmoid) and no, summed over all."""
+    student, teacher = logits.float().flatten(), teacher_logits.float().flatten()
+    # A sigmoid is the softmax of (x, 0).
+    return distillation(F.pad(student[:, None], (0, 1)), F.pad(teacher[:, None], (0, 1)), temperature)
 
 
 def chosen_layers(teacher_layers: int, student_layers: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from infra.errors import StageError
 from tasks.evaluation.bootstrap import replicates
+from tasks.evaluation.class_names import with_class_names
 from tasks.evaluation.memory import peak_mb, reset_peak, resident_mb
 from tasks.evaluation.runtime import TorchRuntime, import_runtime, load_runtime
 from tasks.model_card import read_card
@@ -34,7 +36,8 @@ class Subject:
         torch.set_num_threads(threads)
         self.artifact, self.data = model, data
         card = read_card(model.path)
-        self.max_length, self.objective = card.max_length, card.objective
+        self.max_length, self.objective, self.labels = card.max_length, card.objective, card.labels
+        _same_labels(model, self.labels, self.objective.head(data).get("label2id"))
         self.tokenizer = load_tokenizer(model.path)
         self.special = special_ids(model.path, self.tokenizer)
         self.heldout = heldout_features(self.objective, data, split, self.tokenizer, self.max_length)
@@ -69,9 +72,10 @@ class Subject:
 
     def score(self, resamples: int, seed: int) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
         """Point estimates, and each metric on every bootstrap resample."""
-        return replicates(
+        found = replicates(
             lambda weights: self.objective.metrics(self.predictions, weights), len(self.heldout), resamples, seed
         )
+        return with_class_names(found[0], self.labels), with_class_names(found[1], self.labels)
 
     def time(self, batch_size: int, repeats: int, warm: bool) -> list[float]:
         """Milliseconds of each of `repeats` forward passes over the first `batch_size` examples."""
@@ -102,6 +106,16 @@ class Subject:
         train = self.objective.features(self.data, "train", self.tokenizer, self.max_length)
         found: dict[str, float] = self.objective.baselines(train, self.heldout)
         return found
+
+
+def _same_labels(model: InputArtifact, known: list[str] | None, truth: Iterable[str] | None) -> None:
+    """Raises StageError where the model numbers the classes in another way than the data do."""
+    if known and truth is not None and known != list(truth):
+        raise StageError(
+            f"{model.stage!r} knows the labels {known}, the data have {list(truth)}",
+            where="models",
+            hint="Evaluate on a dataset with the labels it was trained on.",
+        )
 
 
 def load_tokenizer(folder: Path) -> Any:

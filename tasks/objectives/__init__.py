@@ -68,6 +68,9 @@ class Objective(StageParams):
     """The metric people compare models by, and whether more is better."""
     greater_is_better: ClassVar[bool]
 
+    training_options: ClassVar[frozenset[str]] = frozenset()
+    """Options that change what is learned and not how it is judged: models that differ in them can be compared."""
+
     @property
     def auto_class(self) -> str:
         """Name of the HF auto class, e.g. `AutoModelForCausalLM`."""
@@ -100,6 +103,18 @@ class Objective(StageParams):
         """
         return feature
 
+    def with_text(
+        self, feature: Feature, text: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    ) -> Feature:
+        """The example with another text (augmentation). Raises StageError where there is none of its own to change."""
+        from tasks.training.text_features import tokenized
+
+        return {**feature, "input_ids": tokenized([text], tokenizer, max_length)[0]}
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """Files of the tokenizer that options decide (a chat template), by name: they ship beside the model."""
+        return {}
+
     def length(self, feature: Feature) -> int:
         """Tokens of an example, by which examples of like lengths are put together."""
         return len(feature["input_ids"])
@@ -112,8 +127,11 @@ class Objective(StageParams):
         """Tokens of a batch that are not padding."""
         return int(batch["attention_mask"].sum())
 
-    def units(self, batch: Batch) -> int:
-        """How many units `loss` sums over in this batch; known before the forward pass, so ranks can agree on it."""
+    def units(self, batch: Batch) -> float:
+        """How many units `loss` sums over in this batch; known before the forward pass, so ranks can agree on it.
+
+        Where units have weights, the sum of these: dividing by it is torch's weighted mean.
+        """
         return len(batch["labels"])
 
     def output(self, output: Any) -> torch.Tensor:
@@ -121,7 +139,7 @@ class Objective(StageParams):
         logits: torch.Tensor = output.logits
         return logits
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
+    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
         """(sum of the loss over the counted units, how many units): tokens for language models, else examples.
 
         Sums, not means, so that the average is right whatever the accumulation and however units fall on ranks.
@@ -139,7 +157,10 @@ class Objective(StageParams):
         raise NotImplementedError
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
-        """Metric name -> [R] values, one for each row of example weights [R, N] (ones: the point estimate)."""
+        """Metric name -> [R] values, one for each row of example weights [R, N] (ones: the point estimate).
+
+        A metric of class 3 alone is called `name@#3` (`tasks/evaluation/class_names.py` puts the label there).
+        """
         raise NotImplementedError
 
     def baselines(self, train: Sequence[Feature], heldout: Sequence[Feature]) -> dict[str, float]:
@@ -180,6 +201,10 @@ def _parsed(value: Any) -> Any:
         raise ValueError("an objective is its name, or {name: ..., and options}")
     if name not in objective_names():
         raise ValueError(f"unknown objective {name!r}; {did_you_mean(name, objective_names())}")
+    known = objective_class(name).model_fields
+    for option in value if isinstance(value, dict) else ():
+        if option not in known:
+            raise ValueError(f"{name} has no option `{option}`; {did_you_mean(str(option), known)}")
     return objective(value)
 
 

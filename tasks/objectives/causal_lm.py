@@ -1,9 +1,10 @@
 """Causal language modelling: predict each token from those before it.
 
-Reads packed `tokens` (rows of several documents, memory-mapped) or the texts of a `dataset` (one example a text, cut to
-`max_length`). The unit of the loss is the predicted token; padding predicts nothing and is predicted by nothing, nor is
-the first token of a document. Where a row holds several, `position_ids` begin anew with each, by which the model's
-attention tells them apart (`tasks/training/engine.py` then leaves out the mask).
+Reads packed `tokens` (rows of several documents, memory-mapped), the texts of a `dataset` (one example a text, cut to
+`max_length`), or with `messages` its conversations, of which only the assistant's answers are learned (supervised
+fine-tuning; `tasks/training/chat.py`). The unit of the loss is the predicted token; padding predicts nothing and is
+predicted by nothing, nor is the first token of a document. Where a row holds several, `position_ids` begin anew with
+each, by which the model's attention tells them apart (`tasks/training/engine.py` then leaves out the mask).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds
@@ -33,9 +34,23 @@ class CausalLM(Objective):
 
     name: Literal["causal_lm"] = Field("causal_lm", description="Predict each token from those before it.")
 
+    messages: str | None = Field(
+        None,
+        description="json column of conversations, lists of {role, content}; only answers are learned. None: texts.",
+    )
+    chat_template: str | None = Field(
+        None, description="Jinja template that writes a conversation; it ships with the model. None: the tokenizer's."
+    )
+
     data_types = ("tokens", "dataset")
     primary_metric = "cross_entropy"
     greater_is_better = False
+
+    @model_validator(mode="after")
+    def _template_of_messages(self) -> CausalLM:
+        if self.chat_template is not None and self.messages is None:
+            raise ValueError("`chat_template` writes `messages`: name their column too")
+        return self
 
     @property
     def auto_class(self) -> str:
@@ -45,11 +60,17 @@ class CausalLM(Objective):
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
         from tasks.data.packing import PackedRows
-        from tasks.training.text_features import read_split, tokenized
+        from tasks.training.chat import chat_features
+        from tasks.training.text_features import measured_texts, read_split
 
+        if self.messages is not None:
+            if data.manifest.type != "dataset":
+                raise StageError(
+                    "`messages` are a column, and packed tokens have none", where=data.stage, hint="Name the dataset."
+                )
+            return chat_features(data, split, self.messages, self.chat_template, tokenizer, max_length)
         if data.manifest.type == "dataset":
-            table = read_split(data, split, columns=("text",))
-            return [{"input_ids": ids} for ids in tokenized(table["text"], tokenizer, max_length)]
+            return measured_texts(read_split(data, split, columns=("text",))["text"], tokenizer, max_length)
         if not (data.path / f"{split}.rows.safetensors").exists():
             raise StageError(f"no split {split!r}", where=data.stage, hint=f"It has: {_splits(data.path)}.")
         rows = PackedRows(data.path, split)
@@ -64,6 +85,18 @@ class CausalLM(Objective):
             )
         return rows
 
+    def with_text(
+        self, feature: Feature, text: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    ) -> Feature:
+        from tasks.training.text_features import measured_texts
+
+        if self.messages is not None:
+            raise StageError("conversations cannot be augmented", where="augment", hint="Leave `augment` out.")
+        return measured_texts([text], tokenizer, max_length)[0]
+
+    def tokenizer_files(self) -> dict[str, str]:
+        return {} if self.chat_template is None else {"chat_template.jinja": self.chat_template}
+
     def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
         import torch
 
@@ -72,7 +105,12 @@ class CausalLM(Objective):
 
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
         labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
+        for row, feature in enumerate(features):
+            if "labels" in feature:
+                labels[row, : len(feature["labels"])] = torch.from_numpy(feature["labels"])
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        if all("bytes" in f for f in features):
+            batch["bytes"] = torch.tensor([f["bytes"] for f in features], dtype=torch.int64)
         if not any(len(f.get("segments", ())) > 1 for f in features):
             return batch
         positions = torch.zeros_like(input_ids)
@@ -108,7 +146,10 @@ class CausalLM(Objective):
         return distillation(logits[:, :-1][counted], teacher_logits[:, :-1][counted], temperature)
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
-        """`nll`: float64 [B], summed negative log-likelihood in nats; `tokens`: int64 [B], how many it sums over."""
+        """`nll`: float64 [B], summed negative log-likelihood in nats; `tokens`: int64 [B], how many it sums over.
+
+        `bytes`: int64 [B], how many of the text those tokens stand for, where the examples are text.
+        """
         import numpy as np
         import torch
         import torch.nn.functional as F
@@ -121,47 +162,35 @@ class CausalLM(Objective):
         return {
             "nll": nll.view(targets.shape).double().sum(1).numpy(),
             "tokens": (targets != IGNORED).sum(1).numpy(),
+            **({"bytes": np.asarray(batch["bytes"], np.int64)} if "bytes" in batch else {}),
         }
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
-        """Nats a token, its exponential, and the same in bits."""
+        """Nats a token, its exponential, the same in bits; and bits a byte, which compares tokenizers too."""
         import numpy as np
 
-        nats = (weights @ predictions["nll"]) / (weights @ predictions["tokens"].astype(np.float64))
-        return {"cross_entropy": nats, "perplexity": np.exp(nats), "bits_per_token": nats / math.log(2)}
+        from tasks.evaluation.ranking import ratio
+
+        total, tokens = (weights @ predictions[name].astype(np.float64) for name in ("nll", "tokens"))
+        nats = ratio(total, tokens, np.nan)
+        found = {"cross_entropy": nats, "perplexity": np.exp(nats), "bits_per_token": nats / math.log(2)}
+        if "bytes" in predictions:
+            found["bits_per_byte"] = ratio(total, weights @ predictions["bytes"].astype(np.float64), np.nan) / math.log(
+                2
+            )
+        return found
 
     def baselines(self, train: Sequence[Feature], heldout: Sequence[Feature]) -> dict[str, float]:
-        """Nats a token of count models on the heldout tokens, each at the smoothing that suits it best *there*.
+        """Nats a token of models that count: see `tasks/evaluation/count_models.py`."""
+        from tasks.evaluation.count_models import count_model_losses
 
-        unigram: add-half counts. bigram: absolute discounting, interpolated with the Kneser-Ney continuation
-        distribution or with the unigram (Ney, Essen and Kneser, 1994), whichever is lower. Choosing on the heldout
-        data flatters the baselines, so beating them means something.
-        """
-        import numpy as np
-
-        rows, targets = ([part for f in features for part in _documents(f)] for features in (train, heldout))
-        size = 1 + max(int(row.max()) for row in [*rows, *targets] if len(row))
-        counts = np.bincount(np.concatenate([row[1:] for row in rows]), minlength=size) + 0.5
-        unigram = counts / counts.sum()
-        seen, seen_count = np.unique(np.concatenate([row[:-1] * size + row[1:] for row in rows]), return_counts=True)
-        wanted = np.concatenate([row[:-1] * size + row[1:] for row in targets])
-        before, after = wanted // size, wanted % size
-        place = np.minimum(np.searchsorted(seen, wanted), len(seen) - 1)
-        pair = np.where(seen[place] == wanted, seen_count[place], 0)
-        total = np.bincount(seen // size, weights=seen_count, minlength=size)[before]
-        kinds = np.bincount(seen // size, minlength=size)[before]
-        continuation = np.bincount(seen % size, minlength=size) + 0.5
-        continuation /= continuation.sum()
-        bigram = math.inf
-        for discount in (0.5, 0.6, 0.7, 0.8, 0.9):
-            left = np.where(total > 0, discount * kinds / np.maximum(total, 1), 1.0)
-            direct = np.maximum(pair - discount, 0) / np.maximum(total, 1)
-            for lower in (continuation, unigram):
-                bigram = min(bigram, float(-np.log(direct + left * lower[after]).mean()))
-        return {"unigram": float(-np.log(unigram[after]).mean()), "bigram": bigram}
+        return count_model_losses(*([pair for f in features for pair in _pairs(f)] for features in (train, heldout)))
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
-        """Four heldout beginnings, continued by sampling at temperature 0.8 among the 40 likeliest; always the same."""
+        """Four heldout beginnings or questions, continued by sampling at temperature 0.8 among the 40 likeliest.
+
+        Always the same.
+        """
         import numpy as np
         import torch
 
@@ -169,8 +198,7 @@ class CausalLM(Objective):
         generate: Any = model.generate
         room = int(getattr(model.config, "max_position_embeddings", 0) or 256)
         for i in np.linspace(0, len(heldout) - 1, min(4, len(heldout))).astype(int):
-            row = _documents(heldout[int(i)])[0]
-            prompt = torch.from_numpy(row[: min(32, max(1, len(row) // 2), room // 2)])[None]
+            prompt = torch.from_numpy(_prompt(heldout[int(i)], room))[None]
             # The seed is the example's place, so that a report changes only where the model did.
             torch.manual_seed(int(i))
             with torch.no_grad():
@@ -198,6 +226,28 @@ def _documents(feature: Feature) -> list[npt.NDArray[np.int64]]:
 
     ids = np.asarray(feature["input_ids"], np.int64)
     return np.split(ids, np.cumsum(feature["segments"])[:-1]) if "segments" in feature else [ids]
+
+
+def _pairs(feature: Feature) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """(tokens, those that follow) of an example, where the second is to be predicted; never across documents."""
+    from tasks.training.cross_entropy import IGNORED
+
+    if "labels" in feature:
+        (row,), counted = _documents(feature), feature["labels"][1:] != IGNORED
+        return [(row[:-1][counted], row[1:][counted])]
+    return [(row[:-1], row[1:]) for row in _documents(feature)]
+
+
+def _prompt(feature: Feature, room: int) -> npt.NDArray[np.int64]:
+    """What a sample begins with: of a conversation all before the first answer, else the first tokens of a document."""
+    from tasks.training.cross_entropy import IGNORED
+
+    row = _documents(feature)[0]
+    if "labels" not in feature:
+        return row[: min(32, max(1, len(row) // 2), room // 2)]
+    counted = feature["labels"] != IGNORED
+    first = int(counted.argmax()) if counted.any() else len(row) // 2
+    return row[max(0, first - room // 2) : max(1, first)]
 
 
 def _splits(folder: Path) -> str:

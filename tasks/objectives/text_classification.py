@@ -1,22 +1,25 @@
-"""Text classification: one label a text.
+"""Text classification: one label a text, several labels, or a number; of one text or of a pair.
 
-Every token votes: the model scores the classes at each position, and the score of the text is the mean over its tokens,
-which is the same as a linear head on the mean of the last hidden states. A decoder that was pretrained to name the next
-token keeps local features at its last position, so reading that one alone (HF's sequence classification) threw away
-what pretraining had learned: measured on the quickstart, the pretrained network then lost to random weights.
+`pooling: mean`: every token votes. The model scores the classes at each position, and the score of the text is the mean
+over its tokens, which is the same as a linear head on the mean of the last hidden states. A decoder that was pretrained
+to name the next token keeps local features at its last position, so reading that one alone (HF's sequence
+classification) threw away what pretraining had learned: measured on the quickstart, the pretrained network then lost to
+random weights. `pooling: model`: HF's sequence classification as it comes, which is what encoders (BERT) are used with.
 
-Reads a `dataset` with `text` and `label`. The classes are numbered in the order of dataset.json, and the model carries
-their names. The unit of the loss is the example.
+Reads a `dataset` with `text` and, for one label, `label`. Classes are numbered in the order of dataset.json, several
+labels in that of their names, and the model carries the names. The unit of the loss is the example; with class weights
+an example counts its class's weight, so that the loss is torch's weighted mean. Of several labels and of a number the
+loss is HF's: the mean of the binary cross-entropies, the squared error.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from infra.errors import StageError
 from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds
 
 if TYPE_CHECKING:
@@ -28,124 +31,263 @@ if TYPE_CHECKING:
     from tasks.stage import InputArtifact
 
 SHOWN = 8
+PRIMARY = {"single_label": "f1_macro", "multi_label": "f1_micro", "regression": "spearman"}
 
 
 class TextClassification(Objective):
     """See the module."""
 
-    name: Literal["text_classification"] = Field("text_classification", description="One label a text.")
+    name: Literal["text_classification"] = Field("text_classification", description="Labels or a number for a text.")
+    problem: Literal["single_label", "multi_label", "regression"] = Field(
+        "single_label", description="One of several classes, any number of labels, or a number."
+    )
+    pair: str | None = Field(None, description="Column of a second text, judged together with the first. None: none.")
+    pooling: Literal["mean", "model"] = Field(
+        "mean",
+        description="`mean`: the scores of all tokens, averaged. `model`: as Hugging Face's sequence classification "
+        "of the model's family does it.",
+    )
+    labels: str | None = Field(None, description="For multi_label: json column with the list of each text's labels.")
+    target: str | None = Field(None, description="For regression: column with each text's number.")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="`balanced`: a class counts n / (classes x its examples), from the training split."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the truth given to all classes evenly.")
 
     data_types = ("dataset",)
-    primary_metric = "f1_macro"
     greater_is_better = True
+    training_options = frozenset({"pooling", "class_weights", "label_smoothing"})
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> TextClassification:
+        for option, problem in (("labels", "multi_label"), ("target", "regression")):
+            given = getattr(self, option) is not None
+            if given and self.problem != problem:
+                raise ValueError(f"`{option}` is for problem: {problem}, and this is {self.problem}")
+            if not given and self.problem == problem:
+                raise ValueError(f"problem: {problem} needs `{option}`, the name of a column")
+        if self.problem != "single_label" and (self.class_weights != "none" or self.label_smoothing):
+            raise ValueError("`class_weights` and `label_smoothing` are for problem: single_label")
+        return self
+
+    # The metric follows from an option here, and is the class's everywhere else.
+    @property
+    def primary_metric(self) -> str:  # type: ignore[override]
+        return PRIMARY[self.problem]
 
     @property
     def auto_class(self) -> str:
-        return "AutoModelForTokenClassification"
+        mean = self.pooling == "mean"
+        return "AutoModelForTokenClassification" if mean else "AutoModelForSequenceClassification"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("input_ids", "attention_mask", *(("token_type_ids",) if self.pair else ()))
 
     def head(self, data: InputArtifact) -> dict[str, Any]:
+        from tasks.training.targets import label_names
         from tasks.training.text_features import dataset_labels
 
-        labels = dataset_labels(data)
+        kind = {"problem_type": self._problem_type} if self.pooling == "model" else {}
+        if self.target is not None:
+            return {"num_labels": 1, **kind}
+        labels = dataset_labels(data) if self.labels is None else label_names(data, self.labels)
         return {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {label: i for i, label in enumerate(labels)},
+            **kind,
         }
+
+    @property
+    def _problem_type(self) -> str:
+        return "regression" if self.problem == "regression" else f"{self.problem}_classification"
 
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
-        from tasks.training.text_features import dataset_labels, read_split, tokenized
+        from tasks.training.text_features import read_split, tokenized, tokenized_pairs
 
-        numbers = {label: i for i, label in enumerate(dataset_labels(data))}
-        table = read_split(data, split, columns=("text", "label"))
-        unknown = sorted({str(label) for label in table["label"]} - numbers.keys())
-        if unknown:
-            raise StageError(
-                f"split {split!r} has a label that dataset.json does not list: {unknown[0]!r}",
-                where=data.stage,
-                hint=f"Known labels: {', '.join(numbers)}.",
-            )
-        rows = tokenized(table["text"], tokenizer, max_length)
-        return [{"input_ids": ids, "label": numbers[label]} for ids, label in zip(rows, table["label"], strict=True)]
+        truth = self._truth(data, split)
+        table = read_split(data, split, columns=("text", *((self.pair,) if self.pair else ())))
+        if self.pair is None:
+            rows: list[dict[str, Any]] = [{"input_ids": ids} for ids in tokenized(table["text"], tokenizer, max_length)]
+        else:
+            seconds = [text or "" for text in table[self.pair]]
+            found = tokenized_pairs(table["text"], seconds, tokenizer, max_length)
+            rows = [{**row, "second": text} for row, text in zip(found, seconds, strict=True)]
+        return [{**row, **true} for row, true in zip(rows, truth, strict=True)]
+
+    def _truth(self, data: InputArtifact, split: str) -> list[dict[str, Any]]:
+        from tasks.training.targets import balanced_class_weights, class_numbers, label_indicators, target_numbers
+
+        if self.labels is not None:
+            return [{"label": row} for row in label_indicators(data, split, self.labels)]
+        if self.target is not None:
+            return [{"label": number} for number in target_numbers(data, split, self.target)]
+        found: list[dict[str, Any]] = [{"label": number} for number in class_numbers(data, split)]
+        if self.class_weights == "balanced":
+            weights = balanced_class_weights(data, split)
+            found = [{**row, "class_weights": weights} for row in found]
+        return found
+
+    def with_text(
+        self, feature: Feature, text: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    ) -> Feature:
+        from tasks.training.text_features import tokenized_pairs
+
+        if self.pair is None:
+            return super().with_text(feature, text, tokenizer, max_length)
+        return {**feature, **tokenized_pairs([text], [feature["second"]], tokenizer, max_length)[0]}
 
     def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+        """`labels`: int64 [B] classes, float32 [B, C] of 0 and 1, or float32 [B]; `class_weights`: float32 [C]."""
+        import numpy as np
         import torch
 
         from tasks.training.text_features import pad_token_ids
 
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
-        labels = torch.tensor([f["label"] for f in features], dtype=torch.int64)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        kind = np.int64 if self.problem == "single_label" else np.float32
+        labels = torch.from_numpy(np.array([f["label"] for f in features], kind))
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        if self.pair is not None:
+            batch["token_type_ids"] = pad_token_ids([f["token_type_ids"] for f in features], 0)[0]
+        if "class_weights" in features[0]:
+            batch["class_weights"] = torch.from_numpy(features[0]["class_weights"])
+        return batch
+
+    def units(self, batch: Batch) -> float:
+        if "class_weights" in batch:
+            return float(batch["class_weights"][batch["labels"]].double().sum())
+        return len(batch["labels"])
 
     def scores(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The model's output [B, T, C] -> float32 [B, C]: the mean over each text's tokens, without padding."""
+        """The model's output -> float32 [B, C], or [B] for a number.
+
+        mean: [B, T, C], averaged over each text's tokens, without padding. model: [B, C] as it is.
+        """
         import torch
 
-        weights = batch["attention_mask"].to(torch.float32).unsqueeze(-1)
-        return (logits.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        found = logits.float()
+        if self.pooling == "mean":
+            weights = batch["attention_mask"].to(torch.float32).unsqueeze(-1)
+            found = (found * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        return found.squeeze(-1) if self.problem == "regression" else found
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
+    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
         import torch.nn.functional as F
 
-        scores = self.scores(logits, batch)
-        return F.cross_entropy(scores, batch["labels"], reduction="sum"), len(batch["labels"])
+        scores, labels = self.scores(logits, batch), batch["labels"]
+        if self.problem == "regression":
+            return F.mse_loss(scores, labels, reduction="sum"), len(labels)
+        if self.problem == "multi_label":
+            loss = F.binary_cross_entropy_with_logits(scores, labels, reduction="none").mean(1).sum()
+            return loss, len(labels)
+        weights = batch.get("class_weights")
+        loss = F.cross_entropy(scores, labels, weights, reduction="sum", label_smoothing=self.label_smoothing)
+        return loss, self.units(batch)
 
     def soft_loss(
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
     ) -> torch.Tensor:
-        from tasks.compression.distill import distillation
+        """Of several labels the mean over them, each a choice of two; of a number the squared distance.
 
-        return distillation(self.scores(logits, batch), self.scores(teacher_logits, batch), temperature)
+        With class weights an example's KL counts as its truth does.
+        """
+        import torch.nn.functional as F
+
+        from tasks.compression.distill import distillation, two_way_distillation
+
+        student, teacher = self.scores(logits, batch), self.scores(teacher_logits, batch)
+        if self.problem == "regression":
+            return F.mse_loss(student, teacher, reduction="sum")
+        if self.problem == "multi_label":
+            return two_way_distillation(student, teacher, temperature) / student.shape[1]
+        if "class_weights" not in batch:
+            return distillation(student, teacher, temperature)
+        return distillation(student, teacher, temperature, batch["class_weights"][batch["labels"]])
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
-        """`labels`: int64 [B], the truth; `logits`: float32 [B, C]."""
+        """`labels`: the truth, int64 [B] or [B, C], float32 [B] for numbers; `logits`: float32 [B, C] or [B]."""
         import numpy as np
         import torch
 
         tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in batch.items()}
         scores = self.scores(torch.from_numpy(np.asarray(logits)), tensors)
-        return {"labels": np.asarray(batch["labels"], np.int64), "logits": scores.numpy()}
+        kind = np.float32 if self.problem == "regression" else np.int64
+        return {"labels": np.asarray(batch["labels"], kind), "logits": scores.numpy()}
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         from tasks.evaluation.classification import classification_metrics
+        from tasks.evaluation.multi_label import multi_label_metrics
+        from tasks.evaluation.regression import regression_metrics
 
-        return classification_metrics(predictions["labels"], predictions["logits"], weights)
+        known: Any = {"multi_label": multi_label_metrics, "regression": regression_metrics}
+        compute = known.get(self.problem, classification_metrics)
+        found: dict[str, npt.NDArray[np.float64]] = compute(predictions["labels"], predictions["logits"], weights)
+        return found
 
     def baselines(self, train: Sequence[Feature], heldout: Sequence[Feature]) -> dict[str, float]:
-        """Macro F1 of always naming the commonest class of the training split."""
+        """majority: always the commonest class of the training split (or the labels that most of it has).
+
+        length: of a number, the correlation with the text's length, in the direction it has in the training split.
+        """
         import numpy as np
 
-        from tasks.evaluation.classification import classification_metrics
+        from tasks.evaluation.regression import spearman
+        from tasks.training.targets import always_named
 
-        labels = np.array([f["label"] for f in heldout])
-        counts = np.bincount([f["label"] for f in train], minlength=int(labels.max()) + 1)
-        logits = np.zeros((len(labels), len(counts)), np.float32)
-        logits[:, int(counts.argmax())] = 1.0
-        scores = classification_metrics(labels, logits, np.ones((1, len(labels))))
+        truth = np.array([f["label"] for f in heldout])
+        if self.problem == "regression":
+            found = []
+            for features in (train, heldout):
+                lengths = np.array([self.length(f) for f in features], np.float64)
+                numbers = np.array([f["label"] for f in features], np.float64)
+                found.append(float(np.nan_to_num(spearman(numbers, lengths, np.ones((1, len(numbers))))[0])))
+            return {"length": found[1] if found[0] >= 0 else -found[1]}
+        if self.problem == "multi_label":
+            counts = Counter({c: int(n) for c, n in enumerate(np.sum([f["label"] for f in train], axis=0))})
+            logits = np.full(truth.shape, -1.0, np.float32)
+            logits[:, list(always_named(counts, len(train)))] = 1.0
+        else:
+            classes = 1 + max(int(truth.max()), max(f["label"] for f in train))
+            logits = np.zeros((len(truth), classes), np.float32)
+            logits[:, int(np.bincount([f["label"] for f in train]).argmax())] = 1.0
+        scores = self.metrics({"labels": truth.astype(np.int64), "logits": logits}, np.ones((1, len(truth))))
         return {"majority": float(scores[self.primary_metric][0])}
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
-        """Eight heldout texts spread over the split: how each begins, its class, and the class named."""
+        """Eight heldout texts spread over the split: how each begins, the truth, and what the model says."""
         import numpy as np
         import torch
+
+        from tasks.training.model_inputs import model_inputs
 
         places = np.linspace(0, len(heldout) - 1, min(SHOWN, len(heldout))).astype(int)
         chosen = [heldout[int(i)] for i in places]
         batch = self.collate(chosen, SpecialIds.of(model.config))
         with torch.no_grad():
-            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        guesses = self.scores(output, batch).argmax(-1).tolist()
+            scores = self.scores(self.output(model(**model_inputs(batch, model))), batch).numpy()
         names: Any = model.config.id2label
+        # Two numbers are never the same, so that nobody may call one of them wrong.
+        keys = ("target", "predicted") if self.problem == "regression" else ("truth", "prediction")
         return [
             {
                 "text": tokenizer.decode(feature["input_ids"].tolist())[:240],
-                "truth": str(names[feature["label"]]),
-                "prediction": str(names[guess]),
+                keys[0]: self._told(feature["label"], names, truth=True),
+                keys[1]: self._told(row, names),
             }
-            for feature, guess in zip(chosen, guesses, strict=True)
+            for feature, row in zip(chosen, scores, strict=True)
         ]
+
+    def _told(self, value: Any, names: Mapping[int, str], *, truth: bool = False) -> str:
+        """A label or a score as people read it."""
+        if self.problem == "regression":
+            return f"{float(value):.3g}"
+        if self.problem == "multi_label":
+            return ", ".join(str(names[i]) for i in range(len(value)) if value[i] > 0) or "none"
+        return str(names[int(value if truth else value.argmax())])
 
 
 OBJECTIVE = TextClassification

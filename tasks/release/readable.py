@@ -101,7 +101,19 @@ def moment(value: Any) -> str:
 
 def metric_title(name: str) -> str:
     """`f1_macro` as a heading: `F1 macro`."""
-    known = {"f1": "F1", "roc": "ROC", "auc": "AUC", "ovr": "one-vs-rest", "mb": "MB", "ms": "ms"}
+    known = {
+        "f1": "F1",
+        "roc": "ROC",
+        "auc": "AUC",
+        "ovr": "one-vs-rest",
+        "mcc": "MCC",
+        "ece": "ECE",
+        "mrr": "MRR",
+        "mse": "MSE",
+        "mae": "MAE",
+        "mb": "MB",
+        "ms": "ms",
+    }
     words = [known.get(word, word) for word in name.split("_")]
     text = " ".join(words).replace("ROC AUC", "ROC-AUC").replace("cross entropy", "cross-entropy")
     return text[:1].upper() + text[1:]

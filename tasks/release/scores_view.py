@@ -83,7 +83,7 @@ def scores_view(stage: str, scores: dict[str, Any], labels: list[str] | None, sh
         direction=direction,
         first=next(iter(models)),
         told=_told(scores, models),
-        quality=_quality(models, primary, rises, shipped, as_object(scores.get("baselines"))),
+        quality=_quality(models, primary, rises, shipped, as_object(scores.get("baselines")), set(labels or ())),
         baselines=_baselines(as_object(scores.get("baselines")), primary, models),
         cost=_cost(models, shipped),
         scatter=_scatter(models, primary, shipped, direction),
@@ -145,9 +145,16 @@ def _told(scores: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
 
 
 def _quality(
-    models: dict[str, dict[str, Any]], primary: str, rises: bool, shipped: str | None, baselines: dict[str, Any]
+    models: dict[str, dict[str, Any]],
+    primary: str,
+    rises: bool,
+    shipped: str | None,
+    baselines: dict[str, Any],
+    labels: set[str],
 ) -> Table:
-    names = [primary, *(n for n in _metric_names(models) if n != primary)]
+    # A class's own metrics would be three columns a class; the confusion matrix shows what they say.
+    shown = (n for n in _metric_names(models) if n.partition("@")[2] not in labels)
+    names = [primary, *(n for n in shown if n != primary)]
     best = {
         n: _best(
             [e[0] if (e := estimate(m, n)) else None for m in models.values()],

@@ -57,8 +57,8 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     params, data, models = job.params, job.input("data"), job.inputs["models"]
     split = data.split or "test"
-    chosen, labels = _agree(models, data)
-    _import_for_children(models, chosen.auto_class)
+    chosen, labels = _agree(models)
+    _import_for_children(models)
     latency = params.latency
     measured, baselines = compare(
         models,
@@ -85,8 +85,11 @@ def run(job: Job[Params]) -> dict[str, float]:
     return {f"{chosen.primary_metric} {name}": value for name, value in primary.items() if value == value}
 
 
-def _agree(models: list[InputArtifact], data: InputArtifact) -> tuple[Objective, list[str] | None]:
-    """The objective and labels all models share with the data. Raises StageError where they do not."""
+def _agree(models: list[InputArtifact]) -> tuple[Objective, list[str] | None]:
+    """The objective and labels all models share. Raises StageError where they do not.
+
+    Options that only training sees may differ. That the data number the labels alike is seen by each model's process.
+    """
     from tasks.model_card import read_card
 
     names = [model.stage for model in models]
@@ -94,33 +97,25 @@ def _agree(models: list[InputArtifact], data: InputArtifact) -> tuple[Objective,
         raise StageError("a model is listed twice", where="models", hint="Name each stage once.")
     cards = {model.stage: read_card(model.path) for model in models}
     objectives = {name: card.objective for name, card in cards.items()}
-    first, *rest = objectives.values()
+    first, *rest = [one.model_dump(exclude=set(one.training_options)) for one in objectives.values()]
     if any(other != first for other in rest):
         told = ", ".join(
             f"{name}: {one.model_dump(exclude_defaults=True) | {'name': one.name}}" for name, one in objectives.items()
         )
         raise StageError(f"the models were trained for different objectives ({told})", where="models")
-    description = data.path / "dataset.json"
-    truth = json.loads(description.read_text(encoding="utf-8")).get("labels") if description.is_file() else None
-    for name, card in cards.items():
-        if card.labels and truth and card.labels != list(truth):
-            raise StageError(
-                f"{name!r} knows the labels {card.labels}, the data have {truth}",
-                where="models",
-                hint="Evaluate on a dataset with the labels it was trained on.",
-            )
-    return first, truth
+    return objectives[names[0]], cards[names[0]].labels
 
 
-def _import_for_children(models: list[InputArtifact], auto_class: str) -> None:
+def _import_for_children(models: list[InputArtifact]) -> None:
     """Import once, before forking, what every child would otherwise import for itself. No torch operation runs here."""
     import transformers
     from transformers import PreTrainedTokenizerFast  # noqa: F401
 
     from tasks.evaluation.runtime import import_runtime
+    from tasks.model_card import read_card
 
     for model in models:
-        import_runtime(model.manifest.type, auto_class)
+        import_runtime(model.manifest.type, read_card(model.path).objective.auto_class)
         config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
         for name in config.get("architectures") or []:
             getattr(transformers, name, None)

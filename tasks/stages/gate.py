@@ -72,7 +72,7 @@ def _replicates(file: Path) -> dict[str, Replicates]:
 
     found: dict[str, Any] = {}
     for name, values in load_file(file).items():
-        model, _, metric = name.rpartition("/")
+        model, _, metric = name.partition("/")  # a label may have a slash, a stage's name has none
         found.setdefault(model, {})[metric] = values
     return found
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from infra.errors import StageError
 from infra.execution import Execution
+from tasks.objectives import Objective
 from tasks.stage import Fault, StageParams
 from tasks.training.batch import BatchSplit, split_batch
 from tasks.training.settings import TrainingParams
@@ -165,6 +166,12 @@ def _precision(execution: Execution) -> dict[str, Any]:
     return {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
 
 
+def coupled_examples(params: StageParams) -> int:
+    """`Objective.coupled` where the stage chooses the objective; 1 where a model brings it: the job checks then."""
+    chosen = getattr(params, "objective", None)
+    return chosen.coupled if isinstance(chosen, Objective) else 1
+
+
 def training_faults(params: StageParams, execution: Execution) -> list[Fault]:
     """What a plan can say before launch of every training in `params`: its batch must split, its settings agree."""
     faults = []
@@ -174,7 +181,12 @@ def training_faults(params: StageParams, execution: Execution) -> list[Fault]:
             faults += [Fault((name, *fault.path), fault.message) for fault in training_faults(value, execution)]
     if isinstance(params, TrainingParams):
         try:
-            split = split_batch(params.global_batch_size, execution.processes, execution.per_device_train_batch_size)
+            split = split_batch(
+                params.global_batch_size,
+                execution.processes,
+                execution.per_device_train_batch_size,
+                coupled=coupled_examples(params),
+            )
         except StageError as error:
             return [*faults, Fault(("global_batch_size",), f"{error.what}. {error.hint}")]
         if params.optimizer.name == "muon" and zero_stage(execution, execution.processes):

@@ -22,23 +22,28 @@ def validate(
 ) -> dict[str, float]:
     """{"loss": mean over units, metric: value ...} on rank 0, {} elsewhere and for an empty split. Collective.
 
+    Metrics that this split leaves undefined (of a class it does not have) are left out.
+
     forward: a batch on the device -> logits, with the model in eval mode.
     Rank r takes batches r, r + world_size, ...; a rank without a batch left repeats one at weight zero, because
     partitioned weights (ZeRO 3) are gathered by all ranks together.
     """
     if not features:
         return {}
-    # Examples of like lengths together, so that little is padding.
+    # Examples of like lengths together, so that little is padding; unless it matters for the loss which are together.
     order = np.argsort([objective.length(feature) for feature in features], kind="stable")
-    batches = range(-(-len(features) // BATCH))
+    if objective.coupled > 1:
+        order = np.arange(len(features))
+    size = -(-BATCH // objective.coupled) * objective.coupled
+    batches = range(-(-len(features) // size))
     rounds = -(-len(batches) // ranks.world_size)
-    loss_sum, units = 0.0, 0
+    loss_sum, units = 0.0, 0.0
     found: list[Predictions] = []
     with torch.no_grad():
         for number in range(rounds):
             place = number * ranks.world_size + ranks.rank
-            start = (place % len(batches)) * BATCH
-            batch = objective.collate([features[int(i)] for i in order[start : start + BATCH]], special)
+            start = (place % len(batches)) * size
+            batch = objective.collate([features[int(i)] for i in order[start : start + size]], special)
             on_device = {name: value.to(ranks.device) for name, value in batch.items()}
             logits = forward(on_device)
             if place >= len(batches):
@@ -55,4 +60,5 @@ def validate(
     predictions = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     count = len(next(iter(predictions.values())))
     metrics = objective.metrics(predictions, np.ones((1, count)))
-    return {"loss": loss_sum / max(total, 1.0), **{name: float(values[0]) for name, values in metrics.items()}}
+    defined = {name: float(values[0]) for name, values in metrics.items() if not np.isnan(values[0])}
+    return {"loss": loss_sum / (total or 1.0), **defined}

@@ -33,6 +33,8 @@ def finish(
     if job.rank:
         return metrics
     save_model(result.model, job.output, tokenizer_from=tokenizer_from, card=card)
+    for name, text in objective.tokenizer_files().items():
+        (job.output / name).write_text(text, encoding="utf-8")
     if not features.validation:
         return metrics
     if baselines:

@@ -9,7 +9,7 @@ from infra.errors import StageError
 from tasks.data.augmentation import Augment, augmented
 from tasks.data.columns import has_split
 from tasks.objectives import Feature, Objective
-from tasks.training.text_features import read_split, tokenized
+from tasks.training.text_features import read_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,7 +39,7 @@ def train_and_validation(
     check_data(objective, data)
     train = objective.features(data, data.split or "train", tokenizer, max_length)
     if augment is not None:
-        train = AugmentedTexts(train, data, data.split or "train", tokenizer, max_length, augment, seed)
+        train = AugmentedTexts(objective, train, data, data.split or "train", tokenizer, max_length, augment, seed)
     watched = has_split(data.path, data.manifest.type, "validation")
     validation = heldout_features(objective, data, "validation", tokenizer, max_length) if watched else []
     return Features(train, validation)
@@ -78,6 +78,7 @@ class AugmentedTexts(Sequence[Feature]):
 
     def __init__(
         self,
+        objective: Objective,
         plain: Sequence[Feature],
         data: InputArtifact,
         split: str,
@@ -92,6 +93,8 @@ class AugmentedTexts(Sequence[Feature]):
             )
         self.plain, self.texts = plain, read_split(data, split, columns=("text",))["text"]
         self.tokenizer, self.max_length, self.augment, self.seed = tokenizer, max_length, augment, seed
+        self.objective = objective
+        objective.with_text(plain[0], self.texts[0], tokenizer, max_length)  # an objective that cannot, says so now
 
     def __len__(self) -> int:
         return len(self.plain)
@@ -104,4 +107,4 @@ class AugmentedTexts(Sequence[Feature]):
         text = augmented(self.texts[index], self.augment, self.seed, place)
         if text == self.texts[index]:
             return self.plain[index]
-        return {**self.plain[index], "input_ids": tokenized([text], self.tokenizer, self.max_length)[0]}
+        return self.objective.with_text(self.plain[index], text, self.tokenizer, self.max_length)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from infra.errors import ForgelineError, OutOfMemory, Preempted, StageError
 from infra.launch.watchdog import Watchdog
+from tasks.evaluation.class_names import config_labels, with_class_names
 from tasks.objectives import Feature, Objective, SpecialIds
 from tasks.stage import Job
 from tasks.training.batch import BatchSplit, split_batch
@@ -61,15 +62,22 @@ def train(
     loss_fn: what to minimise instead of the objective's own loss (distillation); validation always uses the latter.
     tuning: how the layers of a pretrained model learn beside each other.
     Raises Preempted after committing the state if the job was asked to stop, StageError if the loss diverges beyond
-    what `params.divergence` allows, if the global batch does not divide, or if checkpoints cannot be stored for long;
-    OutOfMemory where fewer examples at once may fit.
+    what `params.divergence` allows, if the global batch does not divide, if there are fewer examples than share a loss,
+    or if checkpoints cannot be stored for long; OutOfMemory where fewer examples at once may fit.
     """
     split = split_batch(
         params.global_batch_size,
         job.world_size,
         job.execution.per_device_train_batch_size,
+        coupled=objective.coupled,
         where=f"stages.{job.name}.global_batch_size",
     )
+    if len(train_features) < objective.coupled:
+        raise StageError(
+            f"a group of {objective.coupled} examples is more than the {len(train_features)} of the training split",
+            where=f"stages.{job.name}",
+            hint="Add examples, or lower the objective's group size.",
+        )
     total = params.max_steps or steps_for_epochs(len(train_features), params.epochs or 1, split.global_batch)
     with Watchdog() as watchdog:
         watchdog.expect(MEETING_SECONDS)  # a node that never comes is waited for by the others
@@ -210,7 +218,7 @@ class _Training:
         rate = state.rate_factor * self.params.learning_rate
         rate *= learning_rate_factor(self.params.schedule, step, self.total)
         try:
-            loss, norm = self._gradients(micros, max(units, 1.0))
+            loss, norm = self._gradients(micros, units or 1.0)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -334,10 +342,9 @@ class _Training:
         log.warning("out of memory: going on with %d examples at once", smaller.micro)
 
     def _use_micro(self, micro: int) -> None:
-        while self.split.per_rank % micro:
-            micro -= 1  # found with another number of ranks
-        self.state.micro = micro
-        self.split = BatchSplit(self.split.global_batch, self.split.ranks, micro)
+        # It may have been found with another number of ranks.
+        self.split = self.split.fitting(max(micro, self.split.coupled)) or self.split
+        self.state.micro = self.split.micro
         self.sampler = Sampler(self.sampler.size, self.sampler.seed, self.split)
         self.loader.resplit(self.sampler)
 
@@ -346,6 +353,7 @@ class _Training:
         began = time.perf_counter()
         self.engine.engine.eval()
         values = validate(self._logits, self.objective, self.validation_features, self.special, self.ranks)
+        values = with_class_names(values, config_labels(self.model.config))
         state = self.state
         seconds = time.perf_counter() - began
         trained = state.trained_seconds

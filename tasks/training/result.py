@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
+from tasks.evaluation.class_names import config_labels, with_class_names
 from tasks.objectives import Feature, Objective, SpecialIds
 from tasks.training.evaluate import validate
 from tasks.training.model_inputs import model_inputs
@@ -40,13 +42,14 @@ class TrainResult:
             SpecialIds.of(model.config),
             Ranks(),
         )
-        return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=values)
+        named = with_class_names(values, config_labels(model.config))
+        return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=named)
 
     def metrics(self) -> dict[str, float]:
-        """The summary a stage returns; numbers only."""
+        """The summary a stage returns; finite numbers only, which is all that a manifest can hold."""
         return {
             "steps": float(self.steps),
             "tokens": float(self.tokens),
             **self.summary,
-            **{f"validation_{name}": value for name, value in self.validation.items()},
+            **{f"validation_{name}": value for name, value in self.validation.items() if math.isfinite(value)},
         }

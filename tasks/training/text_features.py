@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from infra.errors import StageError
-from tasks.data.columns import row_schema, split_files
+from tasks.data.columns import split_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,21 +31,43 @@ def read_split(data: InputArtifact, split: str, *, columns: Sequence[str]) -> di
         files = split_files(data.path, split)
     except StageError as error:
         raise StageError(error.what, where=data.stage, hint=error.hint) from error
-    schema = pq.read_schema(files[0]) if files else row_schema()
+    empty = StageError(
+        f"split {split!r} is empty", where=data.stage, hint="Add data, or give the split a larger share."
+    )
+    if not files:
+        raise empty  # it has no columns that could be missing
+    schema = pq.read_schema(files[0])
     missing = [name for name in columns if name not in schema.names]
     if missing:
         raise StageError(
             f"split {split!r} has no column {missing[0]!r}",
             where=data.stage,
-            hint=f"It has: {', '.join(schema.names)}. Labels come from the dataset stage's `label`.",
+            hint=f"It has: {', '.join(schema.names)}. {_where_from(missing[0])}",
         )
     wanted = pa.schema([schema.field(name) for name in columns])
     table = pa.concat_tables([wanted.empty_table(), *(pq.read_table(f, columns=list(columns)) for f in files)])
     if table.num_rows == 0:
-        raise StageError(
-            f"split {split!r} is empty", where=data.stage, hint="Add data, or give the split a larger share."
-        )
+        raise empty
     return {name: table.column(name).to_pylist() for name in columns}
+
+
+def read_texts(data: InputArtifact, split: str, column: str) -> list[str]:
+    """A column of texts. Raises StageError where one is missing or empty, naming its example."""
+    table = read_split(data, split, columns=tuple(dict.fromkeys(("id", column))))
+    for name, text in zip(table["id"], table[column], strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise StageError(
+                f"example {name!r} of split {split!r} has no text in column {column!r}",
+                where=data.stage,
+                hint="Give every row one, or leave the row out of the source.",
+            )
+    return table[column]
+
+
+def _where_from(column: str) -> str:
+    if column == "label":
+        return "Labels come from the dataset stage's `label`."
+    return "A source's `columns` names what passes through to the dataset."
 
 
 def dataset_labels(data: InputArtifact) -> list[str]:
@@ -66,12 +88,73 @@ def tokenized(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerFast | None, max_length: int
 ) -> list[npt.NDArray[np.int32]]:
     """Each text's first `max_length` token ids (special tokens as the tokenizer adds them), at least one."""
+    return _rows(tokenizer, _encoded(texts, tokenizer, max_length)[1])
+
+
+def _encoded(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast | None, max_length: int, **asked: bool
+) -> tuple[list[str], Any]:
+    """(the texts as far as they were read, what the tokenizer makes of them)."""
     if tokenizer is None:
         raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
     cut = [text[: max_length * CHARACTERS_PER_TOKEN] for text in texts]
-    found = tokenizer(cut, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
+    given: dict[str, Any] = {"truncation": True, "max_length": max_length, "return_attention_mask": False, **asked}
+    return cut, tokenizer(cut, padding=False, **given)
+
+
+def _rows(tokenizer: Any, found: Any) -> list[npt.NDArray[np.int32]]:
     empty = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
     return [np.asarray(ids or [empty], dtype=np.int32) for ids in found["input_ids"]]
+
+
+def bytes_of_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes of the text that each token stands for: from the end of those before it to its own end.
+
+    offsets: (begin, end) of each token in characters, as tokenizers give them.
+    """
+    sizes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    before = np.r_[0, np.cumsum(1 + (sizes > 0x7F) + (sizes > 0x7FF) + (sizes > 0xFFFF))]
+    ends = (
+        np.maximum.accumulate(np.asarray([end for _, end in offsets], np.int64)) if offsets else np.zeros(0, np.int64)
+    )
+    found: npt.NDArray[np.int64] = np.diff(before[np.r_[0, ends]])
+    return found
+
+
+def measured_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast | None, max_length: int
+) -> list[dict[str, Any]]:
+    """`input_ids` as `tokenized` gives them, and `bytes`: how many all tokens but the first stand for."""
+    cut, found = _encoded(texts, tokenizer, max_length, return_offsets_mapping=True)
+    sizes = [int(bytes_of_tokens(*pair)[1:].sum()) for pair in zip(cut, found["offset_mapping"], strict=True)]
+    return [{"input_ids": row, "bytes": size} for row, size in zip(_rows(tokenizer, found), sizes, strict=True)]
+
+
+def tokenized_pairs(
+    texts: Sequence[str], seconds: Sequence[str], tokenizer: PreTrainedTokenizerFast | None, max_length: int
+) -> list[dict[str, npt.NDArray[np.int32]]]:
+    """`input_ids` and `token_type_ids` of each pair as the tokenizer joins it, the longer text cut first.
+
+    Token types are those of the tokenizer's own template (RoBERTa's: zeros); a model that knows none never sees them.
+    """
+    if tokenizer is None:
+        raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
+    limit = max_length * CHARACTERS_PER_TOKEN
+    found = tokenizer(
+        [text[:limit] for text in texts],
+        [text[:limit] for text in seconds],
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=True,
+    )
+    empty = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+    rows = []
+    for ids, types in zip(found["input_ids"], found["token_type_ids"], strict=True):
+        row = np.asarray(ids or [empty], dtype=np.int32)
+        rows.append({"input_ids": row, "token_type_ids": np.array(types or [0], np.int32)})
+    return rows
 
 
 def pad_token_ids(

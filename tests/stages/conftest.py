@@ -38,6 +38,12 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def whole_way(jobs: ModuleType, tiny: ModuleType) -> ModuleType:
+    """`whole_way.base(...)`, `whole_way.dataset(...)`, `whole_way.go(...)`: one objective through all stages."""
+    return _beside("whole_way")
+
+
+@pytest.fixture(scope="session")
 def tiny_inputs(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `dataset/`, `tokenizer/` and `tokens/`: payloads as the data stages write them."""
     folder: Path = tiny.write_inputs(tmp_path_factory.mktemp("tiny"))

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from infra.errors import StageError
 from tasks.compression.distill import chosen_layers, distillation, student_from
 from tasks.model_card import ModelCard, read_card
+from tasks.objectives import objective
 from tasks.stage import stages
 
 
@@ -114,7 +115,7 @@ def payload(folder: Path) -> dict[str, bytes]:
 def test_pretraining_learns_and_leaves_a_whole_model(chain: Path) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json", "forgeline.json"} <= set(payload(chain / "base"))
     card = read_card(chain / "base/output")
-    assert card == ModelCard({"name": "causal_lm"}, 32), "as long as the rows it was trained on"
+    assert card == ModelCard(objective("causal_lm").model_dump(), 32), "as long as the rows it was trained on"
     lines = [json.loads(line) for line in (chain / "base/records/train.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"] - 1
     baselines = json.loads((chain / "base/records/baselines.json").read_text())
@@ -126,7 +127,7 @@ def test_the_classifier_carries_its_labels(chain: Path) -> None:
     config = json.loads((chain / "teacher/output/config.json").read_text())
     assert config["id2label"] == {"0": "json", "1": "logging", "2": "wsgiref"}
     card = read_card(chain / "teacher/output")
-    assert card == ModelCard({"name": "text_classification"}, 32, ["json", "logging", "wsgiref"])
+    assert card == ModelCard(objective("text_classification").model_dump(), 32, ["json", "logging", "wsgiref"])
 
 
 def test_no_payload_holds_a_path_of_this_machine(chain: Path, tmp_path: Path) -> None:

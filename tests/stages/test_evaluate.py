@@ -52,6 +52,9 @@ def evaluated(tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path_fa
     folder = tmp_path_factory.mktemp("evaluated")
     big = save(tiny, tiny_inputs, folder / "big")
     small = save(tiny, tiny_inputs, folder / "small", layers=1)
+    # How it was trained is its own affair: it is judged alike.
+    smoothed = {"name": "text_classification", "label_smoothing": 0.1}
+    write_card(small, ModelCard(smoothed, 32, LABELS))
     (folder / "onnx").mkdir()
     model = AutoModelForTokenClassification.from_pretrained(big).eval()
     export_onnx(model, objective("text_classification"), folder / "onnx/model.onnx", 32)
@@ -109,6 +112,9 @@ def test_metrics_equal_scikit_learn(evaluated: Any, name: str) -> None:
         assert found["value"] == pytest.approx(value)
         assert found["low"] <= found["value"] <= found["high"]
         assert found["n"] == len(truth)
+    each = f1_score(truth, guess, average=None, labels=[0, 1, 2], zero_division=0)
+    for label, value in zip(LABELS, each, strict=True):
+        assert model["metrics"][f"f1@{label}"]["value"] == pytest.approx(value)
     assert model["confusion"] == confusion_matrix(truth, guess, labels=[0, 1, 2]).tolist()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import ModuleType
@@ -11,12 +12,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from tokenizers import processors
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from infra.errors import StageError
-from tasks.objectives import SpecialIds
+from tasks.objectives import SpecialIds, objective
 from tasks.objectives.causal_lm import CausalLM
+from tasks.training.batch import BatchSplit
+from tasks.training.loop import train
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
+from tasks.training.sampler import Sampler
+from tasks.training.schedule import learning_rate_factor
+from tasks.training.settings import TrainingParams
+from tasks.training.text_features import measured_texts
 
 
 def test_packed_rows_are_read_in_place(jobs: ModuleType, tiny_inputs: Path) -> None:
@@ -150,3 +159,248 @@ def test_samples_are_the_same_each_time(jobs: ModuleType, tiny: ModuleType, tiny
     first = CausalLM().samples(model, tokenizer, heldout)
     assert first == CausalLM().samples(model, tokenizer, heldout)
     assert len(first) == 4 and all(sample["prompt"] and sample["continuation"] for sample in first)
+
+
+def test_bits_a_byte_count_the_text_that_is_predicted(tiny_inputs: Path) -> None:
+    """All of a text but its first token, in UTF-8; of a text that was cut, what is left of it."""
+    tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
+    assert tokenizer is not None
+    texts = ["red äpfel", "x 日本 \N{GRINNING FACE} ß", "a", "", "def f(x):\n    return x  # " * 3]
+    for text, feature in zip(texts, measured_texts(texts, tokenizer, 200), strict=True):
+        assert feature["input_ids"].tolist() == (tokenizer(text)["input_ids"] or [tokenizer.eos_token_id])
+        first = tokenizer.decode(feature["input_ids"][:1].tolist()) if text else ""
+        assert feature["bytes"] == len(text.encode()) - len(first.encode())
+    (cut,) = measured_texts(texts[-1:], tokenizer, 8)
+    assert len(cut["input_ids"]) == 8
+    assert cut["bytes"] == len(tokenizer.decode(cut["input_ids"][1:].tolist()))
+    predictions = {"nll": np.array([8.0, 2.0]), "tokens": np.array([2, 2]), "bytes": np.array([4, 6])}
+    found = CausalLM().metrics(predictions, np.array([[1.0, 1.0], [2.0, 0.0]]))
+    assert found["bits_per_byte"] == pytest.approx(np.array([1.0, 2.0]) / math.log(2))
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}<|end|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+MARKED = (  # ChatML, telling transformers itself where the assistant speaks
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHANGING = "{% for m in messages %}{% if loop.last %}last {% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+TALK = [
+    {"role": "user", "content": "What is red?"},
+    {"role": "assistant", "content": "A   colour, é."},
+    {"role": "user", "content": "And  assistant?"},
+    {"role": "assistant", "content": "def f():\n    return 1\n"},
+]
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(tiny_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat") / "tokenizer"
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_inputs / "tokenizer")
+    marks = ["<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>"]
+    # As GPT-2's and Llama 3's do: a token that is nothing but spaces then has empty offsets.
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def conversations(whole_way: ModuleType, folder: Path, talks: list[Any]) -> Path:
+    found: Path = whole_way.dataset(folder, {"messages": [json.dumps(talk) for talk in talks]})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("template", "answers"),
+    [
+        (CHATML, ["A   colour, é.<|im_end|>", "def f():\n    return 1\n<|im_end|>"]),
+        (LLAMA3, ["A   colour, é.<|eot|>", "def f():\n    return 1<|eot|>"]),
+        (LLAMA2, [" A   colour, é. <eos>", " def f():\n    return 1\n <eos>"]),
+        (PLAIN, [" A   colour, é.\n", " def f():\n    return 1\n\n"]),
+        (MARKED, ["A   colour, é.<|im_end|>", "def f():\n    return 1\n<|im_end|>"]),
+    ],
+    ids=["chatml", "llama3", "llama2", "plain", "marked"],
+)
+def test_the_counted_tokens_are_the_answers_with_their_end_of_turn(
+    jobs: ModuleType, whole_way: ModuleType, chat_tokenizer: Path, tmp_path: Path, template: str, answers: list[str]
+) -> None:
+    data = jobs.artifact(conversations(whole_way, tmp_path / "d", [TALK] * 5), "dataset")
+    tokenizer = load_tokenizer(chat_tokenizer)
+    assert tokenizer is not None
+    chosen = CausalLM(messages="messages", chat_template=template)
+    feature = chosen.features(data, "train", tokenizer, 500)[0]
+    stock = tokenizer.apply_chat_template(TALK, chat_template=template, return_dict=True)
+    assert feature["input_ids"].tolist() == stock["input_ids"]
+    counted = feature["labels"] != -100
+    assert (feature["labels"][counted] == feature["input_ids"][counted]).all()
+    begins = np.flatnonzero(counted & ~np.r_[False, counted[:-1]])
+    ends = np.flatnonzero(counted & ~np.r_[counted[1:], False]) + 1
+    runs = [feature["input_ids"][a:b].tolist() for a, b in zip(begins, ends, strict=True)]
+    assert [tokenizer.decode(run) for run in runs] == answers
+    assert feature["bytes"] == sum(len(answer.encode()) for answer in answers)
+    if template == MARKED:
+        given = tokenizer.apply_chat_template(
+            TALK, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert counted.tolist() == [bool(one) for one in given["assistant_masks"]]
+    # A prompt as it is asked, and then what is counted: nothing between them.
+    prompt = tokenizer.apply_chat_template(TALK[:3], chat_template=template, add_generation_prompt=True)["input_ids"]
+    assert feature["input_ids"].tolist()[: begins[1]] == prompt
+
+
+def test_answers_that_are_cut_off_count_nothing_and_a_split_without_any_is_refused(
+    jobs: ModuleType, whole_way: ModuleType, chat_tokenizer: Path, tmp_path: Path
+) -> None:
+    talks = [TALK, [{"role": "user", "content": "long " * 40}, {"role": "assistant", "content": "Yes."}]]
+    data = jobs.artifact(conversations(whole_way, tmp_path / "d", talks * 5), "dataset", stage="chats")
+    tokenizer = load_tokenizer(chat_tokenizer)
+    chosen = CausalLM(messages="messages", chat_template=CHATML)
+    features = chosen.features(data, "train", tokenizer, 60)
+    batch = chosen.collate(features, SpecialIds())
+    counts = [int((f["labels"] != -100).sum()) for f in features]
+    assert 0 in counts and max(counts) > 0 and chosen.units(batch) == sum(counts)
+    logits = torch.randn(*batch["input_ids"].shape, 330, generator=torch.Generator().manual_seed(0))
+    kept = chosen.predictions(logits.numpy(), {name: value.numpy() for name, value in batch.items()})
+    assert kept["tokens"].tolist() == counts and kept["nll"][counts.index(0)] == 0
+    with pytest.raises(StageError, match="no token of an answer within 8 tokens: all labels would be ignored"):
+        chosen.features(data, "train", tokenizer, 8)
+    # Of a conversation, the count models are asked for the answers alone.
+    found = chosen.baselines(features, [features[counts.index(max(counts))]])
+    assert 0 < found["bigram"] < found["unigram"]
+
+
+@pytest.mark.parametrize(
+    ("talk", "template", "says"),
+    [
+        ("hello", CHATML, "'row000': it holds no list of messages"),
+        ([], CHATML, "it holds no list of messages"),
+        ([{"role": "user"}], CHATML, "message 1 has no text as `role` and `content`"),
+        (TALK, "{{ raise_exception('no system here') }}", "refuses its first 4 messages: no system here"),
+        (TALK, CHANGING, "in another way once message 2 follows"),
+        (TALK, None, "the model's tokenizer has no chat template"),
+        ([TALK[0]], CHATML, "all labels would be ignored"),
+    ],
+)
+def test_conversations_it_cannot_learn_from_are_refused(
+    jobs: ModuleType,
+    whole_way: ModuleType,
+    chat_tokenizer: Path,
+    tmp_path: Path,
+    talk: Any,
+    template: str | None,
+    says: str,
+) -> None:
+    data = jobs.artifact(conversations(whole_way, tmp_path / "d", [talk] * 5), "dataset", stage="chats")
+    with pytest.raises(StageError) as caught:
+        CausalLM(messages="messages", chat_template=template).features(
+            data, "validation", load_tokenizer(chat_tokenizer), 200
+        )
+    assert says in str(caught.value) and caught.value.hint
+
+
+def test_options_and_data_that_do_not_fit_together_are_refused(jobs: ModuleType, tiny_inputs: Path) -> None:
+    with pytest.raises(ValueError, match="name their column too"):
+        objective({"name": "causal_lm", "chat_template": CHATML})
+    chosen, tokens = CausalLM(messages="messages"), jobs.artifact(tiny_inputs / "tokens", "tokens")
+    with pytest.raises(StageError, match="packed tokens have none"):
+        chosen.features(tokens, "train", None, 64)
+    with pytest.raises(StageError, match="conversations cannot be augmented"):
+        chosen.with_text({}, "x", None, 64)
+
+
+STEPS = 12
+
+
+def test_accumulated_training_is_hugging_faces_own_loss_over_whole_batches(
+    jobs: ModuleType, tiny: ModuleType, tmp_path: Path
+) -> None:
+    """Few and many counted tokens an example, so that a mean of micro-batches' means would be another loss."""
+    features = []
+    for i, feature in enumerate(tiny.lm_features(40)):
+        ids = feature["input_ids"]
+        labels = np.where(np.arange(len(ids)) >= min(len(ids) - 1, 1 + 2 * (i % 6)), ids, -100)
+        features.append({"input_ids": ids, "labels": labels if i % 7 else np.full(len(ids), -100), "bytes": 1})
+    given = TrainingParams.model_validate(
+        {"max_steps": STEPS, "global_batch_size": 8, "learning_rate": 1e-2, "max_grad_norm": 0.5, "seed": 3}
+    )
+    job = jobs.make_job(tmp_path, given, execution={"per_device_train_batch_size": 2})
+    chosen = CausalLM(messages="messages")
+    train(job, tiny.model(), chosen, features, features[:5], given)
+    found = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
+    sampler = Sampler(40, 3, BatchSplit(8, 1, 8))
+    expected = tiny.plain_training(
+        tiny.model(),
+        chosen,
+        features,
+        [sampler.global_batch(step) for step in range(STEPS)],
+        lambda step: 1e-2 * learning_rate_factor("cosine", step, STEPS, warmup_ratio=given.schedule.warmup_ratio),
+        weight_decay=given.optimizer.weight_decay,
+        max_grad_norm=0.5,
+        mean_loss=lambda model, batch: (
+            model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+        ),
+    )
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert expected[-1] < expected[0] - 0.3
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["given", "the-tokenizers"])
+def test_conversations_go_the_whole_way_and_the_template_ships(
+    jobs: ModuleType, tiny: ModuleType, whole_way: ModuleType, chat_tokenizer: Path, tmp_path: Path, own: bool
+) -> None:
+    """Which kind of word was asked for: to count pairs of tokens says nothing about it, to read the question does."""
+    kinds = ("colour", "fruit", "animal", "verb")
+    talks = [
+        [
+            {"role": "user", "content": f"What is {whole_way.WORDS[i % 12]}?"},
+            {"role": "assistant", "content": kinds[i % 12 // 3]},
+        ]
+        for i in range(120)
+    ]
+    talks = [talks[int(i)] for i in np.random.default_rng(0).permutation(120)]
+    data = conversations(whole_way, tmp_path / "data", talks)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(chat_tokenizer)
+    if own:
+        tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    model = tiny.model("llama", AutoModelForCausalLM, vocabulary=len(tokenizer))
+    base = whole_way.base(tmp_path / "base", tmp_path / "tokenizer", model, 48)
+    template = {} if own else {"chat_template": CHATML}
+    found = whole_way.go(
+        jobs,
+        tmp_path,
+        {"name": "causal_lm", "messages": "messages", **template},
+        base,
+        data,
+        finetune={"epochs": 8, "learning_rate": 1e-2},
+        distill={"epochs": 4, "learning_rate": 1e-2},
+        require=[{"metric": "cross_entropy", "max_drop": 1e-3, "confidence": 0.95}],
+    )
+    assert found["verdict"]["passed"]
+    values = {n: m["metrics"]["cross_entropy"]["value"] for n, m in found["scores"]["models"].items()}
+    assert values["teacher"] < 0.5 * found["scores"]["baselines"]["bigram"] and values["student"] < 1
+    assert values["onnx"] == pytest.approx(values["student"], abs=1e-3)
+    assert values["int8"] == pytest.approx(values["student"], abs=0.3)
+    assert found["scores"]["models"]["onnx"]["metrics"]["bits_per_byte"]["value"] > 0
+    for stage in ("teacher", "student", "onnx", "int8"):
+        shipped = PreTrainedTokenizerFast.from_pretrained(tmp_path / stage / "output")
+        assert shipped.apply_chat_template(TALK, tokenize=False) == tokenizer.apply_chat_template(
+            TALK, chat_template=CHATML, tokenize=False
+        )
+    samples = json.loads((tmp_path / "teacher/records/samples.json").read_text())
+    assert all(s["prompt"].endswith("<|im_start|>assistant\n") for s in samples)
+    assert any(s["continuation"].startswith(kinds) for s in samples)

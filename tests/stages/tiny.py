@@ -70,8 +70,12 @@ def plain_training(
     *,
     weight_decay: float,
     max_grad_norm: float,
+    mean_loss: Callable[[PreTrainedModel, Mapping[str, torch.Tensor]], torch.Tensor] | None = None,
 ) -> list[float]:
-    """The reference: whole global batches in a bare torch loop, mean loss over units. Returns the losses."""
+    """The reference: whole global batches in a bare torch loop, mean loss over units. Returns the losses.
+
+    mean_loss: the loss of a batch, where it is not the objective's own (Hugging Face's, torch's).
+    """
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -81,15 +85,18 @@ def plain_training(
     model.train()
     for step, batch in enumerate(batches):
         data = objective.collate([features[i] for i in batch], SpecialIds())
-        logits = objective.output(model(**model_inputs(data, model)))
-        total, units = objective.loss(logits, data)
-        (total / units).backward()
+        if mean_loss is None:
+            total, units = objective.loss(objective.output(model(**model_inputs(data, model))), data)
+            loss = total / units
+        else:
+            loss = mean_loss(model, data)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(total.detach() / units))
+        losses.append(float(loss.detach()))
     return losses
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from safetensors.numpy import save_file
 
 from infra.errors import StageError
 from tasks.release.requirements import Requirement, judge
-from tasks.stages.gate import Params
+from tasks.stages.gate import Params, _replicates
 
 
 def scores(**models: dict[str, float]) -> dict[str, Any]:
@@ -127,3 +129,10 @@ def test_params_that_make_no_sense() -> None:
         Params.model_validate({"scores": "s", "candidate": "a", "require": [{"metric": "f1", "max_drop": 0.1}]})
     with pytest.raises(ValidationError, match="the candidate itself"):
         Params.model_validate({**base, "against": "a", "require": [{"metric": "f1", "min": 0.1}]})
+
+
+def test_a_label_with_a_slash_is_a_metric_of_its_model(tmp_path: Path) -> None:
+    file = tmp_path / "replicates.safetensors"
+    save_file({"big/f1@rock/pop": np.arange(3.0), "small/f1_macro": np.ones(3)}, file)
+    found = _replicates(file)
+    assert list(found) == ["big", "small"] and found["big"]["f1@rock/pop"].tolist() == [0, 1, 2]

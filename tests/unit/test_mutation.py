@@ -27,6 +27,7 @@ from infra.errors import ConfigError
 from infra.execution import Execution
 from infra.store import Store
 from infra.tracking import TrackingSettings
+from tasks.objectives import Objective, objective_class
 from tasks.pipeline import Pipeline, StageNode, load_pipeline
 from tasks.plan import Resolved, latest_ref, make_plan, resolve
 from tasks.stage import Input, Located, stages
@@ -53,6 +54,12 @@ FIXED = {
         f"{stage}.sources.0.{field}": "files and functions have no columns"
         for stage in ("corpus", "functions")
         for field in ("template", "messages_column", "columns")
+    },
+    **{f"base.objective.{field}": "it and another option go together" for field in ("name", "chat_template")},
+    **{
+        f"{stage}.objective.{field}": "it and another option go together"
+        for stage in ("teacher", "scratch")
+        for field in ("name", "problem", "labels", "target")
     },
     "execution.launcher": ONE_CHOICE,
     "execution.offload_optimizer": "it needs a ZeRO stage",
@@ -168,7 +175,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
-        yield from (value + 1, value * 2, value / 2, value + 16)
+        yield from (other for other in (value + 1, value * 2, value / 2, value + 16, 0.5) if other != value)
     elif isinstance(value, str):
         yield from (word for word in (f"{value}2", *WORDS) if word != value)
     elif isinstance(value, list) and value:
@@ -197,6 +204,8 @@ def fields(model: type[BaseModel], data: dict[str, Any], path: Path_ = ()) -> It
         info = model.model_fields.get(name)
         yield (*path, name), info
         nested = _nested(info.annotation) if info else []
+        if nested == [Objective]:  # its options are those of the one that is named
+            nested = [objective_class(value["name"])]
         items = enumerate(value) if isinstance(value, list) else [(None, value)]
         for i, item in items:
             if nested and isinstance(item, dict):

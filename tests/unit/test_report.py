@@ -23,6 +23,7 @@ from infra.errors import CorruptArtifact
 from tasks.release.data_view import data_views
 from tasks.release.evidence import Evidence, read_curve
 from tasks.release.report import render_report
+from tasks.release.scores_view import scores_view
 
 LABELS = ["asyncio", "email", "unittest", "xml", "http", "json", "logging", "multiprocessing", "importlib", "urllib"]
 
@@ -350,6 +351,15 @@ def test_columns_and_pictures_of_a_data_card_are_shown_and_nothing_else_passes_f
     ]  # fmt: skip
     assert (view["examples"][0]["pictures"], view["examples"][0]["label"]) == (pictures[:1], "bag")
     assert view["lengths"] is None
+
+
+def test_metrics_of_single_classes_do_not_become_columns_and_those_of_ranks_do() -> None:
+    model = model_scores(0.8, 4.0, 1000, 3.0, "model", 1)
+    model["metrics"] |= {f"f1@{label}": {"value": 0.5} for label in LABELS} | {"recall@10": {"value": 0.9}}
+    scores = {"primary_metric": "f1_macro", "models": {"teacher": model}}
+    view = scores_view("scores", scores, LABELS, None)
+    assert view is not None and view.quality.columns[0] == "F1 macro"
+    assert len(view.quality.columns) == 7 and view.quality.columns[-1] == "Recall@10"
 
 
 def test_data_cards_and_drift_are_shown(whole: str) -> None:

@@ -1,0 +1,158 @@
+"""Chat messages as training examples: what a chat template makes of them, and which tokens are the assistant's.
+
+An answer begins where the template's prompt for it ends (`add_generation_prompt`), and ends with its end-of-turn token:
+these are the tokens a model has to say itself when it is asked. They are found by rendering the beginnings of a
+conversation and by the tokens' offsets in the text, so that any template serves that only ever adds to what it wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import StageError
+from tasks.training.cross_entropy import IGNORED
+from tasks.training.text_features import CHARACTERS_PER_TOKEN, bytes_of_tokens, read_split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from tasks.stage import InputArtifact
+
+Span = tuple[int, int]
+ANSWERS = "assistant"
+
+
+def chat_features(
+    data: InputArtifact,
+    split: str,
+    column: str,
+    template: str | None,
+    tokenizer: PreTrainedTokenizerFast | None,
+    max_length: int,
+) -> list[dict[str, Any]]:
+    """One example a conversation, cut to `max_length` tokens.
+
+    `input_ids` int32 [T]; `labels` int64 [T], -100 wherever the assistant does not speak; `bytes`, how many the tokens
+    with a label stand for. Raises StageError on messages that are none, on a template that is missing or refuses them,
+    and where nothing is left to learn from in the whole split.
+    """
+    if tokenizer is None:
+        raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
+    if template is None and not tokenizer.chat_template:
+        raise StageError(
+            "the model's tokenizer has no chat template",
+            where="objective.chat_template",
+            hint="Set `chat_template` to a Jinja template over `messages`; it ships with the model. ChatML is: "
+            "{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}<|im_end|>\\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}",
+        )
+    table = read_split(data, split, columns=("id", column))
+    ends = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+    render: Callable[..., str] = tokenizer.apply_chat_template  # type: ignore[assignment]
+    rendered = []
+    for name, cell in zip(table["id"], table[column], strict=True):
+        try:
+            rendered.append(answer_spans(_messages(cell), render, template, ends))
+        except StageError as error:
+            told = f"column {column!r} of example {name!r}: {error.what}"
+            raise StageError(told, where=data.stage, hint=error.hint) from error
+    texts = [text[: max_length * CHARACTERS_PER_TOKEN] for text, _ in rendered]
+    found = tokenizer(
+        texts,
+        add_special_tokens=False,  # a template writes those it wants
+        truncation=True,
+        max_length=max_length,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+    )
+    features: list[dict[str, Any]] = []
+    for text, (_, spans), ids, offsets in zip(
+        texts, rendered, found["input_ids"], found["offset_mapping"], strict=True
+    ):
+        row = np.asarray(ids, np.int32)
+        counted = _inside(np.asarray(offsets, np.int64).reshape(-1, 2), spans)
+        counted[:1] = False  # nothing before it foretells it
+        labels = np.where(counted, row.astype(np.int64), IGNORED)
+        size = int(bytes_of_tokens(text, offsets)[counted].sum())
+        features.append({"input_ids": row, "labels": labels, "bytes": size})
+    if not any((feature["labels"] != IGNORED).any() for feature in features):
+        raise StageError(
+            f"split {split!r} has no token of an answer within {max_length} tokens: all labels would be ignored",
+            where=data.stage,
+            hint=f"Raise max_length, or see that column {column!r} has messages of the role {ANSWERS!r}.",
+        )
+    return features
+
+
+def answer_spans(
+    messages: Sequence[dict[str, str]], render: Callable[..., str], template: str | None, ends: Sequence[str]
+) -> tuple[str, list[Span]]:
+    """(the conversation as text, where in it each answer stands, end-of-turn token included).
+
+    render: `apply_chat_template` of a tokenizer. ends: its special tokens; what a template writes after one that ends
+    an answer (ChatML's line break) is not the assistant's to say.
+    """
+
+    def written(count: int, *, prompt: bool = False) -> str:
+        try:
+            return render(messages[:count], chat_template=template, tokenize=False, add_generation_prompt=prompt)
+        except Exception as error:
+            # Whatever a template's expressions do with a message can go wrong here.
+            raise StageError(
+                f"the chat template refuses its first {count} messages: {error}",
+                hint="Change the messages, or give another `chat_template`.",
+            ) from error
+
+    whole, spans = written(len(messages)), []
+    if not whole:
+        raise StageError("the chat template writes nothing", hint="Give another `chat_template`.")
+    for i, message in enumerate(messages):
+        if message["role"] != ANSWERS:
+            continue
+        until = whole if i + 1 == len(messages) else written(i + 1)
+        # A conversation that opens with an answer has no prompt for it.
+        before = written(i, prompt=True) if i else whole[: max(0, whole.find(message["content"]))]
+        if not (whole.startswith(until) and until.startswith(before)):
+            raise StageError(
+                f"the chat template writes the beginning of a conversation in another way once message {i + 1} follows",
+                hint="Where its answers stand cannot be told: use a template that only adds to what it wrote before.",
+            )
+        answer = until[len(before) :]
+        ended = answer.rstrip()
+        if any(ended.endswith(end) for end in ends if end):
+            answer = ended
+        spans.append((len(before), len(before) + len(answer)))
+    return whole, spans
+
+
+def _messages(cell: Any) -> list[dict[str, str]]:
+    hint = 'Declare the column as `json`; each row is like [{"role": "user", "content": "..."}, ...].'
+    try:
+        found = json.loads(cell) if isinstance(cell, str) else cell
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not found:
+        raise StageError("it holds no list of messages", hint=hint)
+    for i, message in enumerate(found, 1):
+        texts = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else []
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise StageError(f"message {i} has no text as `role` and `content`", hint=hint)
+    return found
+
+
+def _inside(offsets: npt.NDArray[np.int64], spans: Sequence[Span]) -> npt.NDArray[np.bool_]:
+    """Which tokens begin in a span. offsets: int64 [T, 2].
+
+    Byte-level tokenizers leave a leading space out of a token's offsets, so that one which is nothing else is empty at
+    its end: that end counts.
+    """
+    begin, end = offsets[:, 0], offsets[:, 1]
+    found = np.zeros(len(offsets), np.bool_)
+    for start, stop in spans:
+        found |= np.where(begin < end, (start <= begin) & (begin < stop), (start < end) & (end <= stop))
+    return found
