@@ -29,6 +29,16 @@ FIELDS: dict[str, dict[str, Any]] = {
     "llama": {"intermediate_size": 64, "initializer_range": 0.1},
     "gpt2": {"n_inner": 64, "initializer_range": 0.1},
     "bert": {"intermediate_size": 64},
+    "roberta": {"intermediate_size": 64, "type_vocab_size": 1},
+    "ernie": {"intermediate_size": 64},
+    "t5": {"d_kv": 16, "d_ff": 64, "decoder_start_token_id": 0},
+    "bart": {
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "decoder_attention_heads": 2,
+        "decoder_start_token_id": 2,
+        "init_std": 0.1,
+    },
 }
 
 
@@ -46,6 +56,8 @@ def model(
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **({"decoder_layers": layers} if type == "bart" else {}),
+        **({"num_layers": layers} if type == "t5" else {}),
         **FIELDS[type],
         **fields,
     }
@@ -107,8 +119,22 @@ def functions() -> list[tuple[str, str, str]]:
     return found
 
 
-def write_inputs(folder: Path) -> Path:
-    """`dataset/`, `tokenizer/` and `tokens/` as the data stages lay them out."""
+def write_dataset(folder: Path, splits: Mapping[str, Mapping[str, Sequence[Any]]]) -> Path:
+    """A `dataset` without labels; each split's columns are `text` and any others."""
+    for split, columns in splits.items():
+        (folder / split).mkdir(parents=True)
+        names = [f"{split}/{i}" for i in range(len(columns["text"]))]
+        pq.write_table(pa.table({"id": names, "group": names, **columns}), folder / split / "0.parquet")
+    sizes = {split: len(columns["text"]) for split, columns in splits.items()}
+    (folder / "dataset.json").write_text(json.dumps({"splits": sizes, "labels": None}))
+    return folder
+
+
+def write_inputs(folder: Path, special: Mapping[str, str] | None = None, more: Sequence[str] = ()) -> Path:
+    """`dataset/`, `tokenizer/` and `tokens/` as the data stages lay them out.
+
+    special: further special tokens of the tokenizer, by the role transformers has for them; more: those without one.
+    """
     rows = functions()
     splits = {"train": [r for i, r in enumerate(rows) if i % 5 > 1], "validation": rows[::5], "test": rows[1::5]}
     for split, part in splits.items():
@@ -120,19 +146,20 @@ def write_inputs(folder: Path) -> Path:
         json.dumps({"splits": sizes, "labels": list(PACKAGES), "columns": ["id", "text", "group", "label"]})
     )
 
+    special = special or {}
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<pad>", "<bos>", "<eos>", "<unk>"],
+        special_tokens=["<pad>", "<bos>", "<eos>", "<unk>", *special.values(), *more],
         initial_alphabet=alphabet,
         show_progress=False,
     )
     raw.train_from_iterator([r[1] for r in splits["train"]], trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", **special
     )
     tokens = folder / "tokens"
     for place in (folder / "tokenizer", tokens / "tokenizer"):
