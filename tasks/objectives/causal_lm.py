@@ -8,15 +8,12 @@ attention tells them apart (`tasks/training/engine.py` then leaves out the mask)
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from infra.errors import StageError
 from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds
 
 if TYPE_CHECKING:
@@ -44,25 +41,13 @@ class CausalLM(Objective):
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
-        from tasks.data.packing import PackedRows
+        from tasks.training.packed import packed_rows
         from tasks.training.text_features import read_split, tokenized
 
         if data.manifest.type == "dataset":
             table = read_split(data, split, columns=("text",))
             return [{"input_ids": ids} for ids in tokenized(table["text"], tokenizer, max_length)]
-        if not (data.path / f"{split}.rows.safetensors").exists():
-            raise StageError(f"no split {split!r}", where=data.stage, hint=f"It has: {_splits(data.path)}.")
-        rows = PackedRows(data.path, split)
-        if not len(rows):
-            raise StageError(f"split {split!r} is empty", where=data.stage, hint="Add data.")
-        context = int(json.loads((data.path / "tokens.json").read_text(encoding="utf-8"))["context"])
-        if context > max_length:
-            raise StageError(
-                f"rows of {context} tokens do not fit a model of {max_length}",
-                where=data.stage,
-                hint="Pack with a `context` the model can hold.",
-            )
-        return rows
+        return packed_rows(data, split, max_length)
 
     def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
         import torch
@@ -198,11 +183,6 @@ def _documents(feature: Feature) -> list[npt.NDArray[np.int64]]:
 
     ids = np.asarray(feature["input_ids"], np.int64)
     return np.split(ids, np.cumsum(feature["segments"])[:-1]) if "segments" in feature else [ids]
-
-
-def _splits(folder: Path) -> str:
-    found = sorted(path.name.partition(".")[0] for path in folder.glob("*.rows.safetensors"))
-    return ", ".join(found) or "none"
 
 
 OBJECTIVE = CausalLM
