@@ -1,7 +1,7 @@
 """distill: a shallower student learns from a teacher's outputs and from the labels.
 
 The student is the teacher with fewer layers (an encoder-decoder: in both stacks), started from evenly chosen ones. Its
-loss is alpha x T^2 KL(teacher || student at temperature T) + (1 - alpha) x the objective's own loss (Hinton et al., 2015).
+loss is alpha x T^2 KL(teacher || student at temperature T) + (1 - alpha) x the objective's own (Hinton et al., 2015).
 Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 """
 
