@@ -35,6 +35,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
     from tasks.model_card import ModelCard, read_card
+    from tasks.training.architecture import check_length
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
     from tasks.training.loop import train
@@ -48,6 +49,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     head = objective.head(data)
     torch.manual_seed(params.seed)
     model = load_model(source, objective.auto_class, pretrained=params.init == "pretrained", **head)
+    check_length(model, max_length, where=f"stages.{job.name}.max_length")
     result = train(job, model, objective, *features, params)
     card = ModelCard.of(objective, max_length, head)
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card, baselines=True)

@@ -6,11 +6,13 @@ import dataclasses
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import ConfigError, Problem
+from infra.errors import ConfigError, Problem, StageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+POSITIONS = ("position_embeddings", "wpe", "embed_positions")
+"""How modules with a table of positions are called."""
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
@@ -49,6 +51,34 @@ def new_model(
             raise
         raise ConfigError([Problem(where, "", str(error).replace("\n", " "))]) from error
     return model
+
+
+def longest_text(model: PreTrainedModel) -> int | None:
+    """Tokens a model has learned positions for; None where positions are no table (rotary, relative).
+
+    RoBERTa counts positions from behind its padding id, so that it reads fewer tokens than it has positions.
+    """
+    from torch import nn
+
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            found.append(module.num_embeddings - unused - int(getattr(module, "offset", 0)))
+    return min(found, default=None)
+
+
+def check_length(model: PreTrainedModel, length: int, *, where: str) -> None:
+    """Raises StageError if a model cannot read texts of `length` tokens, which would otherwise end it in a lookup."""
+    longest = longest_text(model)
+    if longest is None or length <= longest:
+        return
+    table = int(getattr(model.config, "max_position_embeddings", longest))
+    raise StageError(
+        f"the model has positions for texts of {longest} tokens, and these have up to {length}",
+        where=where,
+        hint=f"Give a new model `max_position_embeddings: {table + length - longest}`, or use shorter texts.",
+    )
 
 
 def _config_class(model_type: str, where: str) -> Any:

@@ -41,8 +41,7 @@ def masked(
     drawn = random.random(len(chosen))
     read[chosen[drawn < mask_replace]] = vocabulary.mask
     other = chosen[(drawn >= mask_replace) & (drawn < mask_replace + random_replace)]
-    ordinary = np.flatnonzero(~vocabulary.special)
-    read[other] = ordinary[random.integers(0, len(ordinary), len(other))]
+    read[other] = vocabulary.ordinary[random.integers(0, len(vocabulary.ordinary), len(other))]
     return read, labels
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,11 @@ class Vocabulary:
             np.array(sentinels, np.int64),
             _words(tokenizer, ids, size) if whole_words else None,
         )
+
+    @cached_property
+    def ordinary(self) -> npt.NDArray[np.int64]:
+        """The ids that are not special, in order."""
+        return np.flatnonzero(~self.special)
 
     def check(self, special: SpecialIds) -> None:
         """Raises StageError if a model has no embedding for some of the tokens. It may have more than there are."""

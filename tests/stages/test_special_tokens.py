@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from infra.errors import ConfigError, StageError
 from tasks.data.encoding import Encoder
 from tasks.stages import tokenizer
-from tasks.training.architecture import new_model
+from tasks.training.architecture import check_length, longest_text, new_model
 
 ALL = {"mask_token": True, "cls_sep": True, "sentinels": 3, "special_tokens": ["<en>", "<de>"]}
 NAMES = ["<|mask|>", "<|cls|>", "<|sep|>", "<extra_id_0>", "<extra_id_1>", "<extra_id_2>", "<en>", "<de>"]
@@ -115,6 +116,24 @@ def test_a_new_model_takes_its_ids_from_the_tokenizer(tiny_inputs: Path, type: s
         assert sum(isinstance(m, torch.nn.ModuleList) and len(m) > 1 for m in model.get_decoder().modules()) <= 1
         labels = torch.tensor([[7, 8, 2]])
         assert torch.isfinite(model(input_ids=torch.tensor([[5, 6, 2]]), labels=labels).loss)
+
+
+@pytest.mark.parametrize(("type", "reads"), [("bert", 64), ("roberta", 63), ("gpt2", 64), ("bart", 64), ("t5", None)])
+def test_how_long_a_text_a_model_reads(tiny: ModuleType, type: str, reads: int | None) -> None:
+    """RoBERTa's table is used from behind the padding id on; a token more would end the training in a lookup."""
+    objective = {"gpt2": "CausalLM", "bart": "Seq2SeqLM", "t5": "Seq2SeqLM"}.get(type, "MaskedLM")
+    model = tiny.model(type, getattr(transformers, f"AutoModelFor{objective}"))
+    assert longest_text(model) == reads
+    decoder = {"decoder_input_ids": torch.ones(1, 2, dtype=torch.int64)} if objective == "Seq2SeqLM" else {}
+    assert model(input_ids=torch.full((1, reads or 100), 5), **decoder).logits.isfinite().all()
+    if reads is None:
+        check_length(model, 10_000, where="x")
+        return
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, reads + 1), 5), **decoder)
+    with pytest.raises(StageError, match=f"texts of {reads} tokens, and these have up to 80") as caught:
+        check_length(model, 80, where="stages.base.model")
+    assert f"max_position_embeddings: {64 + 80 - reads}`" in str(caught.value)
 
 
 def test_both_stacks_of_t5_are_as_deep_as_asked(tiny_inputs: Path) -> None:
