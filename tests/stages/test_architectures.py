@@ -130,14 +130,7 @@ def test_silent_neurons_can_go_and_no_others_are_told_to_be_silent(
 
 
 # Two seconds a graph and more: decoders alone are in test_export_quantize, plain T5 in test_objective_seq2seq.
-GRAPHS = [
-    c
-    for c in CASES
-    if c.objective == "masked_lm"
-    or c.type == "bart"
-    or c.fields
-    or c.name in ("bert-text_classification", "gpt2-text_classification")
-]
+GRAPHS = [c for c in CASES if c.objective == "masked_lm" or c.type == "bart" or c.fields]
 
 
 @pytest.mark.parametrize("case", GRAPHS, ids=lambda case: case.name)

@@ -17,13 +17,12 @@ from transformers import AutoModelForSeq2SeqLM
 from infra.errors import StageError
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.denoising import Denoising
-from tasks.stage import stages
 from tasks.training.batch import BatchSplit
 from tasks.training.features import heldout_features
 from tasks.training.loop import train
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
-from tasks.training.sampler import Sampler, stream_seed
+from tasks.training.sampler import Sampler
 from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams
 from tasks.training.span_corruption import corrupted, noise_shape
@@ -158,31 +157,10 @@ def test_training_equals_a_bare_loop_with_the_models_own_loss(
     train(job, model, chosen, rows, [chosen.noised(f, i) for i, f in enumerate(rows[:5])], params)
     found = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
     reference = tiny.model("t5", AutoModelForSeq2SeqLM, **fields)
-
-    class Own:
-        """The model's own mean loss over a whole global batch, where the plain loop asks for a sum and a count."""
-
-        def __init__(self) -> None:
-            self.place = 0
-
-        def collate(self, features: Any, special: SpecialIds) -> Any:
-            drawn = []
-            for row in features:
-                drawn.append(chosen.noised(row, stream_seed(3, self.place)))
-                self.place += 1
-            return chosen.collate(drawn, SpecialIds.of(reference.config))
-
-        def output(self, output: Any) -> Any:
-            return output.logits
-
-        def loss(self, logits: Any, batch: Any) -> Any:
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-            return reference(**inputs).loss * chosen.units(batch), chosen.units(batch)
-
     sampler = Sampler(len(rows), 3, BatchSplit(8, 1, 8))
     losses = tiny.plain_training(
         reference,
-        Own(),
+        tiny.OwnLoss(reference, chosen, 3),
         rows,
         [sampler.global_batch(step) for step in range(STEPS)],
         lambda step: 1e-2 * learning_rate_factor("cosine", step, STEPS, warmup_ratio=params.schedule.warmup_ratio),
@@ -204,13 +182,6 @@ def test_padding_changes_no_prediction(tiny: ModuleType) -> None:
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
 
 
-def run(jobs: ModuleType, folder: Path, kind: str, given: dict[str, Any], **inputs: Any) -> dict[str, float]:
-    stage = stages()[kind]
-    job = jobs.make_job(folder, stage.params.model_validate(given), inputs, name=folder.name)
-    metrics: dict[str, float] = stage.run(job)
-    return metrics
-
-
 def test_the_stages(jobs: ModuleType, tiny: ModuleType, with_sentinels: Path, tmp_path: Path) -> None:
     """pretrain T5 on rows, finetune on texts that can be learned, distill, export, quantize, evaluate, gate."""
     count = ["one", "two", "three", "four", "five", "six", "seven"]
@@ -218,8 +189,7 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, with_sentinels: Path, tm
     splits = {name: {"text": texts * times} for name, times in (("train", 8), ("validation", 1), ("test", 2))}
     data = jobs.artifact(tiny.write_dataset(tmp_path / "dataset", splits), "dataset", stage="texts")
     shape = {"type": "t5", "d_model": 32, "num_layers": 2, "num_heads": 2, "d_kv": 16, "d_ff": 64, "dropout_rate": 0.0}
-    metrics = run(
-        jobs,
+    metrics = jobs.run_stage(
         tmp_path / "base",
         "pretrain",
         {
@@ -235,8 +205,7 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, with_sentinels: Path, tm
     config = json.loads((tmp_path / "base/output/config.json").read_text())
     assert (config["decoder_start_token_id"], config["eos_token_id"], config["num_decoder_layers"]) == (0, 2, 2)
     assert metrics["validation_cross_entropy"] < 1.1 * metrics["baseline_unigram"]
-    metrics = run(
-        jobs,
+    metrics = jobs.run_stage(
         tmp_path / "teacher",
         "finetune",
         {
@@ -257,16 +226,16 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, with_sentinels: Path, tm
     teacher = jobs.artifact(tmp_path / "teacher/output", "model", stage="teacher")
     budget = {"learning_rate": 5e-3, "max_steps": 40, "global_batch_size": 14}
     given = {"teacher": "teacher", "data": "texts", "layers": 1, **budget}
-    run(jobs, tmp_path / "student", "distill", given, teacher=teacher, data=data)
+    jobs.run_stage(tmp_path / "student", "distill", given, teacher=teacher, data=data)
     pruned = {"model": "teacher", "data": "texts", "keep": 0.5, "samples": 14}
-    assert run(jobs, tmp_path / "lean", "prune", pruned, model=teacher, data=data)["parameters_ratio"] < 1
+    assert jobs.run_stage(tmp_path / "lean", "prune", pruned, model=teacher, data=data)["parameters_ratio"] < 1
     student = jobs.artifact(tmp_path / "student/output", "model", stage="student")
-    assert run(jobs, tmp_path / "onnx", "export", {"model": "student"}, model=student)["largest_difference"] < 1e-4
+    assert jobs.run_stage(tmp_path / "onnx", "export", {"model": "student"}, model=student)["largest_difference"] < 1e-4
     onnx = jobs.artifact(tmp_path / "onnx/output", "onnx", stage="onnx")
-    run(jobs, tmp_path / "int8", "quantize", {"model": "onnx"}, model=onnx)
+    jobs.run_stage(tmp_path / "int8", "quantize", {"model": "onnx"}, model=onnx)
     models = [teacher, student, onnx, jobs.artifact(tmp_path / "int8/output", "onnx", stage="int8")]
     asked = {"models": [m.stage for m in models], "data": "texts", "resamples": 100, "latency": {"repeats": 2}}
-    run(jobs, tmp_path / "scores", "evaluate", asked, models=models, data=data)
+    jobs.run_stage(tmp_path / "scores", "evaluate", asked, models=models, data=data)
     scores = json.loads((tmp_path / "scores/output/scores.json").read_text())
     values = {name: found["metrics"]["cross_entropy"]["value"] for name, found in scores["models"].items()}
     assert values["teacher"] < 0.6 * scores["baselines"]["unigram"]
@@ -274,7 +243,7 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, with_sentinels: Path, tm
     assert values["int8"] < scores["baselines"]["unigram"]
     judged = {"scores": "scores", "candidate": "onnx", "require": [{"metric": "cross_entropy", "max": 3.0}]}
     source = jobs.artifact(tmp_path / "scores/output", "scores")
-    assert run(jobs, tmp_path / "gate", "gate", judged, scores=source)["met"] == 1
+    assert jobs.run_stage(tmp_path / "gate", "gate", judged, scores=source)["met"] == 1
 
 
 def test_too_few_sentinels_are_refused_with_the_number_needed(

@@ -15,11 +15,10 @@ from pydantic import ValidationError
 from sklearn.metrics import accuracy_score, log_loss
 from transformers import AutoModelForMaskedLM
 
-from infra.errors import StageError
+from infra.errors import Preempted, StageError
 from tasks.data.tokenizing import save_tokenizer, train_tokenizer
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.masked_lm import MaskedLM
-from tasks.stage import stages
 from tasks.training.batch import BatchSplit
 from tasks.training.cross_entropy import IGNORED
 from tasks.training.features import heldout_features
@@ -27,7 +26,7 @@ from tasks.training.loop import train
 from tasks.training.masking import masked, word_numbers
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
-from tasks.training.sampler import Sampler, stream_seed
+from tasks.training.sampler import Sampler
 from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams
 from tasks.training.vocabulary import Vocabulary, Words
@@ -199,33 +198,11 @@ def test_training_equals_a_bare_loop_with_the_models_own_loss(
     model = tiny.model(type, AutoModelForMaskedLM, initializer_range=0.2, **quiet)
     train(job, model, chosen, given_features, [chosen.noised(f, i) for i, f in enumerate(given_features[:5])], params)
     found = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
-
-    class Own:
-        """The model's own mean loss, where the plain loop asks for a sum and a count."""
-
-        def __init__(self) -> None:
-            self.place = 0
-
-        def collate(self, rows: Any, special: SpecialIds) -> Any:
-            drawn = []
-            for row in rows:
-                drawn.append(chosen.noised(row, stream_seed(3, self.place)))
-                self.place += 1
-            self.batch = chosen.collate(drawn, special)
-            return self.batch
-
-        def output(self, output: Any) -> Any:
-            return output.logits
-
-        def loss(self, logits: Any, batch: Any) -> Any:
-            units = chosen.units(batch)
-            return reference(**model_inputs(batch, reference), labels=batch["labels"]).loss * units, units
-
     reference = tiny.model(type, AutoModelForMaskedLM, initializer_range=0.2, **quiet)
     sampler = Sampler(len(given_features), 3, BatchSplit(8, 1, 8))
     losses = tiny.plain_training(
         reference,
-        Own(),
+        tiny.OwnLoss(reference, chosen, 3),
         given_features,
         [sampler.global_batch(step) for step in range(STEPS)],
         lambda step: 1e-2 * learning_rate_factor("cosine", step, STEPS, warmup_ratio=params.schedule.warmup_ratio),
@@ -236,11 +213,21 @@ def test_training_equals_a_bare_loop_with_the_models_own_loss(
     assert min(losses) < losses[0] - 0.3
 
 
-def run(jobs: ModuleType, folder: Path, kind: str, given: dict[str, Any], **inputs: Any) -> dict[str, float]:
-    stage = stages()[kind]
-    job = jobs.make_job(folder, stage.params.model_validate(given), inputs, name=folder.name)
-    metrics: dict[str, float] = stage.run(job)
-    return metrics
+def test_a_resumed_training_meets_the_same_masks(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) -> None:
+    """Masks are a function of the place in the data stream: stopped at step 7 of 12 it ends bit for bit the same."""
+    rows, params = features(tiny), TrainingParams(max_steps=STEPS, global_batch_size=8, learning_rate=1e-2, seed=3)
+    questions = iter([False] * 6 + [True])
+
+    def end(folder: str, **given: Any) -> dict[str, torch.Tensor]:
+        job = jobs.make_job(tmp_path / folder, params, **given)
+        result = train(job, tiny.model("bert", AutoModelForMaskedLM), MaskedLM(), rows, [], params)
+        return dict(result.model.named_parameters())
+
+    straight = end("straight")
+    with pytest.raises(Preempted):
+        end("stopped", stop_requested=lambda: next(questions), store=tmp_path / "store")
+    resumed = end("resumed", store=tmp_path / "store")
+    assert all(torch.equal(resumed[name], value) for name, value in straight.items())
 
 
 COUNTING = [["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"][i:] for i in range(6)]
@@ -253,8 +240,7 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, maskable: Path, tmp_path
     data = jobs.artifact(tiny.write_dataset(tmp_path / "dataset", splits), "dataset", stage="texts")
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     quiet = {"hidden_dropout_prob": 0.0, "initializer_range": 0.1}
-    metrics = run(
-        jobs,
+    metrics = jobs.run_stage(
         tmp_path / "base",
         "pretrain",
         {
@@ -271,8 +257,7 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, maskable: Path, tmp_path
     config = json.loads((tmp_path / "base/output/config.json").read_text())
     assert config["pad_token_id"] == 0 and config["vocab_size"] == tiny.VOCABULARY
     budget = {"learning_rate": 1e-2, "max_steps": 200, "global_batch_size": 12}
-    metrics = run(
-        jobs,
+    metrics = jobs.run_stage(
         tmp_path / "teacher",
         "finetune",
         {"model": "base", "data": "texts", "objective": {"name": "masked_lm", "mask_share": 0.2}, **budget},
@@ -285,8 +270,7 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, maskable: Path, tmp_path
     assert "<mask>" in "".join(s["text"] for s in shown) and all(s["truth"] and s["prediction"] for s in shown)
     teacher = jobs.artifact(tmp_path / "teacher/output", "model", stage="teacher")
     budget = {"learning_rate": 5e-3, "max_steps": 40, "global_batch_size": 12}
-    run(
-        jobs,
+    jobs.run_stage(
         tmp_path / "student",
         "distill",
         {"teacher": "teacher", "data": "texts", "layers": 1, **budget},
@@ -294,14 +278,14 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, maskable: Path, tmp_path
         data=data,
     )
     pruned = {"model": "teacher", "data": "texts", "keep": 0.5, "samples": 24, "heal": {**budget, "max_steps": 5}}
-    assert run(jobs, tmp_path / "lean", "prune", pruned, model=teacher, data=data)["parameters_ratio"] < 1
+    assert jobs.run_stage(tmp_path / "lean", "prune", pruned, model=teacher, data=data)["parameters_ratio"] < 1
     student = jobs.artifact(tmp_path / "student/output", "model", stage="student")
-    run(jobs, tmp_path / "onnx", "export", {"model": "student"}, model=student)
+    jobs.run_stage(tmp_path / "onnx", "export", {"model": "student"}, model=student)
     onnx = jobs.artifact(tmp_path / "onnx/output", "onnx", stage="onnx")
-    run(jobs, tmp_path / "int8", "quantize", {"model": "onnx"}, model=onnx)
+    jobs.run_stage(tmp_path / "int8", "quantize", {"model": "onnx"}, model=onnx)
     models = [teacher, student, onnx, jobs.artifact(tmp_path / "int8/output", "onnx", stage="int8")]
     given = {"models": [m.stage for m in models], "data": "texts", "resamples": 100, "latency": {"repeats": 2}}
-    run(jobs, tmp_path / "scores", "evaluate", given, models=models, data=data)
+    jobs.run_stage(tmp_path / "scores", "evaluate", given, models=models, data=data)
     scores = json.loads((tmp_path / "scores/output/scores.json").read_text())
     values = {name: found["metrics"]["cross_entropy"]["value"] for name, found in scores["models"].items()}
     assert values["teacher"] < 0.5 * scores["baselines"]["unigram"]
@@ -311,7 +295,7 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, maskable: Path, tmp_path
     require = [{"metric": "cross_entropy", "max": 3.0}, {"metric": "accuracy", "min": 0.2}]
     judged = {"scores": "scores", "candidate": "int8", "require": require}
     source = jobs.artifact(tmp_path / "scores/output", "scores")
-    assert run(jobs, tmp_path / "gate", "gate", judged, scores=source)["met"] == 2
+    assert jobs.run_stage(tmp_path / "gate", "gate", judged, scores=source)["met"] == 2
 
 
 def test_a_tokenizer_without_a_mask_token_is_refused(jobs: ModuleType, tiny_inputs: Path) -> None:

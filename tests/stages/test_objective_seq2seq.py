@@ -16,7 +16,6 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 from infra.errors import StageError
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.seq2seq import Seq2Seq
-from tasks.stage import stages
 from tasks.training.batch import BatchSplit
 from tasks.training.cross_entropy import IGNORED
 from tasks.training.loop import train
@@ -160,24 +159,10 @@ def test_training_equals_a_bare_loop_with_the_models_own_loss(
     train(job, tiny.model(type, AutoModelForSeq2SeqLM, **quiet), chosen, rows, rows[:5], params)
     found = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
     reference = tiny.model(type, AutoModelForSeq2SeqLM, **quiet)
-
-    class Own:
-        """The model's own mean loss over a whole global batch, where the plain loop asks for a sum and a count."""
-
-        def collate(self, features: Any, special: SpecialIds) -> Any:
-            return chosen.collate(features, SpecialIds.of(reference.config))
-
-        def output(self, output: Any) -> Any:
-            return output.logits
-
-        def loss(self, logits: Any, batch: Any) -> Any:
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-            return reference(**inputs).loss * chosen.units(batch), chosen.units(batch)
-
     sampler = Sampler(len(rows), 3, BatchSplit(8, 1, 8))
     losses = tiny.plain_training(
         reference,
-        Own(),
+        tiny.OwnLoss(reference, chosen, 3),
         rows,
         [sampler.global_batch(step) for step in range(STEPS)],
         lambda step: 1e-2 * learning_rate_factor("cosine", step, STEPS, warmup_ratio=params.schedule.warmup_ratio),
@@ -186,13 +171,6 @@ def test_training_equals_a_bare_loop_with_the_models_own_loss(
     )
     assert found == pytest.approx(losses, abs=1e-4)
     assert losses[-1] < losses[0] - 0.3
-
-
-def run(jobs: ModuleType, folder: Path, kind: str, given: dict[str, Any], **inputs: Any) -> dict[str, float]:
-    stage = stages()[kind]
-    job = jobs.make_job(folder, stage.params.model_validate(given), inputs, name=folder.name)
-    metrics: dict[str, float] = stage.run(job)
-    return metrics
 
 
 def save_base(tiny: ModuleType, tiny_inputs: Path, folder: Path) -> Path:
@@ -210,8 +188,7 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path, tmp_p
     """finetune T5 to translate numbers, then distill, prune, export, quantize, evaluate and gate."""
     data = jobs.artifact(dataset(tiny, tmp_path / "dataset"), "dataset", stage="numbers")
     base = jobs.artifact(save_base(tiny, tiny_inputs, tmp_path / "base"), "model")
-    metrics = run(
-        jobs,
+    metrics = jobs.run_stage(
         tmp_path / "teacher",
         "finetune",
         {
@@ -234,19 +211,19 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path, tmp_p
     teacher = jobs.artifact(tmp_path / "teacher/output", "model", stage="teacher")
     budget = {"learning_rate": 5e-3, "max_steps": 60, "global_batch_size": 16}
     given = {"teacher": "teacher", "data": "numbers", "layers": 1, **budget}
-    run(jobs, tmp_path / "student", "distill", given, teacher=teacher, data=data)
+    jobs.run_stage(tmp_path / "student", "distill", given, teacher=teacher, data=data)
     config = json.loads((tmp_path / "student/output/config.json").read_text())
     assert (config["num_layers"], config["num_decoder_layers"]) == (1, 1)
     pruned = {"model": "teacher", "data": "numbers", "keep": 0.5, "samples": 24, "heal": {**budget, "max_steps": 5}}
-    assert run(jobs, tmp_path / "lean", "prune", pruned, model=teacher, data=data)["parameters_ratio"] < 1
+    assert jobs.run_stage(tmp_path / "lean", "prune", pruned, model=teacher, data=data)["parameters_ratio"] < 1
     assert json.loads((tmp_path / "lean/output/config.json").read_text())["d_ff"] == 32
     student = jobs.artifact(tmp_path / "student/output", "model", stage="student")
-    assert run(jobs, tmp_path / "onnx", "export", {"model": "student"}, model=student)["largest_difference"] < 1e-4
+    assert jobs.run_stage(tmp_path / "onnx", "export", {"model": "student"}, model=student)["largest_difference"] < 1e-4
     onnx = jobs.artifact(tmp_path / "onnx/output", "onnx", stage="onnx")
-    run(jobs, tmp_path / "int8", "quantize", {"model": "onnx"}, model=onnx)
+    jobs.run_stage(tmp_path / "int8", "quantize", {"model": "onnx"}, model=onnx)
     models = [teacher, student, onnx, jobs.artifact(tmp_path / "int8/output", "onnx", stage="int8")]
     asked = {"models": [m.stage for m in models], "data": "numbers", "resamples": 100, "latency": {"repeats": 2}}
-    run(jobs, tmp_path / "scores", "evaluate", asked, models=models, data=data)
+    jobs.run_stage(tmp_path / "scores", "evaluate", asked, models=models, data=data)
     scores = json.loads((tmp_path / "scores/output/scores.json").read_text())
     values = {name: found["metrics"]["cross_entropy"]["value"] for name, found in scores["models"].items()}
     assert values["teacher"] < 0.5 * scores["baselines"]["unigram"]
@@ -257,7 +234,30 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path, tmp_p
     require = [{"metric": "bits_per_byte", "max": found["value"] + 1e-6}, {"metric": "accuracy", "min": 0.3}]
     source = jobs.artifact(tmp_path / "scores/output", "scores")
     judged = {"scores": "scores", "candidate": "teacher", "require": require}
-    assert run(jobs, tmp_path / "gate", "gate", judged, scores=source)["met"] == 2
+    assert jobs.run_stage(tmp_path / "gate", "gate", judged, scores=source)["met"] == 2
+
+
+@pytest.mark.parametrize("type", ["t5", "bart"])
+def test_samples_are_what_the_likeliest_tokens_spell(
+    jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path, tmp_path: Path, type: str
+) -> None:
+    """Token by token without a cache, as the model was trained: a wrong start, or a source cut by padding, would show."""
+    tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
+    rows = Seq2Seq().features(jobs.artifact(dataset(tiny, tmp_path), "dataset"), "validation", tokenizer, 64)
+    # Without tying: a fresh BART would name the token it reads, which is the end of a text.
+    model = tiny.model(type, AutoModelForSeq2SeqLM, vocabulary=tiny.VOCABULARY, tie_word_embeddings=False)
+    special = SpecialIds.of(model.config)
+    shown = Seq2Seq().samples(model, tokenizer, rows)
+    assert len({sample["prediction"] for sample in shown}) > 1
+    for sample, place in zip(shown, np.linspace(0, len(rows) - 1, 4).astype(int), strict=True):
+        written = [special.decoder_start]
+        source = torch.from_numpy(rows[int(place)]["input_ids"].astype(np.int64))[None]
+        while len(written) < 64 and (len(written) == 1 or written[-1] != 2):
+            with torch.no_grad():
+                scores = model(input_ids=source, decoder_input_ids=torch.tensor([written])).logits[0, -1]
+            written.append(int(scores.argmax()))
+        assert sample["prediction"][:20] == tokenizer.decode(written[1:], skip_special_tokens=True)[:20]
+        assert sample["truth"] == tokenizer.decode(rows[int(place)]["target_ids"], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from tasks.data.packing import best_fit, one_to_a_row, save_plan
 from tasks.objectives import SpecialIds
 from tasks.training.model_inputs import model_inputs
+from tasks.training.sampler import stream_seed
 
 PACKAGES = ("json", "logging", "wsgiref")
 CONTEXT = 32
@@ -103,6 +104,30 @@ def plain_training(
         optimizer.zero_grad()
         losses.append(float(total.detach() / units))
     return losses
+
+
+class OwnLoss:
+    """For `plain_training`: an objective's batches with the loss of the model itself, which shifts and averages alone.
+
+    Noise is drawn as for a training with that seed which begins at the beginning of the data stream.
+    """
+
+    def __init__(self, model: PreTrainedModel, objective: Any, seed: int) -> None:
+        self.model, self.objective, self.seed, self.place = model, objective, seed, 0
+
+    def collate(self, features: Sequence[Mapping[str, Any]], special: SpecialIds) -> Any:
+        places = range(self.place, self.place + len(features))
+        self.place += len(features)
+        drawn = [self.objective.noised(f, stream_seed(self.seed, i)) for f, i in zip(features, places, strict=True)]
+        return self.objective.collate(drawn, SpecialIds.of(self.model.config))
+
+    def output(self, output: Any) -> Any:
+        return output.logits
+
+    def loss(self, logits: Any, batch: Any) -> tuple[torch.Tensor, int]:
+        units = self.objective.units(batch)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        return self.model(**inputs).loss * units, units
 
 
 def functions() -> list[tuple[str, str, str]]:
