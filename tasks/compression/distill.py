@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from infra.errors import StageError
+from tasks.training.layers import DEPTHS, layer_stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -48,47 +49,50 @@ def chosen_layers(teacher_layers: int, student_layers: int) -> list[int]:
     return [(i + 1) * teacher_layers // student_layers - 1 for i in range(student_layers)]
 
 
-def layer_stack(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
-    """Name and list of the model's layers: the one ModuleList as long as its config says, else StageError."""
-    count = model.config.num_hidden_layers
-    stacks = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count
-    ]
-    outer = [s for s in stacks if not any(s[0].startswith(f"{other[0]}.") for other in stacks if other is not s)]
-    if len(outer) != 1:
-        raise StageError(
-            f"cannot tell which part of {type(model).__name__} is its stack of {count} layers",
-            hint="Only models with one stack of layers can be cut: decoders or encoders, not both.",
-        )
-    return outer[0]
-
-
-def student_config(config: PreTrainedConfig, layers: list[int]) -> PreTrainedConfig:
-    """The teacher's config with only these layers, per-layer lists included."""
+def student_config(config: PreTrainedConfig, layers: list[list[int]]) -> PreTrainedConfig:
+    """The teacher's config with only these layers of each stack, per-layer lists included."""
     student = copy.deepcopy(config)
     count = config.num_hidden_layers
     for name, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == count and name.endswith(("_types", "_layers", "_layer")):
-            setattr(student, name, [value[i] for i in layers])
-    student.num_hidden_layers = len(layers)
+            setattr(student, name, [value[i] for i in layers[0]])
+    for chosen, fields in zip(layers, DEPTHS if len(layers) > 1 else (DEPTHS[0][:1],), strict=True):
+        for name in fields:
+            if hasattr(student, name):
+                setattr(student, name, len(chosen))
     return student
 
 
 def student_from(teacher: PreTrainedModel, num_layers: int) -> PreTrainedModel:
-    """A copy of the teacher with `num_layers` of its layers, weights included."""
-    layers = chosen_layers(teacher.config.num_hidden_layers, num_layers)
+    """A copy of the teacher with `num_layers` of its layers, weights included; of an encoder-decoder so many of each.
+
+    A stack that has fewer stays whole, as long as the other has enough.
+    """
+    stacks = layer_stacks(teacher)
+    deepest = max(len(stack) for _, stack in stacks)
+    layers = [
+        chosen_layers(n, min(num_layers, n) if num_layers <= deepest else num_layers) for n in map(_length, stacks)
+    ]
     student = type(teacher)(student_config(teacher.config, layers))
-    stack, _ = layer_stack(teacher)
-    renumber = {f"{stack}.{old}.": f"{stack}.{new}." for new, old in enumerate(layers)}
-    state = {}
-    for name, value in teacher.state_dict().items():
-        if name.startswith(f"{stack}."):
+    renumber = {
+        f"{name}.{old}.": f"{name}.{new}."
+        for (name, _), chosen in zip(stacks, layers, strict=True)
+        for new, old in enumerate(chosen)
+    }
+    given, state = teacher.state_dict(), {}
+    for name, value in given.items():
+        stack = next((stack for stack, _ in stacks if name.startswith(f"{stack}.")), None)
+        if stack is not None:
             prefix = f"{stack}.{name[len(stack) + 1 :].partition('.')[0]}."
             if prefix not in renumber:
                 continue
             name = renumber[prefix] + name[len(prefix) :]
         state[name] = value
+    # What only a stack's first layer has (T5's biases of relative positions, which all of them use) stays there.
+    state |= {name: given[name] for name in student.state_dict().keys() - state.keys() if name in given}
     student.load_state_dict(state)
     return student
+
+
+def _length(stack: tuple[str, torch.nn.ModuleList]) -> int:
+    return len(stack[1])

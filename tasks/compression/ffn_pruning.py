@@ -17,7 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from infra.errors import StageError
-from tasks.compression.distill import layer_stack
+from tasks.training.layers import layer_stacks
 from tasks.training.model_inputs import model_inputs
 
 if TYPE_CHECKING:
@@ -27,36 +27,49 @@ if TYPE_CHECKING:
 
 # How Hugging Face configs call the feed-forward width.
 WIDTH_FIELDS = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim")
+STACK_WIDTH_FIELDS = ("encoder_ffn_dim", "decoder_ffn_dim")
 MULTIPLE = 8
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """One layer's block by module name: projections into the neurons, and the one out of them."""
+    """One layer's block by module name: projections into the neurons, and the one out of them.
+
+    field: that of the config which holds the block's width.
+    """
 
     inward: list[str]
     outward: str
+    field: str
 
 
-def width_field(model: PreTrainedModel) -> str:
-    """The config field that holds the feed-forward width. Raises StageError for an unknown family."""
+def width_fields(model: PreTrainedModel, stacks: int) -> list[str]:
+    """For each stack of layers the config field with its feed-forward width. StageError for an unknown family."""
+    if stacks == 2 and all(hasattr(model.config, name) for name in STACK_WIDTH_FIELDS):
+        return list(STACK_WIDTH_FIELDS)
     for name in WIDTH_FIELDS:
         if hasattr(model.config, name):
-            return name
+            return [name] * stacks
     raise StageError(
         f"the config of {type(model).__name__} names no feed-forward width",
-        hint=f"Looked for: {', '.join(WIDTH_FIELDS)}.",
+        hint=f"Looked for: {', '.join((*WIDTH_FIELDS, *STACK_WIDTH_FIELDS))}.",
     )
 
 
 def find_feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
     """The feed-forward block of every layer, found by shape outside the attention, not by a family's names."""
-    stack, layers = layer_stack(model)
+    stacks = layer_stacks(model)
+    fields = width_fields(model, len(stacks))
     hidden = model.config.hidden_size
     blocks = []
-    for index, layer in enumerate(layers.children()):
+    layers = [
+        (f"{stack}.{index}", layer, field)
+        for (stack, modules), field in zip(stacks, fields, strict=True)
+        for index, layer in enumerate(modules.children())
+    ]
+    for place, layer, field in layers:
         linears = {
-            f"{stack}.{index}.{name}": _shape(module)
+            f"{place}.{name}": _shape(module)
             for name, module in layer.named_modules()
             if isinstance(module, nn.Linear | Conv1D) and "attn" not in name.lower() and "attention" not in name.lower()
         }
@@ -65,10 +78,10 @@ def find_feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
         inward = [name for name, shape in linears.items() if shape == (hidden, width) and name not in outward]
         if not inward:
             raise StageError(
-                f"layer {index} of {type(model).__name__} has no feed-forward block of the known form",
+                f"{place} of {type(model).__name__} has no feed-forward block of the known form",
                 hint="It needs projections hidden -> width and one back; mixtures of experts are not supported.",
             )
-        blocks.append(FeedForward(inward, outward[0]))
+        blocks.append(FeedForward(inward, outward[0], field))
     return blocks
 
 
@@ -120,22 +133,25 @@ def pruned(model: PreTrainedModel, importance: list[torch.Tensor], keep: float) 
 
     Raises StageError if nothing would be removed.
     """
-    width = len(importance[0])
-    kept = min(width, max(MULTIPLE, round(keep * width / MULTIPLE) * MULTIPLE))
-    if kept == width:
-        raise StageError(
-            f"keep {keep} leaves all {width} neurons of a layer",
-            where="keep",
-            hint=f"Widths go in steps of {MULTIPLE}: use at most {1 - MULTIPLE / width:.3f}.",
-        )
+    blocks = find_feed_forwards(model)
     config = copy.deepcopy(model.config)
-    setattr(config, width_field(model), kept)
+    kept = {}
+    for block, score in zip(blocks, importance, strict=True):
+        width = len(score)
+        kept[block.field] = min(width, max(MULTIPLE, round(keep * width / MULTIPLE) * MULTIPLE))
+        if kept[block.field] == width:
+            raise StageError(
+                f"keep {keep} leaves all {width} neurons of a layer",
+                where="keep",
+                hint=f"Widths go in steps of {MULTIPLE}: use at most {1 - MULTIPLE / width:.3f}.",
+            )
+        setattr(config, block.field, kept[block.field])
     smaller: PreTrainedModel = type(model)(config).train(False)
     modules = dict(model.named_modules())
     state = dict(model.state_dict())
-    for block, score in zip(find_feed_forwards(model), importance, strict=True):
+    for block, score in zip(blocks, importance, strict=True):
         # Kept neurons stay in their order, so that equal scores give equal bytes.
-        chosen = torch.sort(torch.argsort(score, descending=True, stable=True)[:kept]).values
+        chosen = torch.sort(torch.argsort(score, descending=True, stable=True)[: kept[block.field]]).values
         for name in (*block.inward, block.outward):
             module, inward = modules[name], name != block.outward
             weight = state[f"{name}.weight"]

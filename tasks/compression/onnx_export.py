@@ -56,7 +56,8 @@ def export_onnx(model: PreTrainedModel, objective: Objective, file: Path, max_le
     batch = next(iter(random_batches(model.config, module.names, max_length, seed=0, shapes=[(2, min(7, max_length))])))
     example = tuple(torch.from_numpy(batch[name]) for name in module.names)
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with _quiet():
+    # Where gradients are asked for, attention with a learned bias (T5) takes another path, which has no graph.
+    with _quiet(), torch.no_grad():
         try:
             captured = torch.export.export(module, example, dynamic_shapes=((free,) * len(example),), strict=False)
             program = torch.onnx.export(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,18 +17,52 @@ if TYPE_CHECKING:
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 UNKNOWN = "<|unk|>"
+MASK = "<|mask|>"
+CLS, SEP = "<|cls|>", "<|sep|>"
+SENTINEL = "<extra_id_{}>"
+"""What stands for a left-out span of text, as T5 spells it (Raffel et al., 2020)."""
+BYTES = 256
 
 
-def train_tokenizer(algorithm: str, texts: Iterable[list[str]], vocab_size: int) -> Tokenizer:
-    """A tokenizer with ids 0 = <|endoftext|>, 1 = <|pad|>, and, unless it is `bpe`, 2 = <|unk|>."""
+def train_tokenizer(
+    algorithm: str, texts: Iterable[list[str]], vocab_size: int, special: Sequence[str] = ()
+) -> Tokenizer:
+    """A tokenizer with ids 0 = <|endoftext|>, 1 = <|pad|>, and, unless it is `bpe`, 2 = <|unk|>; then `special`.
+
+    Where <|cls|> and <|sep|> are among them, a text is encoded as `<|cls|> text <|sep|>`.
+    """
+    fixed = 2 if algorithm == "bpe" else 3
+    least = fixed + len(special) + (0 if algorithm == "wordpiece" else BYTES)
+    if vocab_size < least:
+        raise StageError(
+            f"{vocab_size} tokens do not hold the {fixed + len(special)} special ones"
+            + ("" if algorithm == "wordpiece" else f" and {BYTES} bytes"),
+            where="vocab_size",
+            hint=f"Set it to more than {least}.",
+        )
     if algorithm == "wordpiece":
-        return train_wordpiece(texts, vocab_size, [END, PAD, UNKNOWN])
-    if algorithm == "unigram":
-        return train_unigram(texts, vocab_size, END, PAD, UNKNOWN)
-    return train_bpe(texts, vocab_size)
+        tokenizer = train_wordpiece(texts, vocab_size, [END, PAD, UNKNOWN, *special], unknown=UNKNOWN)
+    elif algorithm == "unigram":
+        tokenizer = train_unigram(texts, vocab_size, END, PAD, UNKNOWN, special)
+    else:
+        tokenizer = train_bpe(texts, vocab_size, special)
+    if CLS in special and SEP in special:
+        _enclose(tokenizer)
+    return tokenizer
 
 
-def train_bpe(texts: Iterable[list[str]], vocab_size: int) -> Tokenizer:
+def _enclose(tokenizer: Tokenizer) -> None:
+    """Texts, and pairs of texts, are encoded as BERT has them (Devlin et al., 2019)."""
+    from tokenizers import processors
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (CLS, SEP)],
+    )
+
+
+def train_bpe(texts: Iterable[list[str]], vocab_size: int, special: Sequence[str] = ()) -> Tokenizer:
     """Byte-level BPE (Sennrich et al., 2016; Radford et al., 2019) with ids 0 = <|endoftext|> and 1 = <|pad|>.
 
     It can encode any text.
@@ -40,7 +74,7 @@ def train_bpe(texts: Iterable[list[str]], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END, PAD],
+        special_tokens=[END, PAD, *special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -57,6 +91,11 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "eos_token": END,
         "unk_token": END if tokenizer.token_to_id(UNKNOWN) is None else UNKNOWN,
         "pad_token": PAD,
+        **{
+            name: token
+            for name, token in {"mask_token": MASK, "cls_token": CLS, "sep_token": SEP}.items()
+            if tokenizer.token_to_id(token) is not None
+        },
         "clean_up_tokenization_spaces": False,
         "model_max_length": int(1e30),
     }

@@ -7,8 +7,8 @@ piece spells is spelled in bytes, so no text is unknown to it.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 LONGEST_SENTENCE = 1 << 20
 
 
-def train_unigram(texts: Iterable[list[str]], vocab_size: int, end: str, pad: str, unknown: str) -> Tokenizer:
-    """A tokenizer with ids 0, 1, 2 for end, pad and unknown, then 256 bytes, then pieces; at most `vocab_size`."""
+def train_unigram(
+    texts: Iterable[list[str]], vocab_size: int, end: str, pad: str, unknown: str, special: Sequence[str] = ()
+) -> Tokenizer:
+    """A tokenizer with ids 0, 1, 2 for end, pad and unknown, then the special tokens, 256 bytes, and pieces.
+
+    It has at most `vocab_size` of them.
+    """
     import sentencepiece
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers
 
     model = io.BytesIO()
+    given: dict[str, Any] = {"control_symbols": list(special)} if special else {}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line for batch in texts for text in batch for line in text.split("\n") if line.strip()),
         model_writer=model,
@@ -43,6 +49,7 @@ def train_unigram(texts: Iterable[list[str]], vocab_size: int, end: str, pad: st
         eos_piece=end,
         pad_piece=pad,
         unk_piece=unknown,
+        **given,
     )
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(trained.get_piece_size())]
@@ -53,5 +60,5 @@ def train_unigram(texts: Iterable[list[str]], vocab_size: int, end: str, pad: st
     made.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    made.add_special_tokens([end, pad, unknown])
+    made.add_special_tokens([end, pad, unknown, *special])
     return made

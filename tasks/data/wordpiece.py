@@ -21,8 +21,8 @@ PRIVATE = 0xF0000
 LINE = 10_000
 
 
-def train_wordpiece(texts: Iterable[list[str]], vocab_size: int, special: list[str]) -> Tokenizer:
-    """A cased WordPiece tokenizer whose first ids are the special tokens, the last of which stands for the unknown."""
+def train_wordpiece(texts: Iterable[list[str]], vocab_size: int, special: list[str], *, unknown: str) -> Tokenizer:
+    """A cased WordPiece tokenizer whose first ids are the special tokens; `unknown` is one of them."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
@@ -41,7 +41,7 @@ def train_wordpiece(texts: Iterable[list[str]], vocab_size: int, special: list[s
     plain.train_from_iterator(_lines(counts, inside), trainer)
     outside = {private: char for char, private in inside.items()}
     vocabulary = {_read_back(token, outside): number for token, number in plain.get_vocab().items()}
-    made = Tokenizer(models.WordPiece(vocabulary, unk_token=special[-1], continuing_subword_prefix=PREFIX))
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown, continuing_subword_prefix=PREFIX))
     made.normalizer, made.pre_tokenizer = normalizer, splitter
     made.decoder = decoders.WordPiece(prefix=PREFIX, cleanup=False)
     made.add_special_tokens(special)

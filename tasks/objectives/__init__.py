@@ -43,10 +43,14 @@ Batch = Mapping[str, "torch.Tensor"]
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Token ids that a batch needs beside the examples': what it is padded with, what a decoder begins with."""
+    """Token ids that a batch needs beside the examples': what it is padded with, what a decoder begins with.
+
+    vocabulary: how many token ids the model knows; 0 where it reads none.
+    """
 
     pad: int = 0
     decoder_start: int = 0
+    vocabulary: int = 0
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> SpecialIds:
@@ -54,7 +58,8 @@ class SpecialIds:
         pad = getattr(config, "pad_token_id", None)
         pad = pad if isinstance(pad, int) else 0
         start = getattr(config, "decoder_start_token_id", None)
-        return cls(pad, start if isinstance(start, int) else pad)
+        vocabulary = getattr(config, "vocab_size", None)
+        return cls(pad, start if isinstance(start, int) else pad, vocabulary if isinstance(vocabulary, int) else 0)
 
 
 class Objective(StageParams):

@@ -9,10 +9,8 @@ each, by which the model's attention tells them apart (`tasks/training/engine.py
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -59,8 +57,8 @@ class CausalLM(Objective):
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
-        from tasks.data.packing import PackedRows
         from tasks.training.chat import chat_features
+        from tasks.training.packed import packed_rows
         from tasks.training.text_features import measured_texts, read_split
 
         if self.messages is not None:
@@ -71,19 +69,7 @@ class CausalLM(Objective):
             return chat_features(data, split, self.messages, self.chat_template, tokenizer, max_length)
         if data.manifest.type == "dataset":
             return measured_texts(read_split(data, split, columns=("text",))["text"], tokenizer, max_length)
-        if not (data.path / f"{split}.rows.safetensors").exists():
-            raise StageError(f"no split {split!r}", where=data.stage, hint=f"It has: {_splits(data.path)}.")
-        rows = PackedRows(data.path, split)
-        if not len(rows):
-            raise StageError(f"split {split!r} is empty", where=data.stage, hint="Add data.")
-        context = int(json.loads((data.path / "tokens.json").read_text(encoding="utf-8"))["context"])
-        if context > max_length:
-            raise StageError(
-                f"rows of {context} tokens do not fit a model of {max_length}",
-                where=data.stage,
-                hint="Pack with a `context` the model can hold.",
-            )
-        return rows
+        return packed_rows(data, split, max_length)
 
     def with_text(
         self, feature: Feature, text: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
@@ -248,11 +234,6 @@ def _prompt(feature: Feature, room: int) -> npt.NDArray[np.int64]:
     counted = feature["labels"] != IGNORED
     first = int(counted.argmax()) if counted.any() else len(row) // 2
     return row[max(0, first - room // 2) : max(1, first)]
-
-
-def _splits(folder: Path) -> str:
-    found = sorted(path.name.partition(".")[0] for path in folder.glob("*.rows.safetensors"))
-    return ", ".join(found) or "none"
 
 
 OBJECTIVE = CausalLM

@@ -1,7 +1,7 @@
 """distill: a shallower student learns from a teacher's outputs and from the labels.
 
-The student is the teacher with fewer layers, started from evenly chosen teacher layers. Its loss is
-alpha x T^2 KL(teacher || student at temperature T) + (1 - alpha) x the objective's own loss (Hinton et al., 2015).
+The student is the teacher with fewer layers (an encoder-decoder: in both stacks), started from evenly chosen ones. Its
+loss is alpha x T^2 KL(teacher || student at temperature T) + (1 - alpha) x the objective's own (Hinton et al., 2015).
 Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 """
 
@@ -27,7 +27,9 @@ class Params(TrainingParams):
     teacher: Annotated[str, Input("model")] = Field(description="The model to learn from.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples to learn on.")
     augment: Augment | None = Field(None, description="Changes made to training texts. None: none.")
-    layers: int = Field(ge=1, description="Layers of the student; at most the teacher's.")
+    layers: int = Field(
+        ge=1, description="Layers of the student (encoder-decoder: of each stack); at most the teacher's."
+    )
     temperature: float = Field(2.0, gt=0, description="Softens both outputs. 1: as they are.")
     alpha: float = Field(0.7, ge=0, le=1, description="Share of the teacher's outputs in the loss. 0: labels only.")
 

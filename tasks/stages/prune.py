@@ -48,7 +48,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     special = SpecialIds.of(model.config)
     # Evenly spread over the split, because neighbours in a file look alike.
     count = min(params.samples, len(features.train))
-    chosen = [features.train[i * len(features.train) // count] for i in range(count)]
+    places = [i * len(features.train) // count for i in range(count)]
+    chosen = [objective.noised(features.train[place], place) for place in places]
     batches = (objective.collate(chosen[i : i + 16], special) for i in range(0, count, 16))
     importance = neuron_importance(model, batches, objective)
     smaller = pruned(model, importance, params.keep)

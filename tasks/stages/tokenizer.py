@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from infra.keys import file_digest
+from tasks.data.tokenizing import CLS, END, MASK, PAD, SENTINEL, SEP, UNKNOWN
 from tasks.stage import Input, Job, Located, SourceFile, Stage, StageParams
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -32,6 +33,21 @@ class Params(StageParams):
         le=1 << 20,
         description="Tokens, special ones included; for `bpe` and `unigram` 256 of them are bytes.",
     )
+    mask_token: bool = Field(
+        False, description="Adds `<|mask|>`, which models that learn by filling gaps (BERT) put into them."
+    )
+    cls_sep: bool = Field(
+        False, description="Adds `<|cls|>` and `<|sep|>`, and puts a text between them, as BERT has it."
+    )
+    sentinels: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Adds so many of `<extra_id_0>`, `<extra_id_1>`, ..., which stand for left-out spans (T5).",
+    )
+    special_tokens: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, description="Further tokens that no text is ever split into. None: none."
+    )
     given: Annotated[str | None, Located()] = Field(
         None, description="Folder with tokenizer.json and tokenizer_config.json to take as they are."
     )
@@ -40,7 +56,22 @@ class Params(StageParams):
     def _learned_or_given(self) -> Params:
         if (self.given is None) == (self.data is None) or (self.data is None) != (self.vocab_size is None):
             raise ValueError("give `data` and `vocab_size` to learn a tokenizer, or `given` to take one")
+        extra = self.extra_tokens()
+        if self.given is not None and extra:
+            raise ValueError("a `given` tokenizer is taken as it is: add special tokens to its files")
+        twice = sorted({token for token in extra if extra.count(token) > 1 or token in (END, PAD, UNKNOWN)})
+        if twice:
+            raise ValueError(f"special_tokens: {twice[0]!r} is there already")
         return self
+
+    def extra_tokens(self) -> list[str]:
+        """Special tokens beside those every tokenizer has, in the order of their ids."""
+        return [
+            *([MASK] if self.mask_token else []),
+            *([CLS, SEP] if self.cls_sep else []),
+            *(SENTINEL.format(i) for i in range(self.sentinels)),
+            *(self.special_tokens or []),
+        ]
 
 
 def sources(params: Params) -> list[SourceFile]:
@@ -72,7 +103,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     if job.execution.threads != "auto":
         os.environ["RAYON_NUM_THREADS"] = str(job.execution.threads)
     data = job.input("data")
-    tokenizer = train_tokenizer(params.algorithm, iterate_texts(data.path, data.split or "train"), params.vocab_size)
+    texts = iterate_texts(data.path, data.split or "train")
+    tokenizer = train_tokenizer(params.algorithm, texts, params.vocab_size, params.extra_tokens())
     size = tokenizer.get_vocab_size()
     if size < params.vocab_size:
         raise StageError(

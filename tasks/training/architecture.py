@@ -6,12 +6,14 @@ import dataclasses
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import ConfigError, Problem
+from infra.errors import ConfigError, Problem, StageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+POSITIONS = ("position_embeddings", "wpe", "embed_positions")
+"""How modules with a table of positions are called."""
+SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
 def new_model(
@@ -19,8 +21,9 @@ def new_model(
 ) -> PreTrainedModel:
     """A model with random weights, drawn from torch's global random numbers.
 
-    The tokenizer, where there is one, sets vocab_size and the special token ids; fields that are given win. Raises
-    ConfigError on an unknown type, unknown fields, or values the config or the model refuses.
+    The tokenizer, where there is one, sets vocab_size and the special token ids, those a decoder begins and ends with
+    among them; fields that are given win. Raises ConfigError on an unknown type, unknown fields, or values the config
+    or the model refuses.
     """
     import transformers
     from transformers import AutoConfig
@@ -34,7 +37,9 @@ def new_model(
     ]
     if problems:
         raise ConfigError(problems)
-    values = {**_from_tokenizer(tokenizer, known), **fields}
+    # By its own name, because some fields follow from others before a config knows the names it shares with all.
+    own = {cls.attribute_map.get(name, name): value for name, value in fields.items()}
+    values = {**_from_tokenizer(tokenizer, cls, known), **own}
     try:
         config = AutoConfig.for_model(model_type, **values)
         model: PreTrainedModel = getattr(transformers, auto_class).from_config(config)
@@ -46,6 +51,34 @@ def new_model(
             raise
         raise ConfigError([Problem(where, "", str(error).replace("\n", " "))]) from error
     return model
+
+
+def longest_text(model: PreTrainedModel) -> int | None:
+    """Tokens a model has learned positions for; None where positions are no table (rotary, relative).
+
+    RoBERTa counts positions from behind its padding id, so that it reads fewer tokens than it has positions.
+    """
+    from torch import nn
+
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            found.append(module.num_embeddings - unused - int(getattr(module, "offset", 0)))
+    return min(found, default=None)
+
+
+def check_length(model: PreTrainedModel, length: int, *, where: str) -> None:
+    """Raises StageError if a model cannot read texts of `length` tokens, which would otherwise end it in a lookup."""
+    longest = longest_text(model)
+    if longest is None or length <= longest:
+        return
+    table = int(getattr(model.config, "max_position_embeddings", longest))
+    raise StageError(
+        f"the model has positions for texts of {longest} tokens, and these have up to {length}",
+        where=where,
+        hint=f"Give a new model `max_position_embeddings: {table + length - longest}`, or use shorter texts.",
+    )
 
 
 def _config_class(model_type: str, where: str) -> Any:
@@ -62,11 +95,25 @@ def _known_fields(cls: Any) -> list[str]:
     return sorted({*own, *cls.attribute_map} - {"transformers_version", "architectures", "dtype"})
 
 
-def _from_tokenizer(tokenizer: PreTrainedTokenizerFast | None, known: list[str]) -> dict[str, Any]:
+def _from_tokenizer(tokenizer: PreTrainedTokenizerFast | None, cls: Any, known: list[str]) -> dict[str, Any]:
     if tokenizer is None:
         return {}
     values = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS if name in known}
-    return {"vocab_size": len(tokenizer), **values}
+    return {"vocab_size": len(tokenizer), **values, **_decoder_ids(tokenizer, cls(), known)}
+
+
+def _decoder_ids(tokenizer: PreTrainedTokenizerFast, usual: Any, known: list[str]) -> dict[str, Any]:
+    """What the decoder of an encoder-decoder begins and ends with: the token that has that role in the type's defaults.
+
+    T5 begins with padding (its config has no field for it), BART with the end of a text, which it also ends with.
+    """
+    if not usual.is_encoder_decoder:
+        return {}
+    roles = {getattr(usual, name, None): getattr(tokenizer, name) for name in reversed(SPECIAL_TOKENS[:3])}
+    roles.pop(None, None)
+    start = roles.get(getattr(usual, "decoder_start_token_id", None), tokenizer.pad_token_id)
+    ends = {"forced_eos_token_id": tokenizer.eos_token_id} if "forced_eos_token_id" in known else {}
+    return {"decoder_start_token_id": start, **ends}
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:

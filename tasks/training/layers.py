@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from infra.errors import StageError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
-COUNTS = ("num_hidden_layers", "num_layers", "num_decoder_layers")
+DEPTHS = (("num_hidden_layers", "num_layers", "encoder_layers"), ("num_decoder_layers", "decoder_layers"))
+"""How Hugging Face configs call the depth of an encoder (or of a model with one stack), and that of a decoder."""
 
 
-def layer_stacks(model: PreTrainedModel) -> dict[str, torch.nn.ModuleList]:
-    """The stacks of layers by module name, in the order in which they are run; two where there is a decoder too.
+def layer_stacks(model: PreTrainedModel) -> list[tuple[str, torch.nn.ModuleList]]:
+    """Name and list of the model's layers; of an encoder-decoder its encoder's, then its decoder's.
 
-    Raises StageError for a model without one: no list of modules is as long as its config says.
+    Raises StageError if it cannot be told which they are.
     """
-    from torch.nn import ModuleList
+    if not model.config.is_encoder_decoder:
+        return [_stack(model, "", model, model.config.num_hidden_layers)]
+    names = {id(module): name for name, module in model.named_modules()}
+    part_of: Any = model  # untyped there
+    decoder = next((field for field in DEPTHS[1] if hasattr(model.config, field)), "num_hidden_layers")
+    return [
+        _stack(model, f"{names[id(part)]}.", part, getattr(model.config, field))
+        for part, field in ((part_of.get_encoder(), "num_hidden_layers"), (part_of.get_decoder(), decoder))
+    ]
 
-    counts = {int(value) for name in COUNTS if isinstance(value := getattr(model.config, name, None), int)}
-    found: dict[str, ModuleList] = {}
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, ModuleList) and len(module) in counts and not inside:
-            found[name] = module
-    if not found:
+
+def _stack(model: PreTrainedModel, prefix: str, part: torch.nn.Module, count: int) -> tuple[str, torch.nn.ModuleList]:
+    """The one ModuleList of a part that is as long as the config says."""
+    stacks = [
+        (prefix + name, module)
+        for name, module in part.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count
+    ]
+    outer = [s for s in stacks if not any(s[0].startswith(f"{other[0]}.") for other in stacks if other is not s)]
+    if len(outer) != 1:
         raise StageError(
-            f"{type(model).__name__} has no stack of layers",
-            hint=f"Its config counts {sorted(counts)} layers, and no list of modules is that long.",
+            f"cannot tell which part of {type(model).__name__} is its stack of {count} layers",
+            hint="Only models with one stack of layers, or one in an encoder and one in a decoder, can be cut.",
         )
-    return found
+    return outer[0]
 
 
 def depths(model: PreTrainedModel) -> dict[str, int]:
@@ -40,7 +53,7 @@ def depths(model: PreTrainedModel) -> dict[str, int]:
 
     In an encoder-decoder the decoder's layers lie above the encoder's.
     """
-    stacks = layer_stacks(model)
+    stacks = dict(layer_stacks(model))
     below = {name: sum(map(len, list(stacks.values())[:i])) for i, name in enumerate(stacks)}
     top = sum(map(len, stacks.values())) + 1
     layer = re.compile(rf"({'|'.join(map(re.escape, stacks))})\.(\d+)\.")

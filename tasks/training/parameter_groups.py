@@ -38,7 +38,7 @@ def parameter_groups(
     """
     tuning = tuning or Tuning()
     place = None if tuning == Tuning() else depths(model)
-    stacks = tuple(f"{name}." for name in layer_stacks(model)) if optimizer.name == "muon" else ()
+    stacks = tuple(f"{name}." for name, _ in layer_stacks(model)) if optimizer.name == "muon" else ()
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

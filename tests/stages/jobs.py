@@ -13,7 +13,7 @@ from infra.execution import Execution
 from infra.keys import digest
 from infra.store import Store
 from infra.tracking import NullTracker
-from tasks.stage import InputArtifact, Job, StageParams
+from tasks.stage import InputArtifact, Job, StageParams, stages
 
 
 def artifact(path: Path, type: str, *, stage: str = "source", split: str | None = None) -> InputArtifact:
@@ -38,6 +38,14 @@ def collect(job: Job[Any]) -> None:
         target = job.output / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(job.fetch_shared(entry.path), target)
+
+
+def run_stage(folder: Path, kind: str, given: dict[str, Any], **inputs: Any) -> dict[str, float]:
+    """Run a stage of that kind by hand; its payload is in `folder/output`, its evidence in `folder/records`."""
+    stage = stages()[kind]
+    made = make_job(folder, stage.params.model_validate(given), inputs, name=folder.name)
+    metrics: dict[str, float] = stage.run(made)
+    return metrics
 
 
 def make_job(

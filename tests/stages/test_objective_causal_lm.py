@@ -347,7 +347,7 @@ def test_accumulated_training_is_hugging_faces_own_loss_over_whole_batches(
         chosen,
         features,
         [sampler.global_batch(step) for step in range(STEPS)],
-        lambda step: 1e-2 * learning_rate_factor("cosine", step, STEPS, warmup_ratio=given.schedule.warmup_ratio),
+        lambda step: 1e-2 * learning_rate_factor(given.schedule, step, STEPS),
         weight_decay=given.optimizer.weight_decay,
         max_grad_norm=0.5,
         mean_loss=lambda model, batch: (

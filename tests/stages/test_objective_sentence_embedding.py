@@ -116,7 +116,7 @@ def test_accumulated_training_is_the_loss_of_whole_batches(
         objective,
         features,
         batches,
-        lambda step: 5e-3 * learning_rate_factor("cosine", step, STEPS, warmup_ratio=given.schedule.warmup_ratio),
+        lambda step: 5e-3 * learning_rate_factor(given.schedule, step, STEPS),
         weight_decay=given.optimizer.weight_decay,
         max_grad_norm=0.5,
         mean_loss=lambda model, batch: by_hand(model, [features[i] for i in next(steps)], objective),

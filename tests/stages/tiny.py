@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from tasks.data.packing import best_fit, one_to_a_row, save_plan
 from tasks.objectives import SpecialIds
 from tasks.training.model_inputs import model_inputs
+from tasks.training.sampler import stream_seed
 
 PACKAGES = ("json", "logging", "wsgiref")
 CONTEXT = 32
@@ -29,6 +30,16 @@ FIELDS: dict[str, dict[str, Any]] = {
     "llama": {"intermediate_size": 64, "initializer_range": 0.1},
     "gpt2": {"n_inner": 64, "initializer_range": 0.1},
     "bert": {"intermediate_size": 64},
+    "roberta": {"intermediate_size": 64, "type_vocab_size": 1},
+    "ernie": {"intermediate_size": 64},
+    "t5": {"d_kv": 16, "d_ff": 64, "decoder_start_token_id": 0},
+    "bart": {
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "decoder_attention_heads": 2,
+        "decoder_start_token_id": 2,
+        "init_std": 0.1,
+    },
 }
 
 
@@ -46,6 +57,8 @@ def model(
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **({"decoder_layers": layers} if type == "bart" else {}),
+        **({"num_layers": layers} if type == "t5" else {}),
         **FIELDS[type],
         **fields,
     }
@@ -100,6 +113,30 @@ def plain_training(
     return losses
 
 
+class OwnLoss:
+    """For `plain_training`: an objective's batches with the loss of the model itself, which shifts and averages alone.
+
+    Noise is drawn as for a training with that seed which begins at the beginning of the data stream.
+    """
+
+    def __init__(self, model: PreTrainedModel, objective: Any, seed: int) -> None:
+        self.model, self.objective, self.seed, self.place = model, objective, seed, 0
+
+    def collate(self, features: Sequence[Mapping[str, Any]], special: SpecialIds) -> Any:
+        places = range(self.place, self.place + len(features))
+        self.place += len(features)
+        drawn = [self.objective.noised(f, stream_seed(self.seed, i)) for f, i in zip(features, places, strict=True)]
+        return self.objective.collate(drawn, SpecialIds.of(self.model.config))
+
+    def output(self, output: Any) -> Any:
+        return output.logits
+
+    def loss(self, logits: Any, batch: Any) -> tuple[torch.Tensor, int]:
+        units = self.objective.units(batch)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        return self.model(**inputs).loss * units, units
+
+
 def functions() -> list[tuple[str, str, str]]:
     """(id, text, package) of the functions of three small packages of the running Python."""
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -114,8 +151,22 @@ def functions() -> list[tuple[str, str, str]]:
     return found
 
 
-def write_inputs(folder: Path) -> Path:
-    """`dataset/`, `tokenizer/` and `tokens/` as the data stages lay them out."""
+def write_dataset(folder: Path, splits: Mapping[str, Mapping[str, Sequence[Any]]]) -> Path:
+    """A `dataset` without labels; each split's columns are `text` and any others."""
+    for split, columns in splits.items():
+        (folder / split).mkdir(parents=True)
+        names = [f"{split}/{i}" for i in range(len(columns["text"]))]
+        pq.write_table(pa.table({"id": names, "group": names, **columns}), folder / split / "0.parquet")
+    sizes = {split: len(columns["text"]) for split, columns in splits.items()}
+    (folder / "dataset.json").write_text(json.dumps({"splits": sizes, "labels": None}))
+    return folder
+
+
+def write_inputs(folder: Path, special: Mapping[str, str] | None = None, more: Sequence[str] = ()) -> Path:
+    """`dataset/`, `tokenizer/` and `tokens/` as the data stages lay them out.
+
+    special: further special tokens of the tokenizer, by the role transformers has for them; more: those without one.
+    """
     rows = functions()
     splits = {"train": [r for i, r in enumerate(rows) if i % 5 > 1], "validation": rows[::5], "test": rows[1::5]}
     for split, part in splits.items():
@@ -127,19 +178,20 @@ def write_inputs(folder: Path) -> Path:
         json.dumps({"splits": sizes, "labels": list(PACKAGES), "columns": ["id", "text", "group", "label"]})
     )
 
+    special = special or {}
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<pad>", "<bos>", "<eos>", "<unk>"],
+        special_tokens=["<pad>", "<bos>", "<eos>", "<unk>", *special.values(), *more],
         initial_alphabet=alphabet,
         show_progress=False,
     )
     raw.train_from_iterator([r[1] for r in splits["train"]], trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", **special
     )
     tokens = folder / "tokens"
     for place in (folder / "tokenizer", tokens / "tokenizer"):

@@ -39,14 +39,9 @@ Path_ = tuple[str | int, ...]
 ONE_CHOICE = "it has one choice"
 TWINS = "its only other value makes teacher and scratch the same stage"
 FIXED = {
-    "base.optimizer.name": ONE_CHOICE,
-    "teacher.optimizer.name": ONE_CHOICE,
-    "scratch.optimizer.name": ONE_CHOICE,
-    "student.optimizer.name": ONE_CHOICE,
     "teacher.init": TWINS,
     "scratch.init": TWINS,
     "lean.method": ONE_CHOICE,
-    "lean.heal.optimizer.name": ONE_CHOICE,
     "onnx.format": ONE_CHOICE,
     "int8.scheme": ONE_CHOICE,
     "functions.sources.0.format": "it follows from `python_functions`",
@@ -75,6 +70,7 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "Pii": [{"mask": ["email"]}],
     "Decontaminate": [{"against": ["functions"]}, {"against": ["corpus"]}],
     "Augment": [{"delete": 0.1}],
+    "Freeze": [{"all_but_last": 1}],
 }
 WORDS = [";", "row", "package", "causal_lm", "text_classification", "gpt2", "another", "column:label", "latin-1"]
 

@@ -1,0 +1,70 @@
+"""Sequence to sequence: write one text for another (Sutskever et al., 2014): translation, summarisation.
+
+Reads a `dataset` with the source in `text` and the text to be written in another column (`columns: {target: string}` of
+a source). Judged here by how likely the references are; what a model writes by itself is judged where it is made to
+write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from infra.errors import StageError
+from tasks.objectives import Feature
+from tasks.training.encoder_decoder import EncoderDecoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from tasks.stage import InputArtifact
+
+
+class Seq2Seq(EncoderDecoder):
+    """See the module."""
+
+    name: Literal["seq2seq"] = Field("seq2seq", description="Write one text for another.")
+    target: str = Field("target", min_length=1, description="Column with the text to be written.")
+    max_target_length: int | None = Field(
+        None, ge=1, description="Tokens kept of a target, the one that ends it included. None: as many as of a source."
+    )
+
+    data_types = ("dataset",)
+
+    def features(
+        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    ) -> Sequence[Feature]:
+        from tasks.training.packed import tokenizer_of
+        from tasks.training.target_texts import tokenized_targets
+        from tasks.training.text_features import read_split, tokenized
+        from tasks.training.vocabulary import Vocabulary, WithVocabulary
+
+        tokenizer = tokenizer_of(data, tokenizer)
+        vocabulary = Vocabulary.of(tokenizer)
+        if vocabulary.end is None:
+            raise StageError(
+                "the tokenizer has no end-of-text token, so that no model could learn to end a text",
+                where=data.stage,
+                hint="Set `eos_token` in its tokenizer_config.json.",
+            )
+        table = read_split(data, split, columns=("text", self.target))
+        wrong = [i for i, text in enumerate(table[self.target]) if not isinstance(text, str)]
+        if wrong:
+            raise StageError(
+                f"column {self.target!r} of split {split!r} holds no text in {len(wrong)} rows, the first being row "
+                f"{wrong[0]}: {table[self.target][wrong[0]]!r}",
+                where=data.stage,
+                hint="Leave rows without a target out of the source, and give the column the type `string`.",
+            )
+        sources = tokenized(table["text"], tokenizer, max_length)
+        targets = tokenized_targets(table[self.target], tokenizer, vocabulary.end, self.max_target_length or max_length)
+        rows = [
+            {"input_ids": source, "target_ids": target.ids, "target_bytes": target.size}
+            for source, target in zip(sources, targets, strict=True)
+        ]
+        return WithVocabulary(rows, vocabulary)
+
+
+OBJECTIVE = Seq2Seq
