@@ -13,6 +13,7 @@ import yaml
 
 from flows import cli
 from infra.store import Store
+from tasks.objectives import objective, objective_names
 from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan
 
@@ -43,6 +44,19 @@ def test_its_pipeline_and_its_example_stage_can_be_planned(
         lines = make_plan(load_pipeline(file), Store.open(str(tmp_path / "store")))
     soup = next(line for line in lines if line.node.name == "soup")
     assert soup.node.needs == ("teacher", "scratch") and soup.action == "unknown"
+
+
+def test_the_pipeline_of_the_objectives_page_is_one(readme: Any, tmp_path: Path) -> None:
+    """Its objectives are those there are, its settings those of `finetune`, its fragments fit."""
+    objectives, pipeline, fragment = readme.blocks("yaml", "docs/objectives.md")
+    data = yaml.safe_load(pipeline)
+    data["stages"] |= yaml.safe_load(fragment)
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(data))
+    assert load_pipeline(tmp_path / "pipeline.yaml").stages["chat"].params.objective.messages == "messages"
+    for line in objectives.splitlines():
+        assert objective(yaml.safe_load(line)["objective"]).name == "masked_lm"
+    page = (ROOT / "docs/objectives.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(objective_names())
 
 
 def test_its_commands_are_the_commands(readme: Any) -> None:

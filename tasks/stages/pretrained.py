@@ -1,0 +1,114 @@
+"""pretrained: weights that were made elsewhere become an artifact, which `finetune` and its kin start from.
+
+They are a folder as `save_pretrained` writes it (config.json, safetensors, tokenizer), or a model on the Hugging Face
+hub at a commit, which stands for its content, so that a plan asks nobody. Weights in pickles can run code when they are
+opened and are refused unless `allow_pickle` says otherwise; what ships is safetensors in any case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from infra import source_files
+from infra.errors import StageError
+from tasks.stage import Job, Located, SourceFile, Stage, StageParams
+
+HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[0-9a-f]{40})")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+VOCABULARY = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+WEIGHTS, PICKLES = ("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.bin.index.json")
+
+
+class Params(StageParams):
+    """Where the weights lie."""
+
+    folder: Annotated[str | None, Located()] = Field(None, description="Folder, as `save_pretrained` writes it.")
+    hub: str | None = Field(
+        None,
+        description="Model on the Hugging Face hub: ORG/NAME@COMMIT. Taken from the local cache where it is there.",
+    )
+    max_length: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens an example may have. None: as many as the model's positions and tokenizer allow.",
+    )
+    allow_pickle: bool = Field(False, description="Read weights that are no safetensors (`pytorch_model.bin`).")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Params:
+        if (self.folder is None) == (self.hub is None):
+            raise ValueError("give exactly one of `folder` and `hub`")
+        if self.hub is not None and not HUB.fullmatch(self.hub):
+            raise ValueError("write `hub: ORG/NAME@COMMIT` with all 40 digits; a branch or tag could move")
+        return self
+
+    def patterns(self) -> list[str]:
+        """Names of the files that matter."""
+        return ["config.json", *TOKENIZER, *VOCABULARY, *WEIGHTS, *(PICKLES if self.allow_pickle else ())]
+
+
+def sources(params: Params) -> list[SourceFile]:
+    """The files of the folder; of a model on the hub its commit. Raises StageError where they cannot be read."""
+    if params.folder is None:
+        return [SourceFile(str(params.hub), hashlib.sha256(str(params.hub).encode()).hexdigest())]
+    folder = Path(params.folder)
+    found = sorted({path for pattern in params.patterns() for path in folder.glob(pattern) if path.is_file()})
+    try:
+        (folder / "config.json").stat()
+        digests = source_files.digests([source_files.local(path) for path in found])
+    except OSError as error:
+        raise StageError(
+            f"cannot read {error.filename}: {error.strerror}",
+            where="folder",
+            hint="A model is a folder with config.json and its weights, as save_pretrained writes it.",
+        ) from error
+    return [SourceFile(path.name, sha) for path, sha in zip(found, digests, strict=True)]
+
+
+def run(job: Job[Params]) -> dict[str, float]:
+    import json
+
+    from tasks.model_card import ModelCard, write_card
+    from tasks.training.model_files import count_parameters, load_model
+    from tasks.training.pretrained_files import copy_tokenizer, copy_weights, longest
+
+    params = job.params
+    folder = Path(params.folder) if params.folder is not None else _from_hub(params)
+    copy_weights(folder, job.output, allow_pickle=params.allow_pickle)
+    tokenizer = copy_tokenizer(folder, job.output)
+    model = load_model(job.output, "AutoModel")
+    if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
+        raise StageError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}",
+            where="folder" if params.folder else "hub",
+            hint="They belong to different models, or tokens were added without resizing the embeddings.",
+        )
+    limit = longest(model.config, tokenizer)
+    write_card(job.output, ModelCard(None, params.max_length or limit))
+    listed = [[file.path, file.sha256] for file in sources(params)]
+    (job.records / "sources.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    return {"parameters": float(count_parameters(model)), "max_length": float(params.max_length or limit)}
+
+
+def _from_hub(params: Params) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    found = HUB.fullmatch(str(params.hub))
+    assert found is not None
+    try:
+        return Path(snapshot_download(found["name"], revision=found["revision"], allow_patterns=params.patterns()))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise StageError(
+            f"{params.hub} cannot be had: {str(error).splitlines()[0]}",
+            where="hub",
+            hint="Without a network, the hub's local cache must hold it (HF_HOME).",
+        ) from error
+
+
+STAGE = Stage(kind="pretrained", version=1, makes="model", params=Params, run=run, warm=True, sources=sources)

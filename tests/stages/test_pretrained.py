@@ -1,0 +1,143 @@
+"""Weights made elsewhere: taken as they are, checked, and a start for a fine-tuning."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from infra.errors import StageError
+from tasks.model_card import read_card
+from tasks.stages import finetune, pretrained
+
+
+@pytest.fixture
+def folder(tiny: ModuleType, tiny_inputs: Path, tmp_path: Path) -> Path:
+    made = tmp_path / "theirs"
+    tiny.model("bert", AutoModelForMaskedLM, vocabulary=tiny.VOCABULARY).save_pretrained(made)
+    for file in (tiny_inputs / "tokenizer").iterdir():
+        (made / file.name).write_bytes(file.read_bytes())
+    return made
+
+
+def run(jobs: ModuleType, folder: Path, place: Path, **given: Any) -> Any:
+    job = jobs.make_job(place, pretrained.Params(folder=str(folder), **given))
+    job.metrics = pretrained.STAGE.run(job)
+    return job
+
+
+def pickled(folder: Path, more: dict[str, Any] | None = None) -> None:
+    torch.save({**load_file(folder / "model.safetensors"), **(more or {})}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def test_the_bytes_are_theirs_and_a_training_starts_from_them(
+    jobs: ModuleType, tiny_inputs: Path, folder: Path, tmp_path: Path
+) -> None:
+    job = run(jobs, folder, tmp_path / "job")
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (job.output / name).read_bytes() == (folder / name).read_bytes()
+    assert read_card(job.output).max_length == job.metrics["max_length"] == 64, "as many as it has positions"
+    params = finetune.Params.model_validate(
+        {
+            "model": "m",
+            "data": "d",
+            "objective": "text_classification",
+            "max_steps": 1,
+            "max_length": 32,
+            "learning_rate": 1e-9,
+        }
+    )
+    inputs = {"model": jobs.artifact(job.output, "model"), "data": jobs.artifact(tiny_inputs / "dataset", "dataset")}
+    tuned = jobs.make_job(tmp_path / "tuned", params, inputs)
+    finetune.STAGE.run(tuned)
+    before, after = load_file(folder / "model.safetensors"), load_file(tuned.output / "model.safetensors")
+    for name in (name for name in after if name.startswith("bert.")):
+        torch.testing.assert_close(after[name], before[name], atol=1e-7, rtol=0)
+
+
+def test_what_was_trained_for_nothing_is_said_so(jobs: ModuleType, folder: Path, tmp_path: Path) -> None:
+    job = run(jobs, folder, tmp_path / "job", max_length=16)
+    assert read_card(job.output).max_length == 16
+    with pytest.raises(StageError, match="trained for no objective"):
+        _ = read_card(job.output).objective
+
+
+def test_pickles_are_read_on_request_only_and_then_only_tensors(jobs: ModuleType, folder: Path, tmp_path: Path) -> None:
+    expected = load_file(folder / "model.safetensors")
+    pickled(folder)
+    with pytest.raises(StageError, match=r"a pickle \(pytorch_model.bin\), which can run code"):
+        run(jobs, folder, tmp_path / "a")
+    job = run(jobs, folder, tmp_path / "b", allow_pickle=True)
+    found = load_file(job.output / "model.safetensors")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert not list(job.output.glob("*.bin"))
+    torch.save(Evil(), folder / "pytorch_model.bin")
+    with pytest.raises(StageError, match="holds no plain tensors"):
+        run(jobs, folder, tmp_path / "c", allow_pickle=True)
+    assert "FORGELINE_EVIL" not in os.environ
+
+
+class Evil:
+    """A pickle that runs code."""
+
+    def __reduce__(self) -> Any:
+        return os.putenv, ("FORGELINE_EVIL", "1")
+
+
+def test_what_does_not_fit_is_refused(jobs: ModuleType, tiny: ModuleType, folder: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    shutil.copytree(folder, small)
+    tiny.model("bert", AutoModel, vocabulary=300).save_pretrained(small)
+    with pytest.raises(StageError, match="the tokenizer has 320 tokens, the model 300"):
+        run(jobs, small, tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+    with pytest.raises(StageError, match=r"does not fit this model: embeddings\..* is 32, not 64"):
+        run(jobs, folder, tmp_path / "b")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(StageError, match="there are no weights"):
+        run(jobs, folder, tmp_path / "c")
+    (folder / "config.json").unlink()
+    with pytest.raises(StageError, match=r"cannot read .*config\.json"):
+        pretrained.sources(pretrained.Params(folder=str(folder)))
+
+
+def test_its_key_follows_the_files_that_matter(folder: Path) -> None:
+    params = pretrained.Params(folder=str(folder))
+    before = pretrained.sources(params)
+    (folder / "README.md").write_text("not read")
+    assert pretrained.sources(params) == before
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    assert pretrained.sources(params) != before
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({}, "exactly one of"),
+        ({"folder": "a", "hub": "b"}, "exactly one of"),
+        ({"hub": "org/name@main"}, "a branch or tag could move"),
+    ],
+)
+def test_a_place_that_could_be_another_is_refused(given: dict[str, str], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        pretrained.Params(**given)
+
+
+def test_a_model_that_is_not_in_the_cache_is_an_error_of_the_stage(
+    jobs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    job = jobs.make_job(tmp_path, pretrained.Params(hub="org/name@" + "0" * 40))
+    with pytest.raises(StageError, match="cannot be had"):
+        pretrained.STAGE.run(job)
