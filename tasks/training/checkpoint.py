@@ -23,7 +23,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from tasks.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
@@ -64,6 +64,13 @@ class TrainingState:
     """Examples a rank holds at once, if memory was too small for more. 0: as configured."""
     trained_seconds: float = 0.0
     interruptions: int = 0
+    judged: int = 0
+    """The step after which the last evaluation was, and what it found."""
+    values: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    best_values: dict[str, float] = field(default_factory=dict)
+    worse_in_row: int = 0
+    """Evaluations since the best one."""
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}

@@ -35,6 +35,7 @@ from tasks.training.record import Record
 from tasks.training.result import TrainResult
 from tasks.training.sampler import Sampler, steps_for_epochs, stream_seed
 from tasks.training.schedule import learning_rate_factor
+from tasks.training.selection import Selection
 from tasks.training.settings import TrainingParams
 from tasks.training.throughput import ModelFlops, matrix_flops
 
@@ -131,6 +132,13 @@ class _Training:
         self.anchor_every = params.divergence.rollback_every
         self.checkpoints = Checkpoints(job, self.ranks, self.engine, anchor_every=self.anchor_every)
         self.spikes = SpikeDetector(params.divergence)
+        self.selection = Selection(
+            params,
+            objective,
+            self.engine.parameters,
+            validated=bool(validation_features),
+            where=f"stages.{job.name}",
+        )
         self.state = TrainingState(total)
         self.watchdog = watchdog
         self.slowest = 0.0
@@ -145,16 +153,17 @@ class _Training:
             fitting = [n for n in (self.state.micro, self.job.micro) if n]
             if fitting and self.job.execution.per_device_train_batch_size == "auto":
                 self._use_micro(min(*fitting, self.split.micro))
-            while self.state.step < self.total:
+            while self.state.step < self.total and not self.selection.is_over(self.state):
                 self._expect()
                 self._step()
-                if every and self.state.step % every == 0 and self.state.step < self.total:
+                if every and self.state.step % every == 0:
                     self._validate()
-            validation = self._validate()
+            if self.state.judged != self.state.step:
+                self._validate()
             if self.state.step % (self.job.execution.checkpoint.permanent_every or self.total + 1) == 0:
                 self._save()
                 self.checkpoints.require_stored()
-            return self._result(validation)
+            return self._result(self.selection.settle(self.state))
 
     def _expect(self) -> None:
         limit = self.job.execution.step_timeout
@@ -250,6 +259,7 @@ class _Training:
             self.spikes.accept(loss)
             state.updates += 1
             state.skipped_in_row = 0
+            self.selection.updated()
 
     def _gradients(self, micros: list[Micro], units: float) -> tuple[float, float | None]:
         """Forward and backward of a step: mean loss over all ranks, and the gradient norm where it is known already."""
@@ -348,17 +358,17 @@ class _Training:
         self.sampler = Sampler(self.sampler.size, self.sampler.seed, self.split)
         self.loader.resplit(self.sampler)
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> None:
         self.watchdog.rest()
-        began = time.perf_counter()
+        began, state = time.perf_counter(), self.state
         self.engine.engine.eval()
-        values = validate(self._logits, self.objective, self.validation_features, self.special, self.ranks)
-        values = with_class_names(values, config_labels(self.model.config))
-        state = self.state
+        with self.selection.evaluated_weights():
+            values = validate(self._logits, self.objective, self.validation_features, self.special, self.ranks)
+            values = with_class_names(self.ranks.broadcast(values), config_labels(self.model.config))
+            self.selection.judge(state, values)
         seconds = time.perf_counter() - began
         trained = state.trained_seconds
         self.record.evaluation(state.step, values, tokens=state.tokens, trained=trained, seconds=seconds)
-        return values
 
     def _save(self) -> None:
         self.stalled += self.checkpoints.save(self.state, self.record.files())
@@ -383,6 +393,7 @@ class _Training:
 
     def _result(self, validation: dict[str, float]) -> TrainResult:
         weights = self.engine.parameters.weights()
+        best = {"best_step": float(self.state.best_step)} if self.params.keep == "best" else {}
         model = self.model
         if self.use_cache is not None:
             model.config.use_cache = self.use_cache
@@ -393,10 +404,10 @@ class _Training:
             model.tie_weights()
         return TrainResult(
             model=model.train(False),
-            steps=self.total,
+            steps=self.state.step,
             tokens=self.state.tokens,
-            summary=self.record.summary(),
-            seen=self.sampler.seen(self.total + self.state.offset),
+            summary={**self.record.summary(), **best},
+            seen=self.sampler.seen(self.state.step + self.state.offset),
             validation=validation,
         )
 

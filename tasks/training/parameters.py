@@ -35,6 +35,8 @@ class Parameters:
     ) -> None:
         self._module, self._zero, self._optimizer = engine.module, engine.optimizer, optimizer
         self._moments = moments
+        self.copies: dict[str, dict[str, torch.Tensor]] = {}
+        """Other weights by part and name, flat, as much of each as this rank keeps; saved and loaded with the rest."""
         self.zero_stage, self.ranks = zero_stage, ranks
 
     def weights(self) -> dict[str, torch.Tensor] | None:
@@ -45,6 +47,52 @@ class Parameters:
             if self.ranks.leads and value is not None:
                 state[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
         return state | self.buffers() if self.ranks.leads else None
+
+    def copy(self, part: str) -> None:
+        """Keep the weights as they are now as `part`."""
+        kept = self.copies.setdefault(part, {})
+        for name, values in self._local():
+            if name in kept:
+                kept[name].copy_(values)
+            else:
+                kept[name] = values.clone()
+
+    def average(self, part: str, decay: float) -> None:
+        """Move `part` towards the weights: decay x part + (1 - decay) x weights."""
+        for name, values in self._local():
+            self.copies[part][name].lerp_(values, 1 - decay)
+
+    def exchange(self, part: str) -> None:
+        """The model gets the weights of `part`, and that the model's. Collective."""
+        trained = dict(self._trained())
+        for name, values in self._local():
+            before, kept = values.clone(), self.copies[part][name]
+            self._set_local(trained[name], kept)
+            kept.copy_(before)
+        if self.zero_stage in (1, 2):
+            self._zero.update_lp_params()
+
+    def _local(self) -> list[tuple[str, torch.Tensor]]:
+        """The weights this rank keeps in fp32, flat; at ZeRO 3 with its padding."""
+        if self.zero_stage == 0:
+            return [(name, p.data.view(-1)) for name, p in self._trained()]
+        if self.zero_stage == 3:
+            from deepspeed.utils import safe_get_local_fp32_param
+
+            return [(name, safe_get_local_fp32_param(p)) for name, p in self._trained()]
+        mapped = [(name, getattr(p, "_hp_mapping", None)) for name, p in self._trained()]
+        return [(name, kept.hp_fragment) for name, kept in mapped if kept is not None]
+
+    def _set_local(self, parameter: Any, values: torch.Tensor) -> None:
+        if self.zero_stage == 0:
+            parameter.data.view(-1).copy_(values)
+        elif self.zero_stage == 3:
+            from deepspeed.utils import safe_set_local_fp32_param
+
+            safe_set_local_fp32_param(parameter, values)
+            parameter.ds_tensor.data.copy_(values)  # the copy that the forward pass gathers
+        else:
+            parameter._hp_mapping.hp_fragment.data.copy_(values)
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """The model's buffers that are saved with it, in CPU memory."""
@@ -65,7 +113,7 @@ class Parameters:
         Views of living memory: copy them before the next step. Call it after the first update, which makes moments.
         """
         self._link_moments()
-        return [piece for name, p in self._trained() if (piece := self._piece(name, p)) is not None]
+        return [self._with_copies(piece) for name, p in self._trained() if (piece := self._piece(name, p)) is not None]
 
     def load(self, shards: ShardReader, updates: int) -> None:
         """Set weights, moments and buffers to those saved after `updates` updates. Collective.
@@ -77,6 +125,12 @@ class Parameters:
         _check_names(dict(self._trained()), shards)
         for name, parameter in self._trained():
             self._set(name, parameter, shards)
+        starts = {piece.name: piece.start for piece in self.pieces()} if self.zero_stage else {}
+        for part, kept in self.copies.items():
+            for name, values in kept.items():
+                begin = starts.get(name, 0)
+                count = min(values.numel(), shards.size(part, name) - begin)  # without the padding of ZeRO 3
+                values[:count] = shards.read(part, name, begin, begin + count)
         buffers = dict(self._module.named_buffers())
         for name in shards.names("buffers"):
             buffers[name].copy_(shards.read("buffers", name).view_as(buffers[name]))
@@ -118,6 +172,12 @@ class Parameters:
             kept.lp_fragment_address.start,
             {"weights": kept.hp_fragment, **{m: kept.optim_fragment[m] for m in self._moments[parameter]}},
         )
+
+    def _with_copies(self, piece: Piece) -> Piece:
+        """The piece with the same run of the other weights."""
+        count, first = piece.parts["weights"].numel(), piece.start if self.zero_stage == 0 else 0
+        more = {part: kept[piece.name][first : first + count] for part, kept in self.copies.items()}
+        return Piece(piece.name, piece.start, {**piece.parts, **more})
 
     def _partition(self, parameter: Any) -> tuple[int, int]:
         """ZeRO 3: first element and number of elements of this rank's partition, without its padding."""

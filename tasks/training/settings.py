@@ -84,6 +84,28 @@ class TrainingParams(Budget):
     eval_every: int = Field(
         0, ge=0, description="Steps between evaluations on the validation split. 0: only after the last step."
     )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share that a moving average of the weights keeps of itself each step; the average is what is "
+        "validated and kept (Polyak and Juditsky, 1992). None: no average.",
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="Which weights are kept: those after the last step, or those of the best evaluation."
+    )
+    watch: str | None = Field(
+        None, description="What is best: a metric of the validation, or `loss`. None: the objective's main metric."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Evaluations in a row that are no better, after which training ends. None: it goes on."
+    )
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> TrainingParams:
+        if self.eval_every == 0 and (self.keep == "best" or self.patience is not None):
+            raise ValueError("`keep: best` and `patience` need evaluations: set `eval_every`")
+        return self
 
 
 class WithObjective(StageParams):
