@@ -8,5 +8,5 @@ LESS_IS_BETTER = frozenset({*ERRORS, *COSTS})
 
 
 def greater_is_better(metric: str) -> bool:
-    """False for losses, errors and costs, True for everything else."""
-    return LESS_IS_BETTER.isdisjoint(metric.replace("@", "_").split("_"))
+    """False for losses, errors and costs, True for everything else. After a colon stands a class: `f1:size`."""
+    return LESS_IS_BETTER.isdisjoint(metric.partition(":")[0].replace("@", "_").split("_"))

@@ -87,27 +87,28 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 def _agree(models: list[InputArtifact], data: InputArtifact) -> tuple[Objective, list[str] | None]:
     """The objective and labels all models share with the data. Raises StageError where they do not."""
-    from tasks.model_card import read_card
+    from tasks.model_card import ModelCard, read_card
+    from tasks.training.features import check_data
 
     names = [model.stage for model in models]
     if len(set(names)) < len(names):
         raise StageError("a model is listed twice", where="models", hint="Name each stage once.")
     cards = {model.stage: read_card(model.path) for model in models}
     objectives = {name: card.objective for name, card in cards.items()}
-    first, *rest = objectives.values()
-    if any(other != first for other in rest):
+    first = next(iter(objectives.values()))
+    if any(other.model_dump() != first.model_dump() for other in objectives.values()):
         told = ", ".join(
             f"{name}: {one.model_dump(exclude_defaults=True) | {'name': one.name}}" for name, one in objectives.items()
         )
         raise StageError(f"the models were trained for different objectives ({told})", where="models")
-    description = data.path / "dataset.json"
-    truth = json.loads(description.read_text(encoding="utf-8")).get("labels") if description.is_file() else None
+    check_data(first, data)
+    truth = ModelCard.of(first, 0, first.head(data)).labels
     for name, card in cards.items():
-        if card.labels and truth and card.labels != list(truth):
+        if card.labels and truth and card.labels != truth:
             raise StageError(
-                f"{name!r} knows the labels {card.labels}, the data have {truth}",
+                f"{name!r} knows the labels {card.labels}, not {truth}",
                 where="models",
-                hint="Evaluate on a dataset with the labels it was trained on.",
+                hint="Evaluate on a dataset with the labels it was trained on, and with models that know the same.",
             )
     return first, truth
 

@@ -48,8 +48,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     head = objective.head(data)
     torch.manual_seed(params.seed)
     model = load_model(source, objective.auto_class, pretrained=params.init == "pretrained", **head)
-    result = train(job, model, objective, *features, params)
     card = ModelCard.of(objective, max_length, head)
+    objective = card.objective
+    result = train(job, model, objective, *features, params)
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card, baselines=True)
 
 

@@ -72,7 +72,7 @@ def _replicates(file: Path) -> dict[str, Replicates]:
 
     found: dict[str, Any] = {}
     for name, values in load_file(file).items():
-        model, _, metric = name.rpartition("/")
+        model, _, metric = name.partition("/")  # classes that metrics are named for may hold a slash
         found.setdefault(model, {})[metric] = values
     return found
 
