@@ -29,7 +29,15 @@ def load_model(folder: Path, auto_class: str, *, pretrained: bool = True, **fiel
     if not pretrained:
         random: PreTrainedModel = cls.from_config(config)
         return random
-    model: PreTrainedModel = cls.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True)
+    given: dict[str, Any] = {"config": config, "dtype": torch.float32, "use_safetensors": True}
+    model: PreTrainedModel
+    model, report = cls.from_pretrained(folder, output_loading_info=True, **given)
+    backbone = {name for name in model.state_dict() if name.startswith(f"{model.base_model_prefix}.")}
+    if backbone and backbone <= set(report["missing_keys"]):
+        # Some heads call the backbone otherwise than their siblings (in LlamaForQuestionAnswering it is `transformer`),
+        # and HF, finding nothing by that name, leaves it random.
+        whole = transformers.AutoModel.from_pretrained(folder, **given)
+        model.base_model.load_state_dict(whole.state_dict())
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -43,10 +44,11 @@ class TrainResult:
         return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=values)
 
     def metrics(self) -> dict[str, float]:
-        """The summary a stage returns; numbers only."""
+        """The summary a stage returns, numbers only: what the split does not define is left out, but never a loss."""
+        defined = {name: v for name, v in self.validation.items() if name == "loss" or not math.isnan(v)}
         return {
             "steps": float(self.steps),
             "tokens": float(self.tokens),
             **self.summary,
-            **{f"validation_{name}": value for name, value in self.validation.items()},
+            **{f"validation_{name}": value for name, value in defined.items()},
         }

@@ -37,7 +37,8 @@ def read_split(data: InputArtifact, split: str, *, columns: Sequence[str]) -> di
         raise StageError(
             f"split {split!r} has no column {missing[0]!r}",
             where=data.stage,
-            hint=f"It has: {', '.join(schema.names)}. Labels come from the dataset stage's `label`.",
+            hint=f"It has: {', '.join(schema.names)}. Labels come from the dataset stage's `label`, "
+            "other columns from the `columns` of its sources.",
         )
     wanted = pa.schema([schema.field(name) for name in columns])
     table = pa.concat_tables([wanted.empty_table(), *(pq.read_table(f, columns=list(columns)) for f in files)])
