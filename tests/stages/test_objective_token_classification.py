@@ -302,6 +302,7 @@ def test_every_stage(jobs: ModuleType, tiny: ModuleType, tokenizer: Any, data: A
     assert min(found["evaluate"].values()) > 0.8 and len(found["evaluate"]) == 4
     card = read_card(tmp_path / "quantize/output")
     assert card.labels == list(LABELS) and card.objective.model_dump()["label_all_pieces"]
+    assert found["prune"]["parameters_ratio"] < 1 and found["prune"]["validation_span_f1"] > 0.5
     scores = json.loads((tmp_path / "evaluate/output/scores.json").read_text())
     assert (scores["primary_metric"], scores["labels"]) == ("span_f1", list(LABELS))
     assert {"f1:PER", "f1:LOC", "span_f1_macro", "accuracy"} <= set(scores["models"]["quantize"]["metrics"])

@@ -200,7 +200,7 @@ def write_model(folder: Path, made: PreTrainedModel, tokenizer: PreTrainedTokeni
 def stage_chain(
     jobs: Any, folder: Path, model: Path, data: Path, *, finetune: Mapping[str, Any], distill: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
-    """finetune -> distill -> export -> quantize -> evaluate of all four on `test`; each stage's metrics by its kind."""
+    """finetune -> distill -> export -> quantize -> evaluate of all on `test`, and prune; each stage's metrics by kind."""
     source = jobs.artifact(data, "dataset", stage="data")
     found: dict[str, dict[str, float]] = {}
 
@@ -211,6 +211,7 @@ def stage_chain(
         return jobs.artifact(job.output, stage.makes, stage=kind)
 
     teacher = run("finetune", {"model": "m", "data": "d", **finetune}, model=jobs.artifact(model, "model"), data=source)
+    run("prune", {"model": "t", "data": "d", "keep": 0.75, "samples": 40}, model=teacher, data=source)
     student = run("distill", {"teacher": "t", "data": "d", **distill}, teacher=teacher, data=source)
     onnx = run("export", {"model": "m"}, model=student)
     int8 = run("quantize", {"model": "m"}, model=onnx)
