@@ -38,7 +38,7 @@ class ModelCard:
         """What the model was trained for. Raises StageError if nobody has trained it for anything yet."""
         if self.settings is None:
             raise StageError("these weights were trained for no objective", hint="Put a `finetune` stage before.")
-        return objective(self.settings)
+        return objective(self.settings).with_labels(self.labels or [])
 
 
 def read_card(folder: Path) -> ModelCard:

@@ -70,8 +70,10 @@ class Objective(StageParams):
     data_types: ClassVar[tuple[str, ...]]
     """Artifact types it can read: `tokens` (packed) or `dataset` (text and label columns)."""
     primary_metric: ClassVar[str]
-    """The metric people compare models by, and whether more is better."""
+    """The metric people compare models by, and whether more is better. A property where an option decides it."""
     greater_is_better: ClassVar[bool]
+    augmentable: ClassVar[bool] = True
+    """Whether the token ids of a changed `text` may take the place of an example's `input_ids`."""
 
     training_options: ClassVar[frozenset[str]] = frozenset()
     """Options that change what is learned and not how it is judged: models that differ in them can be compared."""
@@ -94,6 +96,14 @@ class Objective(StageParams):
     def head(self, data: InputArtifact) -> dict[str, Any]:
         """HF config fields the data decides (number of labels and their names); empty where there are none."""
         return {}
+
+    def with_labels(self, labels: Sequence[str]) -> Objective:
+        """The same objective for a model whose classes have these names, in their order, as its card has them.
+
+        For an objective whose metrics need the names, or whose classes are those of the training data and not of the
+        data it is judged on. Every stage works with what this returns; before a model has classes, the data decide.
+        """
+        return self
 
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int

@@ -75,8 +75,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     tuning = Tuning(params.layer_decay, thaw_over, frozen if thaw_over else frozenset())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen or thaw_over > 0)
-    result = train(job, model, objective, *features, params, tuning=tuning)
     card = ModelCard.of(objective, max_length, head)
+    objective = card.objective
+    result = train(job, model, objective, *features, params, tuning=tuning)
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card, baselines=True)
 
 

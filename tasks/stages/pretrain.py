@@ -61,8 +61,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     max_length = int(json.loads((data.path / "tokens.json").read_text(encoding="utf-8"))["context"])
     check_length(model, max_length, where=f"stages.{job.name}.model")
     features = train_and_validation(objective, data, tokenizer, max_length)
-    result = train(job, model, objective, *features, params)
     card = ModelCard.of(objective, max_length, head)
+    objective = card.objective
+    result = train(job, model, objective, *features, params)
     return finish(
         job, result, objective, features, tokenizer, tokenizer_from=tokenizer_files, card=card, baselines=True
     )

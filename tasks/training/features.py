@@ -39,6 +39,12 @@ def train_and_validation(
     check_data(objective, data)
     train = objective.features(data, data.split or "train", tokenizer, max_length)
     if augment is not None:
+        if not objective.augmentable:
+            raise StageError(
+                f"objective {objective.name} cannot learn from changed texts",
+                where="augment",
+                hint="What its examples are labelled with belongs to the words as they stand: leave `augment` out.",
+            )
         train = AugmentedTexts(objective, train, data, data.split or "train", tokenizer, max_length, augment, seed)
     watched = has_split(data.path, data.manifest.type, "validation")
     validation = heldout_features(objective, data, "validation", tokenizer, max_length) if watched else []

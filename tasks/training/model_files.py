@@ -34,15 +34,18 @@ def load_model(
     if not pretrained:
         random: PreTrainedModel = cls.from_config(config)
         return random
-    model, found = cls.from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    _check_weights(model, found, new_head)
+    given: dict[str, Any] = {"config": config, "dtype": torch.float32, "use_safetensors": True}
+    given |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, found = cls.from_pretrained(folder, **given)
+    backbone = {name for name in model.state_dict() if name.startswith(f"{model.base_model_prefix}.")}
+    if backbone and backbone <= set(found["missing_keys"]):
+        # Some heads call the backbone otherwise than their siblings (in LlamaForQuestionAnswering it is `transformer`),
+        # and HF, finding nothing by that name, leaves it random.
+        whole, found = transformers.AutoModel.from_pretrained(folder, **given)
+        _check_weights(whole, found, new_head)
+        model.base_model.load_state_dict(whole.state_dict())
+    else:
+        _check_weights(model, found, new_head)
     if new_head:
         for name, module in model.named_modules():
             if name and not _in_body(name, model):

@@ -46,10 +46,11 @@ class TrainResult:
         return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=named)
 
     def metrics(self) -> dict[str, float]:
-        """The summary a stage returns; finite numbers only, which is all that a manifest can hold."""
+        """The summary a stage returns, finite numbers: what the split does not define is left out, never a loss."""
+        defined = {name: v for name, v in self.validation.items() if name == "loss" or math.isfinite(v)}
         return {
             "steps": float(self.steps),
             "tokens": float(self.tokens),
             **self.summary,
-            **{f"validation_{name}": value for name, value in self.validation.items() if math.isfinite(value)},
+            **{f"validation_{name}": value for name, value in defined.items()},
         }

@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.data.packing import best_fit, one_to_a_row, save_plan
+from tasks.model_card import ModelCard, write_card
 from tasks.objectives import SpecialIds
+from tasks.stage import stages
 from tasks.training.model_inputs import model_inputs
 from tasks.training.sampler import stream_seed
 
@@ -210,3 +212,72 @@ def write_inputs(folder: Path, special: Mapping[str, str] | None = None, more: S
         json.dumps({"context": CONTEXT, "vocab_size": len(tokenizer), "splits": counts})
     )
     return folder
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """WordPiece as BERT has it ([CLS] a [SEP] b [SEP]), lower-casing nothing: these words whole, others in letters."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,?"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters), *sorted(set(words))]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    raw = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.decoder = decoders.WordPiece()
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def write_rows(folder: Path, splits: Mapping[str, Sequence[Mapping[str, Any]]], **described: Any) -> Path:
+    """A `dataset` artifact of these rows, in a new folder; what is no string is stored as JSON, as `json` columns are."""
+    for split, rows in splits.items():
+        (folder / split).mkdir(parents=True)
+        columns: dict[str, list[Any]] = {
+            "id": [f"{split}#{i}" for i in range(len(rows))],
+            "text": [row.get("text") for row in rows],
+            "group": [f"{split}#{i}" for i in range(len(rows))],
+        }
+        for name in sorted({name for row in rows for name in row} - {"text"}):
+            values = [row.get(name) for row in rows]
+            columns[name] = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+        pq.write_table(pa.table(columns), folder / split / "0.parquet")
+    sizes = {split: len(rows) for split, rows in splits.items()}
+    (folder / "dataset.json").write_text(json.dumps({"splits": sizes, "labels": None, **described}))
+    return folder
+
+
+def write_model(folder: Path, made: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Path:
+    """A `model` artifact of weights that were trained for nothing yet."""
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_card(folder, ModelCard(None, max_length))
+    return folder
+
+
+def stage_chain(
+    jobs: Any, folder: Path, model: Path, data: Path, *, finetune: Mapping[str, Any], distill: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """finetune -> distill -> export -> quantize -> evaluate of all on `test`, and prune; each stage's metrics by kind."""
+    source = jobs.artifact(data, "dataset", stage="data")
+    found: dict[str, dict[str, float]] = {}
+
+    def run(kind: str, given: Mapping[str, Any], **inputs: Any) -> Any:
+        stage = stages()[kind]
+        job = jobs.make_job(folder / kind, stage.params.model_validate(given), inputs, name=kind)
+        found[kind] = stage.run(job)
+        return jobs.artifact(job.output, stage.makes, stage=kind)
+
+    teacher = run("finetune", {"model": "m", "data": "d", **finetune}, model=jobs.artifact(model, "model"), data=source)
+    run("prune", {"model": "t", "data": "d", "keep": 0.75, "samples": 40}, model=teacher, data=source)
+    student = run("distill", {"teacher": "t", "data": "d", **distill}, teacher=teacher, data=source)
+    onnx = run("export", {"model": "m"}, model=student)
+    int8 = run("quantize", {"model": "m"}, model=onnx)
+    run(
+        "evaluate",
+        {"models": ["a"], "data": "d", "resamples": 100, "latency": {"repeats": 2}},
+        models=[teacher, student, onnx, int8],
+        data=source,
+    )
+    return found

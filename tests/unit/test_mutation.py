@@ -56,6 +56,11 @@ FIXED = {
         for stage in ("teacher", "scratch")
         for field in ("name", "problem", "labels", "target")
     },
+    **{
+        f"{stage}.{field}": "it needs `eval_every`"
+        for stage in ("base", "teacher", "scratch", "student", "lean.heal")
+        for field in ("keep", "patience")
+    },
     "execution.launcher": ONE_CHOICE,
     "execution.offload_optimizer": "it needs a ZeRO stage",
     "execution.offload_parameters": "it needs a ZeRO stage",
