@@ -153,10 +153,10 @@ def test_a_tokenizer_of_a_decoder_serves(jobs: ModuleType, tiny: ModuleType, tin
 
 
 def exact(batch: dict[str, torch.Tensor]) -> np.ndarray:
-    """Logits [W, T, 2] of a model that knows every window's answer."""
+    """Logits [W, T, 2] of a model that knows every window's answer, and most surely that there is none."""
     logits = np.zeros((*batch["input_ids"].shape, 2), np.float32)
     for i, (first, last) in enumerate(batch["labels"].tolist()):
-        logits[i, first, 0] = logits[i, last, 1] = 5.0
+        logits[i, first, 0] = logits[i, last, 1] = 7.0 if last == batch["null"][i] else 5.0
     return logits
 
 
