@@ -8,7 +8,8 @@ Evidence in `records/`: train.jsonl, validation.jsonl, baselines.json, samples.j
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -16,7 +17,13 @@ from tasks.data.augmentation import Augment
 from tasks.stage import Input, Job, Stage
 from tasks.training.deepspeed_config import training_faults
 from tasks.training.freezing import Freeze
+from tasks.training.lora import Lora
 from tasks.training.settings import TrainingParams, WithObjective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tasks.objectives import Feature, Objective
 
 
 class Params(WithObjective, TrainingParams):
@@ -31,6 +38,9 @@ class Params(WithObjective, TrainingParams):
     freeze: Freeze | None = Field(None, description="Weights that stay as they are. None: all learn.")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="A layer's learning rate is so many times that of the layer above it."
+    )
+    lora: Lora | None = Field(
+        None, description="Low-rank updates beside frozen weights, merged at the end. None: the weights learn."
     )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="Every dropout rate of the model. None: as it was pretrained with."
@@ -51,7 +61,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.training.features import train_and_validation
     from tasks.training.freezing import frozen_names
     from tasks.training.loop import train
-    from tasks.training.model_files import load_model, load_tokenizer
+    from tasks.training.lora import insert
+    from tasks.training.model_files import head_parameters, load_model, load_tokenizer
     from tasks.training.parameter_groups import Tuning
 
     params, source, data = job.params, job.input("model").path, job.input("data")
@@ -75,10 +86,39 @@ def run(job: Job[Params]) -> dict[str, float]:
     tuning = Tuning(params.layer_decay, thaw_over, frozen if thaw_over else frozenset())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen or thaw_over > 0)
+    if params.lora is not None:
+        insert(model, params.lora, head=head_parameters(model) - frozen)
     card = ModelCard.of(objective, max_length, head)
     objective = card.objective
-    result = train(job, model, objective, *features, params, tuning=tuning)
+    result = train(job, model, objective, *features, params, tuning=tuning, rebuild=partial(_rebuilt, params, model))
+    if params.lora is not None:
+        result.model = _merged(result.model, objective, features.train[0])
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card, baselines=True)
+
+
+def _rebuilt(params: Params, model: PreTrainedModel) -> PreTrainedModel:
+    """An untrained model of the same form, which takes the weights that ranks hold in parts."""
+    from tasks.training.lora import insert
+    from tasks.training.model_files import head_parameters
+
+    made = type(model)(model.config)
+    return made if params.lora is None else insert(made, params.lora, head=head_parameters(made))
+
+
+def _merged(model: PreTrainedModel, objective: Objective, example: Feature) -> PreTrainedModel:
+    """The model without its adapters, which is checked to say the same."""
+    import torch
+
+    from tasks.objectives import SpecialIds
+    from tasks.training.lora import largest_change, merge
+    from tasks.training.model_inputs import model_inputs
+
+    inputs = model_inputs(objective.collate([objective.noised(example, 0)], SpecialIds.of(model.config)), model)
+    with torch.no_grad():
+        before = objective.output(model(**inputs))
+        merged = merge(model)
+        largest_change(before, objective.output(merged(**inputs)))
+    return merged
 
 
 STAGE = Stage(

@@ -57,11 +57,13 @@ def train(
     *,
     loss_fn: LossFn | None = None,
     tuning: Tuning | None = None,
+    rebuild: Callable[[], PreTrainedModel] | None = None,
 ) -> TrainResult:
     """Train `model` in place, resuming from the job's newest checkpoint; every rank calls it alike.
 
     loss_fn: what to minimise instead of the objective's own loss (distillation); validation always uses the latter.
     tuning: how the layers of a pretrained model learn beside each other.
+    rebuild: an empty model of the same form, where its class and config do not make one (adapters).
     Raises Preempted after committing the state if the job was asked to stop, StageError if the loss diverges beyond
     what `params.divergence` allows, if the global batch does not divide, if there are fewer examples than share a loss,
     or if checkpoints cannot be stored for long; OutOfMemory where fewer examples at once may fit.
@@ -82,7 +84,7 @@ def train(
     total = params.max_steps or steps_for_epochs(len(train_features), params.epochs or 1, split.global_batch)
     with Watchdog() as watchdog:
         watchdog.expect(MEETING_SECONDS)  # a node that never comes is waited for by the others
-        given = (train_features, validation_features, params, loss_fn, tuning, split, total)
+        given = (train_features, validation_features, params, loss_fn, tuning, rebuild, split, total)
         run = _Training(job, model, objective, *given, watchdog)
         watchdog.rest()
         return run.run()
@@ -101,6 +103,7 @@ class _Training:
         params: TrainingParams,
         loss_fn: LossFn | None,
         tuning: Tuning | None,
+        rebuild: Callable[[], PreTrainedModel] | None,
         split: BatchSplit,
         total: int,
         watchdog: Watchdog,
@@ -109,6 +112,7 @@ class _Training:
         self.validation_features = validation_features
         self.loss_fn: LossFn = loss_fn or (lambda logits, batch: objective.loss(logits, batch)[0])
         self.model = model
+        self.rebuild = rebuild or (lambda: type(model)(model.config))
         self.special = SpecialIds.of(model.config)
         self.sampler = Sampler(len(train_features), params.seed, split)
         self.loader = Loader(train_features, objective, self.special, self.sampler, job.rank)
@@ -398,7 +402,7 @@ class _Training:
         if self.use_cache is not None:
             model.config.use_cache = self.use_cache
         if self.engine.zero_stage or self.ranks.device.type != "cpu" or self.job.execution.compile:
-            model = type(model)(model.config)
+            model = self.rebuild()
         if weights is not None:
             model.load_state_dict(weights, strict=False)
             model.tie_weights()

@@ -54,6 +54,11 @@ def load_model(
     return loaded
 
 
+def head_parameters(model: PreTrainedModel) -> set[str]:
+    """Names of the parameters that are not the backbone's."""
+    return {name for name, _ in model.named_parameters() if not _in_body(name, model)}
+
+
 def _in_body(name: str, model: PreTrainedModel) -> bool:
     """Whether a module or parameter belongs to the backbone, not to a head."""
     prefix = model.base_model_prefix

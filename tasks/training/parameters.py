@@ -40,7 +40,7 @@ class Parameters:
         self.zero_stage, self.ranks = zero_stage, ranks
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """Every trained weight, whole, in fp32 and CPU memory, and the buffers, by name; on rank 0. Collective."""
+        """Every weight, frozen or not: whole, fp32, in CPU memory; and the buffers, by name; on rank 0. Collective."""
         state: dict[str, torch.Tensor] = {}
         for name, parameter in self._module.named_parameters():
             value = self._whole(parameter)
@@ -142,8 +142,13 @@ class Parameters:
         return [(name, p) for name, p in self._module.named_parameters() if p.requires_grad]
 
     def _whole(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
-        if self.zero_stage == 0:
+        if self.zero_stage == 0 or (self.zero_stage < 3 and not parameter.requires_grad):
             return parameter.data
+        if not parameter.requires_grad:  # no optimizer knows of it, but it is partitioned all the same
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([parameter]):
+                return parameter.data.clone()
         from deepspeed.utils import safe_get_full_fp32_param
 
         value: torch.Tensor | None = safe_get_full_fp32_param(parameter)

@@ -197,11 +197,13 @@ def base(tiny: ModuleType, tiny_inputs: Path, tmp_path_factory: pytest.TempPathF
     return folder
 
 
-def finetuned(jobs: ModuleType, tiny_inputs: Path, base: Path, folder: Path, **given: Any) -> Any:
+def finetuned(
+    jobs: ModuleType, tiny_inputs: Path, base: Path, folder: Path, execution: dict[str, Any] | None = None, **given: Any
+) -> Any:
     settings = {"objective": "text_classification", "max_steps": 3, "global_batch_size": 8, "new_head": True, **given}
     made = finetune.Params.model_validate({"model": "base", "data": "data", **settings})
     inputs = {"model": jobs.artifact(base, "model"), "data": jobs.artifact(tiny_inputs / "dataset", "dataset")}
-    job = jobs.make_job(folder, made, inputs)
+    job = jobs.make_job(folder, made, inputs, execution=execution)
     job.metrics = finetune.STAGE.run(job)
     return job
 
@@ -229,6 +231,15 @@ def test_only_what_is_not_frozen_learns(
     job = finetuned(jobs, tiny_inputs, base, tmp_path, freeze=freeze, max_steps=6)
     moved = changed(base, job.output)
     assert {next((p for p in learns if n.startswith(f"{p}.")), n) for n in moved} == learns
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_frozen_weights_come_out_whole_where_ranks_share_them(
+    jobs: ModuleType, tiny_inputs: Path, base: Path, tmp_path: Path, zero_stage: int
+) -> None:
+    execution = {"zero_stage": zero_stage, "offload_optimizer": True}
+    job = finetuned(jobs, tiny_inputs, base, tmp_path, execution=execution, freeze={"all_but_last": 1})
+    assert {name.rpartition("layer.")[2][0] for name in changed(base, job.output)} == {"1"}
 
 
 def test_layers_thaw_from_the_top(tiny: ModuleType) -> None:
@@ -292,3 +303,54 @@ def test_dropout_is_set_everywhere(jobs: ModuleType, tiny_inputs: Path, base: Pa
     assert {config[name] for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")} == {
         0.25
     }
+
+
+# --- low-rank updates -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "execution", [{}, {"zero_stage": 2, "offload_optimizer": True}, {"zero_stage": 3, "offload_optimizer": True}]
+)
+def test_updates_of_low_rank_are_merged_into_a_plain_model(
+    jobs: ModuleType, tiny_inputs: Path, base: Path, tmp_path: Path, execution: dict[str, Any]
+) -> None:
+    given = {"lora": {"r": 2, "targets": ["query", "value"]}, "max_steps": 6, "learning_rate": 1e-2}
+    job = finetuned(jobs, tiny_inputs, base, tmp_path, execution=execution, **given)
+    before = dict(AutoModelForTokenClassification.from_pretrained(base).named_parameters())
+    model = AutoModelForTokenClassification.from_pretrained(job.output)  # stock transformers, without peft
+    moved = {
+        n: v - before[n] for n, v in model.named_parameters() if n.startswith("bert") and not torch.equal(v, before[n])
+    }
+    assert {name.split(".")[-2] for name in moved} == {"query", "value"} and len(moved) == 4
+    for change in moved.values():
+        assert torch.linalg.matrix_rank(change.detach(), atol=1e-5, rtol=0) == 2
+    first, last = (json.loads((job.records / "train.jsonl").read_text().splitlines()[i])["loss"] for i in (0, -1))
+    assert last < first
+    batch = {"input_ids": torch.arange(3, 13)[None]}
+    with torch.no_grad():
+        assert torch.isfinite(model(**batch).logits).all()
+
+
+def test_low_rank_validation_is_that_of_the_merged_model(
+    jobs: ModuleType, tiny_inputs: Path, base: Path, tmp_path: Path
+) -> None:
+    from tasks.objectives.text_classification import TextClassification
+    from tasks.training.features import heldout_features
+    from tasks.training.model_files import load_tokenizer
+    from tasks.training.result import TrainResult
+
+    job = finetuned(jobs, tiny_inputs, base, tmp_path, lora={"r": 4}, max_steps=6, learning_rate=1e-2)
+    data = jobs.artifact(tiny_inputs / "dataset", "dataset")
+    objective = TextClassification()
+    heldout = heldout_features(objective, data, "validation", load_tokenizer(job.output), 32)
+    model = AutoModelForTokenClassification.from_pretrained(job.output)
+    values = TrainResult.untrained(model, objective, heldout).validation
+    assert values["loss"] == pytest.approx(job.metrics["validation_loss"], abs=1e-5)
+
+
+def test_targets_that_match_nothing_are_refused_with_those_there_are(
+    jobs: ModuleType, tiny_inputs: Path, base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StageError, match="no matrix is named 'q_proj'") as caught:
+        finetuned(jobs, tiny_inputs, base, tmp_path, lora={"targets": ["query", "q_proj"]})
+    assert "dense, key, query, value" in str(caught.value)

@@ -76,6 +76,7 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "Decontaminate": [{"against": ["functions"]}, {"against": ["corpus"]}],
     "Augment": [{"delete": 0.1}],
     "Freeze": [{"all_but_last": 1}],
+    "Lora": [{}],
 }
 WORDS = [";", "row", "package", "causal_lm", "text_classification", "gpt2", "another", "column:label", "latin-1"]
 
