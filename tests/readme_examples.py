@@ -20,9 +20,9 @@ def blocks(language: str, page: str = "README.md") -> list[str]:
 
 
 @contextmanager
-def registered(folder: Path) -> Iterator[None]:
+def registered(folder: Path, page: str = "README.md") -> Iterator[None]:
     """Write each python block to the file its first line names, below `folder`, and let that folder count as ours."""
-    for block in blocks("python"):
+    for block in blocks("python", page):
         name = block.splitlines()[0].removeprefix("# ")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(block)

@@ -92,7 +92,7 @@ def _config_class(model_type: str, where: str) -> Any:
 
 def _known_fields(cls: Any) -> list[str]:
     own = [field.name for field in dataclasses.fields(cls)]
-    return sorted({*own, *cls.attribute_map} - {"transformers_version", "architectures", "dtype"})
+    return sorted({*own, *cls.attribute_map, "num_labels"} - {"transformers_version", "architectures", "dtype"})
 
 
 def _from_tokenizer(tokenizer: PreTrainedTokenizerFast | None, cls: Any, known: list[str]) -> dict[str, Any]:

@@ -109,3 +109,38 @@ def test_the_objective_is_trained_by_a_stage_that_never_heard_of_it(
     assert metrics["validation_f1_macro"] > metrics["baseline_majority"]
     config = json.loads((job.output / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
+
+
+def test_the_objective_of_the_page_goes_through_the_stages(
+    load: Any, jobs: ModuleType, tiny_inputs: Path, tmp_path: Path
+) -> None:
+    tokens = jobs.artifact(tiny_inputs / "tokens", "tokens", stage="tokens")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    budget = {"max_steps": 60, "learning_rate": 1e-2, "global_batch_size": 16}
+    settings = {
+        "pretrain": {
+            "data": "t",
+            "objective": {"name": "replaced_token_detection", "share": 0.2},
+            "model": {"type": "bert", **sizes, "max_position_embeddings": 64},
+            **budget,
+        },
+        "distill": {"teacher": "m", "data": "t", "layers": 1, **budget},
+        "export": {"model": "m"},
+        "evaluate": {"models": ["m"], "data": "t", "resamples": 100, "latency": {"repeats": 2}},
+    }
+    made = {}
+    with load("readme_examples.py").registered(tmp_path, "docs/add-an-objective.md"):
+        for kind, inputs in (
+            ("pretrain", lambda: {"data": tokens}),
+            ("distill", lambda: {"teacher": made["pretrain"], "data": tokens}),
+            ("export", lambda: {"model": made["distill"]}),
+            ("evaluate", lambda: {"models": list(made.values()), "data": tokens}),
+        ):
+            stage = stages()[kind]
+            job = jobs.make_job(tmp_path / kind, stage.params.model_validate(settings[kind]), inputs())
+            stage.run(job)
+            made[kind] = jobs.artifact(job.output, stage.makes, stage=kind)
+    scores = json.loads((made["evaluate"].path / "scores.json").read_text())
+    values = {name: model["metrics"]["cross_entropy"] for name, model in scores["models"].items()}
+    assert all(value["high"] < scores["baselines"]["share"] for value in values.values()), "each beats the baseline"
+    assert values["export"]["value"] == pytest.approx(values["distill"]["value"], abs=1e-4)
