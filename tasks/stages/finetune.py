@@ -62,7 +62,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.training.freezing import frozen_names
     from tasks.training.loop import train
     from tasks.training.lora import insert
-    from tasks.training.model_files import head_parameters, load_model, load_tokenizer
+    from tasks.training.model_files import head_parameters, load_model, load_tokenizer, set_pad_token
     from tasks.training.parameter_groups import Tuning
 
     params, source, data = job.params, job.input("model").path, job.input("data")
@@ -80,6 +80,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         **head,
         **dropout_fields(source, params.dropout),
     )
+    set_pad_token(model, tokenizer)
     check_length(model, max_length, where=f"stages.{job.name}.max_length")
     frozen = frozenset(frozen_names(model, params.freeze)) if params.freeze else frozenset()
     thaw_over = params.freeze.thaw_over if params.freeze else 0.0

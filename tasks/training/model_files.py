@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from tasks.model_card import ModelCard, write_card
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+log = logging.getLogger(__name__)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -52,6 +54,17 @@ def load_model(
                 model._init_weights(module)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    """Give a model that has no padding token one: the tokenizer's, or the end of text, which is said in the log."""
+    if tokenizer is None or getattr(model.config, "pad_token_id", None) is not None:
+        return
+    token = tokenizer.pad_token_id
+    if token is None:
+        token = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+        log.warning("model and tokenizer have no padding token; token %d stands in for it, behind a mask", token)
+    model.config.pad_token_id = token
 
 
 def head_parameters(model: PreTrainedModel) -> set[str]:

@@ -354,3 +354,24 @@ def test_targets_that_match_nothing_are_refused_with_those_there_are(
     with pytest.raises(StageError, match="no matrix is named 'q_proj'") as caught:
         finetuned(jobs, tiny_inputs, base, tmp_path, lora={"targets": ["query", "q_proj"]})
     assert "dense, key, query, value" in str(caught.value)
+
+
+def test_a_missing_pad_token_is_set_and_told(
+    jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hugging Face's sequence head of a decoder refuses batches without one."""
+    folder = tmp_path / "base"
+    tiny.model(vocabulary=tiny.VOCABULARY, pad_token_id=None).save_pretrained(folder)
+    for file in (tiny_inputs / "tokenizer").iterdir():
+        text = file.read_text()
+        if file.name != "tokenizer.json":
+            found = json.loads(text)
+            found.pop("pad_token", None)
+            text = json.dumps(found)
+        (folder / file.name).write_text(text)
+    write_card(folder, ModelCard(None, 32))
+    objective = {"name": "text_classification", "pooling": "model"}
+    job = finetuned(jobs, tiny_inputs, folder, tmp_path / "job", objective=objective, new_head=False)
+    end = json.loads((job.output / "config.json").read_text())["pad_token_id"]
+    assert f"no padding token; token {end} stands in for it" in caplog.text
+    assert job.metrics["validation_loss"] < 10
