@@ -20,6 +20,7 @@ from tasks.evaluation.runtime import TorchRuntime, import_runtime, load_runtime
 from tasks.model_card import read_card
 from tasks.objectives import SpecialIds
 from tasks.training.features import heldout_features
+from tasks.training.model_files import load_tokenizer
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact
@@ -116,15 +117,6 @@ def _same_labels(model: InputArtifact, known: list[str] | None, truth: Iterable[
             where="models",
             hint="Evaluate on a dataset with the labels it was trained on.",
         )
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer that ships with a model, or None."""
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def special_ids(folder: Path, tokenizer: Any) -> SpecialIds:

@@ -43,12 +43,7 @@ class Denoising(EncoderDecoder):
 
         tokenizer = tokenizer_of(data, tokenizer)
         vocabulary = Vocabulary.of(tokenizer)
-        if vocabulary.end is None:
-            raise StageError(
-                "the tokenizer has no end-of-text token, so that no model could learn to end a text",
-                where=data.stage,
-                hint="Set `eos_token` in its tokenizer_config.json.",
-            )
+        vocabulary.require_end(data.stage)
         rows: Sequence[Feature]
         if data.manifest.type == "dataset":
             texts = read_split(data, split, columns=("text",))["text"]

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds
+from tasks.objectives import Batch, Feature, Predictions, SpecialIds
+from tasks.training.token_labels import TokenLabels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,7 @@ SHOWN = 4
 SHOWN_TOKENS = 64
 
 
-class MaskedLM(Objective):
+class MaskedLM(TokenLabels):
     """See the module."""
 
     name: Literal["masked_lm"] = Field("masked_lm", description="Tell hidden tokens from those on both sides.")
@@ -111,25 +112,11 @@ class MaskedLM(Objective):
         labels, _ = pad_token_ids([f["labels"] for f in features], IGNORED)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
-    def units(self, batch: Batch) -> int:
-        from tasks.training.cross_entropy import IGNORED
-
-        return int((batch["labels"] != IGNORED).sum())
-
     def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
         from tasks.training.cross_entropy import IGNORED, summed_cross_entropy
 
         counted = batch["labels"] != IGNORED
         return summed_cross_entropy(logits[counted], batch["labels"][counted]), int(counted.sum())
-
-    def soft_loss(
-        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
-    ) -> torch.Tensor:
-        from tasks.compression.distill import distillation
-        from tasks.training.cross_entropy import IGNORED
-
-        counted = batch["labels"] != IGNORED
-        return distillation(logits[counted], teacher_logits[counted], temperature)
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """See `token_scores`."""

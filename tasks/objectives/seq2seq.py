@@ -43,12 +43,7 @@ class Seq2Seq(EncoderDecoder):
 
         tokenizer = tokenizer_of(data, tokenizer)
         vocabulary = Vocabulary.of(tokenizer)
-        if vocabulary.end is None:
-            raise StageError(
-                "the tokenizer has no end-of-text token, so that no model could learn to end a text",
-                where=data.stage,
-                hint="Set `eos_token` in its tokenizer_config.json.",
-            )
+        end = vocabulary.require_end(data.stage)
         table = read_split(data, split, columns=("text", self.target))
         wrong = [i for i, text in enumerate(table[self.target]) if not isinstance(text, str)]
         if wrong:
@@ -59,7 +54,7 @@ class Seq2Seq(EncoderDecoder):
                 hint="Leave rows without a target out of the source, and give the column the type `string`.",
             )
         sources = tokenized(table["text"], tokenizer, max_length)
-        targets = tokenized_targets(table[self.target], tokenizer, vocabulary.end, self.max_target_length or max_length)
+        targets = tokenized_targets(table[self.target], tokenizer, end, self.max_target_length or max_length)
         rows = [
             {"input_ids": source, "target_ids": target.ids, "target_bytes": target.size}
             for source, target in zip(sources, targets, strict=True)

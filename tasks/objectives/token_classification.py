@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, PrivateAttr
 
 from infra.errors import StageError
-from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds
+from tasks.objectives import Batch, Feature, Predictions, SpecialIds
+from tasks.training.token_labels import TokenLabels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 SHOWN = 8
 
 
-class TokenClassification(Objective):
+class TokenClassification(TokenLabels):
     """See the module."""
 
     name: Literal["token_classification"] = Field("token_classification", description="One label a word.")
@@ -142,11 +143,6 @@ class TokenClassification(Objective):
             batch["class_weights"] = torch.from_numpy(features[0]["class_weights"])
         return batch
 
-    def units(self, batch: Batch) -> int:
-        from tasks.training.cross_entropy import IGNORED
-
-        return int((batch["labels"] != IGNORED).sum())
-
     def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
         """Summed over labelled pieces; class weights change no units: their mean over the training words is 1."""
         import torch.nn.functional as F
@@ -162,15 +158,6 @@ class TokenClassification(Objective):
             label_smoothing=self.label_smoothing,
         )
         return total, self.units(batch)
-
-    def soft_loss(
-        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
-    ) -> torch.Tensor:
-        from tasks.compression.distill import distillation
-        from tasks.training.cross_entropy import IGNORED
-
-        counted = batch["labels"] != IGNORED
-        return distillation(logits[counted], teacher_logits[counted], temperature)
 
     def answers(self, logits: npt.NDArray[Any], starts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Classes of words [B, W], by the logits [B, T, C] of their first pieces; `O`, or else -1, without one."""

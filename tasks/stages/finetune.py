@@ -91,19 +91,20 @@ def run(job: Job[Params]) -> dict[str, float]:
         insert(model, params.lora, head=head_parameters(model) - frozen)
     card = ModelCard.of(objective, max_length, head)
     objective = card.objective
-    result = train(job, model, objective, *features, params, tuning=tuning, rebuild=partial(_rebuilt, params, model))
+    rebuild = partial(_with_updates, params.lora, model) if params.lora else None
+    result = train(job, model, objective, *features, params, tuning=tuning, rebuild=rebuild)
     if params.lora is not None:
         result.model = _merged(result.model, objective, features.train[0])
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card, baselines=True)
 
 
-def _rebuilt(params: Params, model: PreTrainedModel) -> PreTrainedModel:
+def _with_updates(lora: Lora, model: PreTrainedModel) -> PreTrainedModel:
     """An untrained model of the same form, which takes the weights that ranks hold in parts."""
     from tasks.training.lora import insert
     from tasks.training.model_files import head_parameters
 
     made = type(model)(model.config)
-    return made if params.lora is None else insert(made, params.lora, head=head_parameters(made))
+    return insert(made, lora, head=head_parameters(made))
 
 
 def _merged(model: PreTrainedModel, objective: Objective, example: Feature) -> PreTrainedModel:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds
+from tasks.objectives import Batch, Feature, Predictions, SpecialIds
+from tasks.training.token_labels import TokenLabels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,7 @@ SHOWN = 4
 SHOWN_TOKENS = 64
 
 
-class EncoderDecoder(Objective):
+class EncoderDecoder(TokenLabels):
     """An objective whose features have `input_ids`, `target_ids`, `vocabulary` and, where known, `target_bytes`."""
 
     label_smoothing: float = Field(
@@ -68,11 +69,6 @@ class EncoderDecoder(Objective):
         """Of both sides."""
         return int(batch["attention_mask"].sum()) + self.units(batch)
 
-    def units(self, batch: Batch) -> int:
-        from tasks.training.cross_entropy import IGNORED
-
-        return int((batch["labels"] != IGNORED).sum())
-
     def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
         import torch.nn.functional as F
 
@@ -85,15 +81,6 @@ class EncoderDecoder(Objective):
             scores.float(), targets, ignore_index=IGNORED, reduction="sum", label_smoothing=self.label_smoothing
         )
         return smoothed, self.units(batch)
-
-    def soft_loss(
-        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
-    ) -> torch.Tensor:
-        from tasks.compression.distill import distillation
-        from tasks.training.cross_entropy import IGNORED
-
-        counted = batch["labels"] != IGNORED
-        return distillation(logits[counted], teacher_logits[counted], temperature)
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """See `token_scores`; `bytes`: int64 [B], of the targets' texts, where known."""

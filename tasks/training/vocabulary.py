@@ -72,6 +72,16 @@ class Vocabulary:
         """The ids that are not special, in order."""
         return np.flatnonzero(~self.special)
 
+    def require_end(self, where: str) -> int:
+        """The id of the end-of-text token. Raises StageError if there is none."""
+        if self.end is None:
+            raise StageError(
+                "the tokenizer has no end-of-text token, so that no model could learn to end a text",
+                where=where,
+                hint="Set `eos_token` in its tokenizer_config.json.",
+            )
+        return self.end
+
     def check(self, special: SpecialIds) -> None:
         """Raises StageError if a model has no embedding for some of the tokens. It may have more than there are."""
         if 0 < special.vocabulary < self.size:

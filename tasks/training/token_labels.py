@@ -1,0 +1,28 @@
+"""What objectives with a label for each token share: those labelled -100 are not learned from, all others are units."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tasks.objectives import Batch, Objective
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TokenLabels(Objective):
+    """An objective whose logits [B, T, C] stand beside `labels` [B, T]."""
+
+    def units(self, batch: Batch) -> int:
+        from tasks.training.cross_entropy import IGNORED
+
+        return int((batch["labels"] != IGNORED).sum())
+
+    def soft_loss(
+        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
+    ) -> torch.Tensor:
+        from tasks.compression.distill import distillation
+        from tasks.training.cross_entropy import IGNORED
+
+        counted = batch["labels"] != IGNORED
+        return distillation(logits[counted], teacher_logits[counted], temperature)
