@@ -83,7 +83,7 @@ def copy(finished: Finished, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def start(chain: Any, api: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts `forgeline run`; what is still alive at the end of the test is killed."""
+    """Starts `forgeline run`; what is still alive at the end of the test is killed, and pytest shows what it said."""
     started: list[Any] = []
 
     def start(file: Path, store: str, *overrides: str, home: str = "home", **environment: str) -> Any:
@@ -94,9 +94,10 @@ def start(chain: Any, api: str, tmp_path: Path) -> Iterator[Start]:
     yield start
     for run in started:
         run.kill()
+        say(run.stderr.read_text())
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+def until(condition: Callable[[], Any], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
