@@ -33,7 +33,8 @@ bench-training: .venv/ready-bench
 bench-data: .venv/ready-bench
 	$(BIN)/python -m tests.bench data $(if $(PAIRS),--pairs $(PAIRS)) $(ROWS)
 
-# Losses and weights at ZeRO 0-3, 1 and 2 ranks, with and without accumulation, against a plain torch loop.
+# Losses and weights at ZeRO 0-3, 1 and 2 ranks, with and without accumulation, against a plain torch loop; and
+# each objective's losses.
 parity: .venv/ready-dev
 	$(BIN)/python -m tests.bench.parity
 

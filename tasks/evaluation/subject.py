@@ -57,7 +57,10 @@ class Subject:
         return {name: tensor.numpy() for name, tensor in self.objective.collate(features, self.special).items()}
 
     def predict(self) -> dict[str, npt.NDArray[Any]]:
-        """Predictions for every example, in frozen order. Short examples run together, so that little is padding."""
+        """Predictions for every example, in frozen order. Short examples run together, so that little is padding.
+
+        Raises StageError on NaN, of which metrics would make anything: the largest of them is class 0.
+        """
         order = np.argsort([self.objective.length(f) for f in self.heldout], kind="stable")
         parts: list[dict[str, npt.NDArray[Any]]] = []
         for start in range(0, len(order), BATCH):
@@ -65,6 +68,15 @@ class Subject:
             parts.append(self.objective.predictions(self._forward(batch), batch))
         back = np.argsort(order, kind="stable")
         self.predictions = {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+        floats = [array for array in self.predictions.values() if array.dtype.kind == "f"]
+        broken = sum(np.isnan(array).reshape(len(order), -1).any(1) for array in floats)
+        if count := np.count_nonzero(broken):
+            raise StageError(
+                f"{self.artifact.stage!r} answers NaN to {count} of {len(order)} examples",
+                where="models",
+                hint="Its weights are damaged, or its numbers overflow: see the losses of its training, and the scales "
+                "of its quantization.",
+            )
         return self.predictions
 
     def peak_memory(self) -> float:

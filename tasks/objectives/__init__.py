@@ -43,14 +43,10 @@ Batch = Mapping[str, "torch.Tensor"]
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Token ids that a batch needs beside the examples': what it is padded with, what a decoder begins with.
-
-    vocabulary: how many token ids the model knows; 0 where it reads none.
-    """
+    """Token ids that a batch needs beside the examples': what it is padded with, what a decoder begins with."""
 
     pad: int = 0
     decoder_start: int = 0
-    vocabulary: int = 0
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> SpecialIds:
@@ -58,8 +54,7 @@ class SpecialIds:
         pad = getattr(config, "pad_token_id", None)
         pad = pad if isinstance(pad, int) else 0
         start = getattr(config, "decoder_start_token_id", None)
-        vocabulary = getattr(config, "vocab_size", None)
-        return cls(pad, start if isinstance(start, int) else pad, vocabulary if isinstance(vocabulary, int) else 0)
+        return cls(pad, start if isinstance(start, int) else pad)
 
 
 class Objective(StageParams):
@@ -185,6 +180,21 @@ class Objective(StageParams):
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """A few human-readable outputs for the report: prompt and continuation, or text, truth and prediction."""
         raise NotImplementedError
+
+
+def class_head(labels: Sequence[str]) -> dict[str, Any]:
+    """HF config fields of a head with these classes, numbered in their order."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+def spread(size: int, count: int) -> list[int]:
+    """Up to `count` places of range(size), evenly spread, the first and the last among them: examples to show."""
+    shown = min(size, count)
+    return [i * (size - 1) // max(shown - 1, 1) for i in range(shown)]
 
 
 @cache

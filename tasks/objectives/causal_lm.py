@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds
+from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds, spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ class CausalLM(Objective):
             return chat_features(data, split, self.messages, self.chat_template, tokenizer, max_length)
         if data.manifest.type == "dataset":
             return measured_texts(read_split(data, split, columns=("text",))["text"], tokenizer, max_length)
-        return packed_rows(data, split, max_length)
+        return packed_rows(data, split, tokenizer, max_length)
 
     def with_text(
         self, feature: Feature, text: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
@@ -177,16 +177,15 @@ class CausalLM(Objective):
 
         Always the same.
         """
-        import numpy as np
         import torch
 
         shown = []
         generate: Any = model.generate
         room = int(getattr(model.config, "max_position_embeddings", 0) or 256)
-        for i in np.linspace(0, len(heldout) - 1, min(4, len(heldout))).astype(int):
-            prompt = torch.from_numpy(_prompt(heldout[int(i)], room))[None]
+        for i in spread(len(heldout), 4):
+            prompt = torch.from_numpy(_prompt(heldout[i], room))[None]
             # The seed is the example's place, so that a report changes only where the model did.
-            torch.manual_seed(int(i))
+            torch.manual_seed(i)
             with torch.no_grad():
                 output = generate(
                     prompt,

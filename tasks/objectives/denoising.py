@@ -50,7 +50,7 @@ class Denoising(EncoderDecoder):
             rows = [{"input_ids": ids} for ids in tokenized(texts, tokenizer, max_length)]
             longest = max(len(row["input_ids"]) for row in rows)
         else:
-            packed = rows = packed_rows(data, split, max_length)
+            packed = rows = packed_rows(data, split, tokenizer, max_length)
             longest = int(np.add.reduceat(packed.length, packed.first[:-1]).max())
         needed = 1 + noise_shape(longest, self.noise_density, self.mean_span_length)[1]
         if len(vocabulary.sentinels) < needed:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.objectives import Batch, Feature, Predictions, SpecialIds
+from tasks.objectives import Batch, Feature, Predictions, SpecialIds, spread
 from tasks.training.token_labels import TokenLabels
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class MaskedLM(TokenLabels):
                 "a given one.",
             )
         if data.manifest.type != "dataset":
-            return WithVocabulary(packed_rows(data, split, max_length), vocabulary)
+            return WithVocabulary(packed_rows(data, split, tokenizer, max_length), vocabulary)
         texts = read_split(data, split, columns=("text",))["text"]
         rows = tokenized(texts, tokenizer, max_length)
         bare = [i for i, row in enumerate(rows) if vocabulary.special[row].all()]
@@ -107,7 +107,6 @@ class MaskedLM(TokenLabels):
         from tasks.training.cross_entropy import IGNORED
         from tasks.training.text_features import pad_token_ids
 
-        features[0]["vocabulary"].check(special)
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
         labels, _ = pad_token_ids([f["labels"] for f in features], IGNORED)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
@@ -148,8 +147,7 @@ class MaskedLM(TokenLabels):
 
         from tasks.training.cross_entropy import IGNORED
 
-        places = np.linspace(0, len(heldout) - 1, min(SHOWN, len(heldout))).astype(int)
-        chosen = [heldout[int(i)] for i in places]
+        chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
         batch = self.collate(chosen, SpecialIds.of(model.config))
         with torch.no_grad():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

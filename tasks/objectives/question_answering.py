@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds
+from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds, spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -238,13 +238,11 @@ class QuestionAnswering(Objective):
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Eight heldout questions spread over the split: how the text begins, its answers, and the model's."""
-        import numpy as np
         import torch
 
         from tasks.training.model_inputs import model_inputs
 
-        places = np.linspace(0, len(heldout) - 1, min(SHOWN, len(heldout))).astype(int)
-        chosen = [heldout[int(i)] for i in places]
+        chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
         batch = self.collate(chosen, SpecialIds.of(model.config))
         with torch.no_grad():
             logits = self.output(model(**model_inputs(batch, model))).float().numpy()

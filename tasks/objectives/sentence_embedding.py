@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds
+from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds, spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -216,7 +216,7 @@ class SentenceEmbedding(Objective):
             parts.append(self.predictions(hidden.float().numpy(), {name: t.numpy() for name, t in batch.items()}))
         anchors, positives = (np.concatenate([part[name] for part in parts]) for name in ("anchors", "positives"))
         shown = []
-        for i in np.linspace(0, len(examples) - 1, min(SHOWN, len(examples))).astype(int).tolist():
+        for i in spread(len(examples), SHOWN):
             nearest = int((positives @ anchors[i]).argmax())
             right = np.array_equal(examples[nearest]["positive"], examples[i]["positive"])
             shown.append(

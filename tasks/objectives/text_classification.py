@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds
+from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds, class_head, spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,12 +92,7 @@ class TextClassification(Objective):
         if self.target is not None:
             return {"num_labels": 1, **kind}
         labels = dataset_labels(data) if self.labels is None else label_names(data, self.labels)
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-            **kind,
-        }
+        return class_head(labels) | kind
 
     @property
     def _problem_type(self) -> str:
@@ -259,13 +254,11 @@ class TextClassification(Objective):
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Eight heldout texts spread over the split: how each begins, the truth, and what the model says."""
-        import numpy as np
         import torch
 
         from tasks.training.model_inputs import model_inputs
 
-        places = np.linspace(0, len(heldout) - 1, min(SHOWN, len(heldout))).astype(int)
-        chosen = [heldout[int(i)] for i in places]
+        chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
         batch = self.collate(chosen, SpecialIds.of(model.config))
         with torch.no_grad():
             scores = self.scores(self.output(model(**model_inputs(batch, model))), batch).numpy()

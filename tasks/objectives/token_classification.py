@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, PrivateAttr
 
 from infra.errors import StageError
-from tasks.objectives import Batch, Feature, Predictions, SpecialIds
+from tasks.objectives import Batch, Feature, Predictions, SpecialIds, class_head, spread
 from tasks.training.token_labels import TokenLabels
 
 if TYPE_CHECKING:
@@ -67,11 +67,7 @@ class TokenClassification(TokenLabels):
 
     def head(self, data: InputArtifact) -> dict[str, Any]:
         labels = self._labels or self._of(self._counts(data), data)
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
+        return class_head(labels)
 
     def _counts(self, data: InputArtifact) -> Counter[str]:
         """How many words of the training split have each tag."""
@@ -212,7 +208,6 @@ class TokenClassification(TokenLabels):
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Eight heldout texts spread over the split: the words, and how they are tagged in truth and by the model."""
-        import numpy as np
         import torch
 
         from tasks.evaluation.tagging import marked
@@ -221,8 +216,7 @@ class TokenClassification(TokenLabels):
         def told(feature: Feature, tags: Sequence[int]) -> str:
             return marked(feature["words"], tags, self._labels, bio=self.scheme == "bio")
 
-        places = np.linspace(0, len(heldout) - 1, min(SHOWN, len(heldout))).astype(int)
-        chosen = [heldout[int(i)] for i in places]
+        chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
         batch = self.collate(chosen, SpecialIds.of(model.config))
         with torch.no_grad():
             logits = self.output(model(**model_inputs(batch, model)))

@@ -11,8 +11,6 @@ THIN = "\N{NARROW NO-BREAK SPACE}"
 
 LARGEST = 1e18
 
-LOWER_IS_BETTER = ("loss", "entropy", "perplexity", "error", "brier", "nll", "wer", "cer", "mae", "rmse")
-
 
 def is_number(value: Any) -> TypeGuard[float]:
     """An int or float that is finite and can be drawn; evidence comes from many hands, so nothing else is trusted."""
@@ -117,11 +115,6 @@ def metric_title(name: str) -> str:
     words = [known.get(word, word) for word in name.split("_")]
     text = " ".join(words).replace("ROC AUC", "ROC-AUC").replace("cross entropy", "cross-entropy")
     return text[:1].upper() + text[1:]
-
-
-def greater_is_better(metric: str) -> bool:
-    """Direction of a metric by its name, for the ones a scores file says nothing about."""
-    return not any(word in metric.lower() for word in LOWER_IS_BETTER)
 
 
 def shorten(text: str, limit: int) -> str:

@@ -55,7 +55,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
     from tasks.model_card import ModelCard, read_card
-    from tasks.training.architecture import check_length
+    from tasks.training.architecture import check_length, check_vocabulary
     from tasks.training.dropout import dropout_fields
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
@@ -81,6 +81,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         **dropout_fields(source, params.dropout),
     )
     set_pad_token(model, tokenizer)
+    check_vocabulary(model, tokenizer, where=f"stages.{job.name}.model")
     check_length(model, max_length, where=f"stages.{job.name}.max_length")
     frozen = frozenset(frozen_names(model, params.freeze)) if params.freeze else frozenset()
     thaw_over = params.freeze.thaw_over if params.freeze else 0.0

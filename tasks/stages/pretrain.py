@@ -39,7 +39,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
     from tasks.model_card import ModelCard
-    from tasks.training.architecture import check_length, new_model
+    from tasks.training.architecture import check_length, check_vocabulary, new_model
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
     from tasks.training.loop import train
@@ -59,6 +59,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         where=f"stages.{job.name}.model",
     )
     max_length = int(json.loads((data.path / "tokens.json").read_text(encoding="utf-8"))["context"])
+    check_vocabulary(model, tokenizer, where=f"stages.{job.name}.model")
     check_length(model, max_length, where=f"stages.{job.name}.model")
     features = train_and_validation(objective, data, tokenizer, max_length)
     card = ModelCard.of(objective, max_length, head)

@@ -74,6 +74,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     import json
 
     from tasks.model_card import ModelCard, write_card
+    from tasks.training.architecture import check_vocabulary
     from tasks.training.model_files import count_parameters, load_model
     from tasks.training.pretrained_files import copy_tokenizer, copy_weights, longest
 
@@ -82,12 +83,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     copy_weights(folder, job.output, allow_pickle=params.allow_pickle)
     tokenizer = copy_tokenizer(folder, job.output)
     model = load_model(job.output, "AutoModel")
-    if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
-        raise StageError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}",
-            where="folder" if params.folder else "hub",
-            hint="They belong to different models, or tokens were added without resizing the embeddings.",
-        )
+    check_vocabulary(model, tokenizer, where="folder" if params.folder else "hub")
     limit = longest(model.config, tokenizer)
     write_card(job.output, ModelCard(None, params.max_length or limit))
     listed = [[file.path, file.sha256] for file in sources(params)]

@@ -81,6 +81,18 @@ def check_length(model: PreTrainedModel, length: int, *, where: str) -> None:
     )
 
 
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, *, where: str) -> None:
+    """Raises StageError if a model has no embedding for some of the tokens. It may have more than there are."""
+    size = getattr(model.config, "vocab_size", None)
+    if tokenizer is not None and size is not None and size < len(tokenizer):
+        raise StageError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {size}",
+            where=where,
+            hint="A new model takes `vocab_size` from its tokenizer: leave it out. One made elsewhere needs the "
+            "tokenizer it was made with, and embeddings resized for tokens that were added.",
+        )
+
+
 def _config_class(model_type: str, where: str) -> Any:
     from transformers import CONFIG_MAPPING
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from infra.errors import StageError
 from tasks.training.cross_entropy import IGNORED
+from tasks.training.model_files import require_tokenizer
 from tasks.training.text_features import CHARACTERS_PER_TOKEN, bytes_of_tokens, read_split
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ def chat_features(
     with a label stand for. Raises StageError on messages that are none, on a template that is missing or refuses them,
     and where nothing is left to learn from in the whole split.
     """
-    if tokenizer is None:
-        raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
+    tokenizer = require_tokenizer(tokenizer)
     if template is None and not tokenizer.chat_template:
         raise StageError(
             "the model's tokenizer has no chat template",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from tasks.objectives import Batch, Feature, Predictions, SpecialIds
+from tasks.objectives import Batch, Feature, Predictions, SpecialIds, spread
 from tasks.training.token_labels import TokenLabels
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ class EncoderDecoder(TokenLabels):
         from tasks.training.cross_entropy import IGNORED
         from tasks.training.text_features import pad_token_ids
 
-        features[0]["vocabulary"].check(special)
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
         labels, _ = pad_token_ids([f["target_ids"] for f in features], IGNORED)
         shifted = [np.append(special.decoder_start, f["target_ids"][:-1]) for f in features]
@@ -106,12 +105,10 @@ class EncoderDecoder(TokenLabels):
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Four heldout examples spread over the split: how each begins, its reference, what greedy search writes."""
-        import numpy as np
         import torch
 
         special, generate = SpecialIds.of(model.config), getattr(model, "generate")  # noqa: B009 - untyped there
-        places = np.linspace(0, len(heldout) - 1, min(SHOWN, len(heldout))).astype(int)
-        chosen = [heldout[int(i)] for i in places]
+        chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
         batch = self.collate(chosen, special)
         with torch.no_grad():
             written = generate(

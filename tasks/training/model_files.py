@@ -117,6 +117,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
     return tokenizer
 
 
+def require_tokenizer(tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedTokenizerFast:
+    """The tokenizer, which texts cannot do without. Raises StageError where there is none."""
+    if tokenizer is None:
+        raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
+    return tokenizer
+
+
 def save_model(model: PreTrainedModel, folder: Path, *, tokenizer_from: Path, card: ModelCard) -> None:
     """Write a model artifact's payload. The tokenizer's files are copied, so that their bytes never change."""
     _quiet()

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from tasks.stage import InputArtifact
 
 
-def packed_rows(data: InputArtifact, split: str, max_length: int) -> PackedRows:
-    """A split's rows, memory-mapped. Raises StageError if it is missing or empty, or longer than the model reads."""
+def packed_rows(
+    data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+) -> PackedRows:
+    """A split's rows, memory-mapped. Raises StageError if it is missing or empty, longer than the model reads, or made
+    with other tokens than the model's tokenizer has, which would train on noise. (It may have more.)
+    """
     if not (data.path / f"{split}.rows.safetensors").exists():
         raise StageError(f"no split {split!r}", where=data.stage, hint=f"It has: {_splits(data.path)}.")
     rows = PackedRows(data.path, split)
@@ -29,17 +33,32 @@ def packed_rows(data: InputArtifact, split: str, max_length: int) -> PackedRows:
             where=data.stage,
             hint="Pack with a `context` the model can hold.",
         )
+    _same_tokens(data, tokenizer)
     return rows
+
+
+def _same_tokens(data: InputArtifact, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    from tasks.training.model_files import load_tokenizer
+
+    packed_with = load_tokenizer(data.path / "tokenizer")
+    if tokenizer is None or packed_with is None:
+        return
+    ids = tokenizer.get_vocab()
+    other = [token for token, number in packed_with.get_vocab().items() if ids.get(token) != number]
+    if other:
+        raise StageError(
+            f"the rows were packed with another tokenizer than the model's: {len(other)} tokens differ, such as "
+            f"{min(other)!r}",
+            where=data.stage,
+            hint="Pack them with the tokenizer that the model was made with.",
+        )
 
 
 def tokenizer_of(data: InputArtifact, tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedTokenizerFast:
     """The model's tokenizer; where it has none, the one that packed rows were made with. StageError without either."""
-    from tasks.training.model_files import load_tokenizer
+    from tasks.training.model_files import load_tokenizer, require_tokenizer
 
-    found = tokenizer or load_tokenizer(data.path / "tokenizer")
-    if found is None:
-        raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
-    return found
+    return require_tokenizer(tokenizer or load_tokenizer(data.path / "tokenizer"))
 
 
 def _splits(folder: Path) -> str:

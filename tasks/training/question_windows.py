@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
+from tasks.training.model_files import require_tokenizer
 from tasks.training.text_features import read_split
 
 if TYPE_CHECKING:
@@ -95,8 +96,7 @@ def windows(
 
     Raises StageError on a question that leaves no room for the text.
     """
-    if tokenizer is None:
-        raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
+    tokenizer = require_tokenizer(tokenizer)
     special = tokenizer.num_special_tokens_to_add(pair=True)
     # Where a tokenizer sets nothing between question and text (those of decoders), a line break tells them apart.
     questions = [row.question if special else f"{row.question}\n" for row in rows]

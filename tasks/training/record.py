@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 
+from tasks.evaluation.direction import greater_is_better
 from tasks.stage import Job
 from tasks.training.journal import Journal
 from tasks.training.throughput import ModelFlops, memory_mb
-
-LOWER_IS_BETTER = frozenset({"loss", "cross_entropy", "perplexity"})
 
 
 class Record:
@@ -108,7 +107,7 @@ def convergence(evaluations: list[dict[str, Any]], metric: str, target: float) -
     """
     for entry in evaluations:
         value = entry.get(metric)
-        if value is not None and (value <= target if metric in LOWER_IS_BETTER else value >= target):
+        if value is not None and (value >= target if greater_is_better(metric) else value <= target):
             marks = {"steps": entry["step"], "seconds": entry["trained_seconds"], "tokens": entry["tokens"]}
             return {f"{unit}_to_{metric}_{target:g}": float(number) for unit, number in marks.items()}
     return {}

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from infra.errors import StageError
 from tasks.training.cross_entropy import IGNORED
+from tasks.training.model_files import require_tokenizer
 from tasks.training.text_features import CHARACTERS_PER_TOKEN, read_split
 
 if TYPE_CHECKING:
@@ -75,10 +76,7 @@ def word_pieces(
     rows: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerFast | None, max_length: int
 ) -> list[Pieces]:
     """Each row's first `max_length` pieces, words never run together."""
-    if tokenizer is None:
-        raise StageError(
-            "these data are words, and the model has no tokenizer", hint="Train from a model that has one."
-        )
+    tokenizer = require_tokenizer(tokenizer)
     # A byte-level tokenizer knows words by the space before them. Where it does not add it (`add_prefix_space`), words
     # given one by one would all look like parts of one word.
     space = " " if _needs_space(tokenizer) else ""

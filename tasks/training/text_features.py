@@ -12,6 +12,7 @@ import torch
 
 from infra.errors import StageError
 from tasks.data.columns import split_files
+from tasks.training.model_files import require_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -95,8 +96,7 @@ def _encoded(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerFast | None, max_length: int, **asked: bool
 ) -> tuple[list[str], Any]:
     """(the texts as far as they were read, what the tokenizer makes of them)."""
-    if tokenizer is None:
-        raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
+    tokenizer = require_tokenizer(tokenizer)
     cut = [text[: max_length * CHARACTERS_PER_TOKEN] for text in texts]
     given: dict[str, Any] = {"truncation": True, "max_length": max_length, "return_attention_mask": False, **asked}
     return cut, tokenizer(cut, padding=False, **given)
@@ -137,8 +137,7 @@ def tokenized_pairs(
 
     Token types are those of the tokenizer's own template (RoBERTa's: zeros); a model that knows none never sees them.
     """
-    if tokenizer is None:
-        raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
+    tokenizer = require_tokenizer(tokenizer)
     limit = max_length * CHARACTERS_PER_TOKEN
     found = tokenizer(
         [text[:limit] for text in texts],

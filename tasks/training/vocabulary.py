@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from infra.errors import StageError
 from tasks.data.tokenizing import SENTINEL
-from tasks.objectives import SpecialIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -81,16 +80,6 @@ class Vocabulary:
                 hint="Set `eos_token` in its tokenizer_config.json.",
             )
         return self.end
-
-    def check(self, special: SpecialIds) -> None:
-        """Raises StageError if a model has no embedding for some of the tokens. It may have more than there are."""
-        if 0 < special.vocabulary < self.size:
-            raise StageError(
-                f"the tokenizer has {self.size} tokens, the model's vocabulary {special.vocabulary}",
-                where="vocab_size",
-                hint="Leave `vocab_size` out of `model`: it is the tokenizer's. A model that is trained further needs "
-                "the tokenizer it was made with.",
-            )
 
 
 class WithVocabulary(Sequence[dict[str, Any]]):

@@ -1,18 +1,21 @@
-"""`make parity`: the training loop against a plain torch loop at every ZeRO stage; writes docs/parity.md.
+"""`make parity`: the training loop against a plain torch loop, for each ZeRO stage and objective; writes docs/parity.md.
 
     python -m tests.bench.parity
 
 Each case trains the same tiny Llama in fp32 for 50 steps on rows of unequal lengths, where a mean of means would show.
 The cases of one number of ranks run in one job: starting ranks costs more than the cases do. A control that averages
-per micro-batch, as a wrong loop would, must be told apart. Exit code 1 where a case fails.
+per micro-batch, as a wrong loop would, must be told apart. The objectives are compared by their tests
+(`tests/stages/parity.py`), which are run here for their figures. Exit code 1 where a case fails.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +42,15 @@ passes if no step's loss differs by more than {TOLERANCE:g}. Differences are abs
 of any single weight after the last step. The control is the plain loop with the mean of four micro-batches' means: what
 a loop that averages wrongly would do, so the tolerance has to tell it apart.
 """
+OBJECTIVES = """
+## Objectives
+
+Each objective's loss curve, on one rank and with accumulation, beside that of a bare loop over whole batches that takes
+the loss from Hugging Face's model itself (for class weights from torch, for sentence embeddings by hand, text by text).
+Examples of a step differ in how many tokens, words, windows or weights they count.
+
+| objective | options | model | batch | micro-batch | first loss | least loss | loss difference |
+|-|-|-|-|-|-|-|-|"""
 
 
 @dataclass(frozen=True)
@@ -185,7 +197,29 @@ def found(case: Case, folder: Path, expected: tuple[list[float], dict[str, torch
     )
 
 
-def page(rows: list[tuple[Case, Difference]], control: Difference, losses: list[float]) -> str:
+def of_objectives(folder: Path) -> list[dict[str, Any]]:
+    """What the objectives' parity tests found. Raises CalledProcessError where one fails."""
+    report = folder / "objectives.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "tests/stages", "-k", "parity", f"--junitxml={report}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    found = [json.loads(one.attrib["value"]) for one in ET.parse(report).iter("property")]
+    return sorted(found, key=lambda facts: (facts["objective"], str(facts["options"]), facts["model"]))
+
+
+def objective_lines(found: list[dict[str, Any]]) -> list[str]:
+    """The table's lines."""
+    lines = OBJECTIVES.splitlines()
+    for facts in found:
+        options = ", ".join(f"{name}: {value}" for name, value in facts["options"].items())
+        cells = [facts["objective"], options, *(facts[name] for name in ("model", "batch", "micro"))]
+        losses = " | ".join(f"{facts[name]:.4f}" for name in ("first", "least"))
+        lines.append(f"| {' | '.join(map(str, cells))} | {losses} | {facts['away']:.1e} |")
+    return lines
+
+
+def page(
+    rows: list[tuple[Case, Difference]], control: Difference, losses: list[float], objectives: list[dict[str, Any]]
+) -> str:
     """docs/parity.md."""
     lines = [HEAD, f"Losses of the plain loop: {losses[0]:.4f} at step 1, {losses[-1]:.4f} at step {STEPS}.", ""]
     lines += ["| ZeRO | ranks | accumulation | micro-batch | loss difference | at step | weight difference | result |"]
@@ -198,6 +232,7 @@ def page(rows: list[tuple[Case, Difference]], control: Difference, losses: list[
         )
     verdict = "told apart" if control.loss > TOLERANCE else "**not told apart**"
     lines.append(f"| control | 1 | 4 | 2 | {control.loss:.1e} | {control.step} | {control.weight:.1e} | {verdict} |")
+    lines += objective_lines(objectives)
     place = machine.environment(("torch", "deepspeed", "transformers"))
     versions = ", ".join(f"{name} {place[name]}" for name in ("python", "torch", "deepspeed", "transformers"))
     lines += ["", f"Run with `make parity` on {place['date']}, commit {place['commit']}, {place['cpu']}, {versions}."]
@@ -211,8 +246,9 @@ def main() -> int:
         run_jobs(Path(folder))
         expected = plain(CausalLM())
         rows = [(case, found(case, Path(folder), expected)) for case in CASES]
+        objectives = of_objectives(Path(folder))
     control = compare(expected, *plain(MeanOfMeans(CausalLM())))
-    text = page(rows, control, expected[0])
+    text = page(rows, control, expected[0], objectives)
     (ROOT / "docs/parity.md").write_text(text, encoding="utf-8")
     sys.stdout.write(text)
     return 0 if all(away.loss <= TOLERANCE for _, away in rows) and control.loss > TOLERANCE else 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,12 @@ def tiny() -> ModuleType:
 def whole_way(jobs: ModuleType, tiny: ModuleType) -> ModuleType:
     """`whole_way.base(...)`, `whole_way.dataset(...)`, `whole_way.go(...)`: one objective through all stages."""
     return _beside("whole_way")
+
+
+@pytest.fixture
+def parity(jobs: ModuleType, tiny: ModuleType, tmp_path: Path, record_property: Callable[[str, object], None]) -> Any:
+    """`parity(objective, features, fresh, ...)`: the loop's losses against a bare loop's."""
+    return _beside("parity").Parity(jobs, tiny, tmp_path, record_property)
 
 
 @pytest.fixture(scope="session")

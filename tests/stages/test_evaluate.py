@@ -173,6 +173,24 @@ def test_gate_on_real_scores(evaluated: Any, jobs: ModuleType, tmp_path: Path) -
         gate.run(jobs.make_job(tmp_path / "c", wrong, {"scores": scores}))
 
 
+def test_a_model_that_answers_nan_is_refused(
+    tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path: Path
+) -> None:
+    """The argmax of NaN is class 0: such a model would have an accuracy, and might pass a gate."""
+    folder = save(tiny, tiny_inputs, tmp_path / "broken")
+    model = AutoModelForTokenClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.score.weight[1] = float("nan")
+    model.save_pretrained(folder)
+    given = {"models": ["broken"], "data": "d", "resamples": 100, "latency": {"repeats": 2}}
+    inputs = {
+        "models": [jobs.artifact(folder, "model", stage="broken")],
+        "data": jobs.artifact(tiny_inputs / "dataset", "dataset"),
+    }
+    with pytest.raises(StageError, match=r"'broken' answers NaN to (\d+) of \1 examples"):
+        jobs.run_stage(tmp_path / "scores", "evaluate", given, **inputs)
+
+
 def test_language_model_on_packed_tokens(tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path: Path) -> None:
     model = tiny.model("llama", AutoModelForCausalLM, vocabulary=320)
     model.save_pretrained(tmp_path / "lm")

@@ -22,6 +22,7 @@ from tasks.training.batch import BatchSplit
 from tasks.training.deepspeed_config import training_faults
 from tasks.training.layers import depths
 from tasks.training.loop import train
+from tasks.training.model_files import load_tokenizer
 from tasks.training.parameter_groups import Tuning, group_rate, parameter_groups
 from tasks.training.result import TrainResult
 from tasks.training.sampler import Sampler
@@ -336,7 +337,6 @@ def test_low_rank_validation_is_that_of_the_merged_model(
 ) -> None:
     from tasks.objectives.text_classification import TextClassification
     from tasks.training.features import heldout_features
-    from tasks.training.model_files import load_tokenizer
     from tasks.training.result import TrainResult
 
     job = finetuned(jobs, tiny_inputs, base, tmp_path, lora={"r": 4}, max_steps=6, learning_rate=1e-2)
@@ -354,6 +354,36 @@ def test_targets_that_match_nothing_are_refused_with_those_there_are(
     with pytest.raises(StageError, match="no matrix is named 'q_proj'") as caught:
         finetuned(jobs, tiny_inputs, base, tmp_path, lora={"targets": ["query", "q_proj"]})
     assert "dense, key, query, value" in str(caught.value)
+
+
+def test_rows_that_were_packed_with_another_tokenizer_are_refused(
+    jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path, tmp_path: Path
+) -> None:
+    """Both have 320 tokens or more, so that nothing else would notice."""
+    other = tiny.word_tokenizer([f"word{i}" for i in range(400)])
+    model = tiny.write_model(tmp_path / "model", tiny.model(vocabulary=len(other)), other, 64)
+    given = {"model": "m", "data": "tokens", "objective": "causal_lm", "max_steps": 1}
+    inputs = {"model": jobs.artifact(model, "model"), "data": jobs.artifact(tiny_inputs / "tokens", "tokens")}
+    with pytest.raises(StageError, match=r"packed with another tokenizer than the model's: \d+ tokens differ"):
+        jobs.run_stage(tmp_path / "finetune", "finetune", given, **inputs)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_a_model_that_does_not_know_all_tokens_is_refused(
+    jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path, tmp_path: Path, kind: str
+) -> None:
+    tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
+    given: dict[str, Any] = {"data": "d", "objective": "causal_lm", "max_steps": 1}
+    inputs = {"data": jobs.artifact(tiny_inputs / "tokens", "tokens")}
+    if kind == "pretrain":
+        small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        given["model"] = {"type": "llama", "vocab_size": 300, **small}
+    else:
+        given["model"] = "m"
+        folder = tiny.write_model(tmp_path / "model", tiny.model(vocabulary=300), tokenizer, 64)
+        inputs["model"] = jobs.artifact(folder, "model")
+    with pytest.raises(StageError, match="the tokenizer has 320 tokens, the model 300"):
+        jobs.run_stage(tmp_path / kind, kind, given, **inputs)
 
 
 def test_a_missing_pad_token_is_set_and_told(

@@ -18,13 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from infra.errors import StageError
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.causal_lm import CausalLM
-from tasks.training.batch import BatchSplit
-from tasks.training.loop import train
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
-from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
-from tasks.training.settings import TrainingParams
 from tasks.training.text_features import measured_texts
 
 
@@ -325,37 +320,19 @@ def test_options_and_data_that_do_not_fit_together_are_refused(jobs: ModuleType,
 STEPS = 12
 
 
-def test_accumulated_training_is_hugging_faces_own_loss_over_whole_batches(
-    jobs: ModuleType, tiny: ModuleType, tmp_path: Path
-) -> None:
+def test_parity_with_a_bare_loop_over_hugging_faces_own_loss(parity: Any, tiny: ModuleType) -> None:
     """Few and many counted tokens an example, so that a mean of micro-batches' means would be another loss."""
     features = []
     for i, feature in enumerate(tiny.lm_features(40)):
         ids = feature["input_ids"]
         labels = np.where(np.arange(len(ids)) >= min(len(ids) - 1, 1 + 2 * (i % 6)), ids, -100)
         features.append({"input_ids": ids, "labels": labels if i % 7 else np.full(len(ids), -100), "bytes": 1})
-    given = TrainingParams.model_validate(
-        {"max_steps": STEPS, "global_batch_size": 8, "learning_rate": 1e-2, "max_grad_norm": 0.5, "seed": 3}
-    )
-    job = jobs.make_job(tmp_path, given, execution={"per_device_train_batch_size": 2})
-    chosen = CausalLM(messages="messages")
-    train(job, tiny.model(), chosen, features, features[:5], given)
-    found = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
-    sampler = Sampler(40, 3, BatchSplit(8, 1, 8))
-    expected = tiny.plain_training(
-        tiny.model(),
-        chosen,
-        features,
-        [sampler.global_batch(step) for step in range(STEPS)],
-        lambda step: 1e-2 * learning_rate_factor(given.schedule, step, STEPS),
-        weight_decay=given.optimizer.weight_decay,
-        max_grad_norm=0.5,
-        mean_loss=lambda model, batch: (
-            model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
-        ),
-    )
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert expected[-1] < expected[0] - 0.3
+    parity(CausalLM(messages="messages"), features, tiny.model, mean_loss=own_loss, falls=0.3)
+
+
+def own_loss(model: Any, rows: Any, batch: Any) -> torch.Tensor:
+    found: torch.Tensor = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+    return found
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["given", "the-tokenizers"])

@@ -17,14 +17,9 @@ from transformers import AutoModelForSeq2SeqLM
 from infra.errors import StageError
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.denoising import Denoising
-from tasks.training.batch import BatchSplit
 from tasks.training.features import heldout_features
-from tasks.training.loop import train
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
-from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
-from tasks.training.settings import TrainingParams
 from tasks.training.span_corruption import corrupted, noise_shape
 from tasks.training.vocabulary import Vocabulary
 
@@ -145,30 +140,10 @@ def features(tiny: ModuleType, count: int = 40) -> list[dict[str, Any]]:
     ]
 
 
-def test_training_equals_a_bare_loop_with_the_models_own_loss(
-    jobs: ModuleType, tiny: ModuleType, tmp_path: Path
-) -> None:
+def test_parity_with_a_bare_loop_over_the_models_own_loss(parity: Any, tiny: ModuleType) -> None:
     """The spans of each step are those of its places in the data stream, whatever the micro-batches."""
-    rows, chosen, micro = features(tiny), Denoising(), 2
-    params = TrainingParams(max_steps=STEPS, global_batch_size=8, learning_rate=1e-2, max_grad_norm=0.5, seed=3)
-    job = jobs.make_job(tmp_path, params, execution={"per_device_train_batch_size": micro})
     fields = {"vocabulary": V, "dropout_rate": 0.0, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-    model = tiny.model("t5", AutoModelForSeq2SeqLM, **fields)
-    train(job, model, chosen, rows, [chosen.noised(f, i) for i, f in enumerate(rows[:5])], params)
-    found = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
-    reference = tiny.model("t5", AutoModelForSeq2SeqLM, **fields)
-    sampler = Sampler(len(rows), 3, BatchSplit(8, 1, 8))
-    losses = tiny.plain_training(
-        reference,
-        tiny.OwnLoss(reference, chosen, 3),
-        rows,
-        [sampler.global_batch(step) for step in range(STEPS)],
-        lambda step: 1e-2 * learning_rate_factor(params.schedule, step, STEPS),
-        weight_decay=params.optimizer.weight_decay,
-        max_grad_norm=0.5,
-    )
-    assert found == pytest.approx(losses, abs=1e-4)
-    assert min(losses) < losses[0] - 0.3
+    parity(Denoising(), features(tiny), lambda: tiny.model("t5", AutoModelForSeq2SeqLM, **fields), falls=0.3)
 
 
 def test_padding_changes_no_prediction(tiny: ModuleType) -> None:
@@ -258,9 +233,3 @@ def test_too_few_sentinels_are_refused_with_the_number_needed(
     many = objective({"name": "denoising", "noise_density": 0.5, "mean_span_length": 1.0})
     with pytest.raises(StageError, match="need 17 sentinels, and the tokenizer has 8"):
         many.features(jobs.artifact(with_sentinels / "tokens", "tokens"), "train", None, 64)
-
-
-def test_a_model_that_does_not_know_the_sentinels_is_refused(tiny: ModuleType) -> None:
-    drawn = Denoising().noised(features(tiny, 1)[0], 0)
-    with pytest.raises(StageError, match="the tokenizer has 60 tokens, the model's vocabulary 52"):
-        Denoising().collate([drawn], SpecialIds(vocabulary=52))

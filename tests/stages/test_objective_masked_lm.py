@@ -19,15 +19,12 @@ from infra.errors import Preempted, StageError
 from tasks.data.tokenizing import save_tokenizer, train_tokenizer
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.masked_lm import MaskedLM
-from tasks.training.batch import BatchSplit
 from tasks.training.cross_entropy import IGNORED
 from tasks.training.features import heldout_features
 from tasks.training.loop import train
 from tasks.training.masking import masked, word_numbers
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
-from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams
 from tasks.training.vocabulary import Vocabulary, Words
 
@@ -184,33 +181,20 @@ def test_the_baseline_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("type", "micro", "whole_words"), [("bert", 2, False), ("roberta", 4, True)])
-def test_training_equals_a_bare_loop_with_the_models_own_loss(
-    jobs: ModuleType, tiny: ModuleType, tmp_path: Path, type: str, micro: int, whole_words: bool
+def test_parity_with_a_bare_loop_over_the_models_own_loss(
+    parity: Any, tiny: ModuleType, type: str, micro: int, whole_words: bool
 ) -> None:
     """Rows differ in their number of hidden tokens, so a mean of means would show; so would other masks."""
     by_three = Words(np.arange(V) % 3 == 0, np.ones(V, bool))
     words = Vocabulary(V, VOCABULARY.special, 3, 2, VOCABULARY.sentinels, by_three)
-    given_features = [{**f, "vocabulary": words} for f in features(tiny)]
-    chosen = objective({"name": "masked_lm", "whole_words": whole_words})
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    params = TrainingParams(max_steps=STEPS, global_batch_size=8, learning_rate=1e-2, max_grad_norm=0.5, seed=3)
-    job = jobs.make_job(tmp_path, params, execution={"per_device_train_batch_size": micro})
-    model = tiny.model(type, AutoModelForMaskedLM, initializer_range=0.2, **quiet)
-    train(job, model, chosen, given_features, [chosen.noised(f, i) for i, f in enumerate(given_features[:5])], params)
-    found = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
-    reference = tiny.model(type, AutoModelForMaskedLM, initializer_range=0.2, **quiet)
-    sampler = Sampler(len(given_features), 3, BatchSplit(8, 1, 8))
-    losses = tiny.plain_training(
-        reference,
-        tiny.OwnLoss(reference, chosen, 3),
-        given_features,
-        [sampler.global_batch(step) for step in range(STEPS)],
-        lambda step: 1e-2 * learning_rate_factor(params.schedule, step, STEPS),
-        weight_decay=params.optimizer.weight_decay,
-        max_grad_norm=0.5,
+    parity(
+        objective({"name": "masked_lm", "whole_words": whole_words}),
+        [{**f, "vocabulary": words} for f in features(tiny)],
+        lambda: tiny.model(type, AutoModelForMaskedLM, initializer_range=0.2, **quiet),
+        micro=micro,
+        falls=0.3,
     )
-    assert found == pytest.approx(losses, abs=1e-4)
-    assert min(losses) < losses[0] - 0.3
 
 
 def test_a_resumed_training_meets_the_same_masks(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) -> None:
@@ -311,13 +295,6 @@ def test_texts_without_a_token_to_hide_are_refused(
     data = jobs.artifact(tiny.write_dataset(tmp_path / "d", {"train": {"text": ["a b", "", "<eos>"]}}), "dataset")
     with pytest.raises(StageError, match=r"2 of 3 texts of split 'train' hold no token .* row 1: ''"):
         MaskedLM().features(data, "train", load_tokenizer(maskable / "tokenizer"), 64)
-
-
-def test_a_model_that_does_not_know_all_tokens_is_refused(tiny: ModuleType) -> None:
-    feature = MaskedLM().noised(features(tiny, 1)[0], 0)
-    with pytest.raises(StageError, match="the tokenizer has 50 tokens, the model's vocabulary 48"):
-        MaskedLM().collate([feature], SpecialIds(vocabulary=48))
-    MaskedLM().collate([feature], SpecialIds(vocabulary=64))  # rounded up, as many models are
 
 
 def test_shares_beyond_all_are_refused() -> None:

@@ -22,14 +22,11 @@ from tasks.stage import stages
 from tasks.training.batch import BatchSplit
 from tasks.training.evaluate import validate
 from tasks.training.loader import Loader
-from tasks.training.loop import train
 from tasks.training.model_files import load_model, load_tokenizer
 from tasks.training.model_inputs import model_inputs
 from tasks.training.ranks import Ranks
 from tasks.training.result import TrainResult
 from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
-from tasks.training.settings import TrainingParams
 
 COLOURS, ANIMALS = ("red", "blue", "green", "black"), ("cat", "dog", "fox", "hen")
 FILLERS = ("we", "saw", "then", "and", "some", "old", "house")
@@ -241,52 +238,33 @@ def fresh(tiny: ModuleType, tokenizer: Any, **fields: Any) -> Any:
     return tiny.model("bert", AutoModelForQuestionAnswering, **shape, **fields)
 
 
-def test_parity_with_a_plain_loop_over_the_models_own_loss(
-    jobs: ModuleType, tiny: ModuleType, tokenizer: Any, data: Any, tmp_path: Path
+def test_parity_with_a_bare_loop_over_the_models_own_loss(
+    parity: Any, tiny: ModuleType, tokenizer: Any, data: Any
 ) -> None:
     """HF's loss of each window alone (beside longer ones it would count padding as an answer), averaged over a step's.
 
     Questions have one to four windows, so that micro-batches of two questions hold unequal numbers of units.
     """
-    steps, chosen = 14, QuestionAnswering(stride=4)
+    chosen = QuestionAnswering(stride=4)
     features = chosen.features(data, "train", tokenizer, 18)[:40]
     assert {len(f["input_ids"]) for f in features} >= {1, 2, 3, 4}
-    given = {"max_steps": steps, "global_batch_size": 8, "learning_rate": 5e-3, "max_grad_norm": 0.5, "seed": 3}
-    params = TrainingParams.model_validate(given)
-    job = jobs.make_job(tmp_path, params, execution={"per_device_train_batch_size": 2})
-    train(job, fresh(tiny, tokenizer), chosen, features, [], params)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
+    parity(
+        chosen, features, lambda: fresh(tiny, tokenizer), mean_loss=each_window_alone, steps=14, rate=5e-3, falls=0.3
+    )
 
-    model, sampler = fresh(tiny, tokenizer).train(), Sampler(40, 3, BatchSplit(8, 1, 8))
-    decay = [[p for p in model.parameters() if (p.ndim >= 2) is wanted] for wanted in (True, False)]
-    groups = [
-        {"params": decay[0], "weight_decay": params.optimizer.weight_decay},
-        {"params": decay[1], "weight_decay": 0},
+
+def each_window_alone(model: Any, rows: Any, batch: Any) -> torch.Tensor:
+    losses = [
+        model(
+            input_ids=torch.from_numpy(ids[None]).long(),
+            token_type_ids=torch.from_numpy(types[None]).long(),
+            start_positions=torch.tensor([first]),
+            end_positions=torch.tensor([last]),
+        ).loss
+        for row in rows
+        for ids, types, (first, last) in zip(*(row[n] for n in ("input_ids", "token_types", "labels")), strict=True)
     ]
-    optimizer, expected = torch.optim.AdamW(groups), []
-    for step in range(steps):
-        alone = [
-            model(
-                input_ids=torch.from_numpy(ids[None]).long(),
-                token_type_ids=torch.from_numpy(types[None]).long(),
-                start_positions=torch.tensor([first]),
-                end_positions=torch.tensor([last]),
-            ).loss
-            for i in sampler.global_batch(step)
-            for ids, types, (first, last) in zip(
-                *(features[i][n] for n in ("input_ids", "token_types", "labels")), strict=True
-            )
-        ]
-        loss = torch.stack(alone).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        for group in optimizer.param_groups:
-            group["lr"] = 5e-3 * learning_rate_factor(params.schedule, step, steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        expected.append(float(loss.detach()))
-    assert losses == pytest.approx(expected, abs=1e-4)
-    assert losses[-1] < losses[0] - 0.3
+    return torch.stack(losses).mean()
 
 
 def test_a_batch_of_equal_windows_has_the_loss_hf_gives_it(tiny: ModuleType, tokenizer: Any, data: Any) -> None:

@@ -25,8 +25,6 @@ from tasks.training.batch import BatchSplit, split_batch
 from tasks.training.loop import train
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
-from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams
 
 STEPS = 12
@@ -95,35 +93,21 @@ def test_the_same_text_is_no_negative() -> None:
 
 
 @pytest.mark.parametrize(("type", "micro"), [("bert", 4), ("llama", 8), ("bert", 16)])
-def test_accumulated_training_is_the_loss_of_whole_batches(
-    jobs: ModuleType, tiny: ModuleType, tmp_path: Path, type: str, micro: int
-) -> None:
+def test_parity_with_a_bare_loop_over_the_loss_by_hand(parity: Any, tiny: ModuleType, type: str, micro: int) -> None:
     """Negatives come from the group whatever the micro-batch: without groups a smaller one would be an easier task."""
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     objective, features = chosen(temperature=0.2), pairs()
-    given = TrainingParams.model_validate(
-        {"max_steps": STEPS, "global_batch_size": 16, "learning_rate": 5e-3, "max_grad_norm": 0.5, "seed": 3}
-    )
-    job = jobs.make_job(tmp_path, given, execution={"per_device_train_batch_size": micro})
-    result = train(job, tiny.model(type, AutoModel, **no_dropout), objective, features, features[:10], given)
-    found = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
-    sampler = Sampler(40, 3, BatchSplit(16, 1, 16))
-    batches = [sampler.global_batch(step) for step in range(STEPS)]
-    steps = iter(batches)
-    reference = tiny.model(type, AutoModel, **no_dropout)
-    expected = tiny.plain_training(
-        reference,
+    result, _, reference = parity(
         objective,
         features,
-        batches,
-        lambda step: 5e-3 * learning_rate_factor(given.schedule, step, STEPS),
-        weight_decay=given.optimizer.weight_decay,
-        max_grad_norm=0.5,
-        mean_loss=lambda model, batch: by_hand(model, [features[i] for i in next(steps)], objective),
+        lambda: tiny.model(type, AutoModel, **no_dropout),
+        mean_loss=lambda model, rows, batch: by_hand(model, rows, objective),
+        validation=features[:10],
+        batch=16,
+        micro=micro,
+        rate=5e-3,
+        falls=0.1,
     )
-    assert len(set(map(tuple, batches))) == STEPS
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert expected[-1] < expected[0] - 0.1
     # The validation split in its own order, group by group, as it would be learned.
     with torch.no_grad():
         assert result.validation["loss"] == pytest.approx(float(by_hand(reference, features[:10], objective)), abs=1e-3)

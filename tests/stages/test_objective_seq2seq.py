@@ -16,14 +16,9 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 from infra.errors import StageError
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.seq2seq import Seq2Seq
-from tasks.training.batch import BatchSplit
 from tasks.training.cross_entropy import IGNORED
-from tasks.training.loop import train
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
-from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
-from tasks.training.settings import TrainingParams
 from tasks.training.vocabulary import Vocabulary
 
 STEPS = 12
@@ -148,29 +143,11 @@ def test_the_baseline_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("type", "micro"), [("t5", 2), ("bart", 4)])
-def test_training_equals_a_bare_loop_with_the_models_own_loss(
-    jobs: ModuleType, tiny: ModuleType, tmp_path: Path, type: str, micro: int
-) -> None:
+def test_parity_with_a_bare_loop_over_the_models_own_loss(parity: Any, tiny: ModuleType, type: str, micro: int) -> None:
     """Targets differ in length, so a mean of means would show."""
-    rows, chosen = features(tiny), Seq2Seq()
     quiet = {"dropout_rate": 0.0} if type == "t5" else {"dropout": 0.0}
-    params = TrainingParams(max_steps=STEPS, global_batch_size=8, learning_rate=1e-2, max_grad_norm=0.5, seed=3)
-    job = jobs.make_job(tmp_path, params, execution={"per_device_train_batch_size": micro})
-    train(job, tiny.model(type, AutoModelForSeq2SeqLM, **quiet), chosen, rows, rows[:5], params)
-    found = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
-    reference = tiny.model(type, AutoModelForSeq2SeqLM, **quiet)
-    sampler = Sampler(len(rows), 3, BatchSplit(8, 1, 8))
-    losses = tiny.plain_training(
-        reference,
-        tiny.OwnLoss(reference, chosen, 3),
-        rows,
-        [sampler.global_batch(step) for step in range(STEPS)],
-        lambda step: 1e-2 * learning_rate_factor(params.schedule, step, STEPS),
-        weight_decay=params.optimizer.weight_decay,
-        max_grad_norm=0.5,
-    )
-    assert found == pytest.approx(losses, abs=1e-4)
-    assert losses[-1] < losses[0] - 0.3
+    fresh = lambda: tiny.model(type, AutoModelForSeq2SeqLM, **quiet)  # noqa: E731
+    parity(Seq2Seq(), features(tiny), fresh, micro=micro, falls=0.3)
 
 
 def save_base(tiny: ModuleType, tiny_inputs: Path, folder: Path) -> Path:

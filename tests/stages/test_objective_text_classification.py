@@ -31,14 +31,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from infra.errors import StageError
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.text_classification import TextClassification
-from tasks.training.batch import BatchSplit
-from tasks.training.loop import train
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
 from tasks.training.result import TrainResult
-from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
-from tasks.training.settings import TrainingParams, WithObjective
+from tasks.training.settings import WithObjective
 
 
 def predictions(count: int, classes: int, *, ties: bool = True) -> dict[str, np.ndarray]:
@@ -211,14 +207,14 @@ def examples(problem: str, *, weights: bool = False) -> list[dict[str, Any]]:
     return found
 
 
-def own_loss(model: Any, batch: Any) -> torch.Tensor:
+def own_loss(model: Any, rows: Any, batch: Any) -> torch.Tensor:
     """Hugging Face's own."""
     given = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     found: torch.Tensor = model(**given).loss
     return found
 
 
-def torch_weighted(model: Any, batch: Any) -> torch.Tensor:
+def torch_weighted(model: Any, rows: Any, batch: Any) -> torch.Tensor:
     """torch's weighted and smoothed mean over the whole batch, of the mean over the tokens."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     scores = torch.stack([row[: int(n)].mean(0) for row, n in zip(logits, batch["attention_mask"].sum(1), strict=True)])
@@ -236,35 +232,20 @@ def torch_weighted(model: Any, batch: Any) -> torch.Tensor:
     ],
     ids=["single-bert", "single-llama", "multi", "regression", "weighted"],
 )
-def test_accumulated_training_is_hugging_faces_own_loss_over_whole_batches(
-    jobs: ModuleType, tiny: ModuleType, tmp_path: Path, options: dict[str, Any], type: str, loss: Any
+def test_parity_with_a_bare_loop_over_hugging_faces_own_loss(
+    parity: Any, tiny: ModuleType, options: dict[str, Any], type: str, loss: Any
 ) -> None:
     """Class weights: micro-batches hold different sums of weights, so that a mean of means would be another loss."""
     chosen = TextClassification.model_validate(options)
-    features = examples(chosen.problem, weights=chosen.class_weights == "balanced")
     size = {"single_label": 3, "multi_label": 2, "regression": 1}[chosen.problem]
-    auto = getattr(transformers, chosen.auto_class)
     head = {"num_labels": size, **({"problem_type": chosen._problem_type} if chosen.pooling == "model" else {})}
-    head |= NO_DROPOUT
-    given = TrainingParams.model_validate(
-        {"max_steps": STEPS, "global_batch_size": 8, "learning_rate": 1e-2, "max_grad_norm": 0.5, "seed": 3}
-    )
-    job = jobs.make_job(tmp_path, given, execution={"per_device_train_batch_size": 2})
-    train(job, tiny.model(type, auto, **head), chosen, features, features[:5], given)
-    found = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
-    sampler = Sampler(40, 3, BatchSplit(8, 1, 8))
-    expected = tiny.plain_training(
-        tiny.model(type, auto, **head),
+    parity(
         chosen,
-        features,
-        [sampler.global_batch(step) for step in range(STEPS)],
-        lambda step: 1e-2 * learning_rate_factor(given.schedule, step, STEPS),
-        weight_decay=given.optimizer.weight_decay,
-        max_grad_norm=0.5,
+        examples(chosen.problem, weights=chosen.class_weights == "balanced"),
+        lambda: tiny.model(type, getattr(transformers, chosen.auto_class), **head, **NO_DROPOUT),
         mean_loss=loss,
+        falls=0.05,
     )
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert expected[-1] < expected[0] - 0.05
 
 
 def test_what_a_split_leaves_undefined_is_left_out(tiny: ModuleType) -> None:

@@ -25,13 +25,8 @@ from tasks.objectives import SpecialIds, objective
 from tasks.objectives.token_classification import TokenClassification
 from tasks.stage import stages
 from tasks.stages.gate import _replicates
-from tasks.training.batch import BatchSplit
-from tasks.training.loop import train
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
-from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
-from tasks.training.settings import TrainingParams
 
 LABELS = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
 NAMES = ("paris", "london", "sydney", "florence", "austin")
@@ -223,41 +218,23 @@ def test_balanced_weights_and_smoothing_are_those_of_torch(tiny: ModuleType, tok
     assert units == sum((f["labels"] >= 0).sum() for f in features[:5])
 
 
-def test_parity_with_a_plain_loop_over_the_models_own_loss(
-    jobs: ModuleType, tiny: ModuleType, tokenizer: Any, data: Any, tmp_path: Path
+def test_parity_with_a_bare_loop_over_the_models_own_loss(
+    parity: Any, tiny: ModuleType, tokenizer: Any, data: Any
 ) -> None:
     """Micro-batches of two hold other numbers of labelled words than four of them together: a mean of means would drift."""
-    steps, chosen = 14, TokenClassification()
+    chosen = TokenClassification()
     chosen = chosen.with_labels(list(chosen.head(data)["label2id"]))
     features = chosen.features(data, "train", tokenizer, 24)[:40]
     assert len({int((f["labels"] >= 0).sum()) for f in features}) > 4
     shape = {"vocabulary": len(tokenizer), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    fresh = lambda: tiny.model("bert", AutoModelForTokenClassification, **shape, **chosen.head(data))  # noqa: E731
-    given = {"max_steps": steps, "global_batch_size": 8, "learning_rate": 5e-3, "max_grad_norm": 0.5, "seed": 3}
-    params = TrainingParams.model_validate(given)
-    job = jobs.make_job(tmp_path, params, execution={"per_device_train_batch_size": 2})
-    train(job, fresh(), chosen, features, [], params)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "records/train.jsonl").read_text().splitlines()]
-
-    model, sampler = fresh().train(), Sampler(40, 3, BatchSplit(8, 1, 8))
-    decay = [[p for p in model.parameters() if (p.ndim >= 2) is wanted] for wanted in (True, False)]
-    groups = [
-        {"params": decay[0], "weight_decay": params.optimizer.weight_decay},
-        {"params": decay[1], "weight_decay": 0},
-    ]
-    optimizer, expected = torch.optim.AdamW(groups), []
-    for step in range(steps):
-        batch = chosen.collate([features[i] for i in sampler.global_batch(step)], SpecialIds())
-        loss = model(**model_inputs(batch, model), labels=batch["labels"]).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        for group in optimizer.param_groups:
-            group["lr"] = 5e-3 * learning_rate_factor(params.schedule, step, steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        expected.append(float(loss.detach()))
-    assert losses == pytest.approx(expected, abs=1e-4)
-    assert losses[-1] < losses[0] - 0.5
+    parity(
+        chosen,
+        features,
+        lambda: tiny.model("bert", AutoModelForTokenClassification, **shape, **chosen.head(data)),
+        mean_loss=lambda model, rows, batch: model(**model_inputs(batch, model), labels=batch["labels"]).loss,
+        rate=5e-3,
+        falls=0.5,
+    )
 
 
 def test_padding_does_not_change_a_prediction(tiny: ModuleType, tokenizer: Any, data: Any) -> None:

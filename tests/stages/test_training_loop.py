@@ -17,6 +17,7 @@ from infra.errors import Preempted, StageError
 from tasks.objectives.causal_lm import CausalLM
 from tasks.training.batch import BatchSplit
 from tasks.training.loop import train
+from tasks.training.record import convergence
 from tasks.training.result import TrainResult
 from tasks.training.sampler import Sampler
 from tasks.training.schedule import learning_rate_factor
@@ -186,6 +187,32 @@ def test_evaluation_comes_every_n_steps_and_after_the_last(jobs: ModuleType, tin
     found = lines(tmp_path, "validation")
     assert [line["step"] for line in found] == [5, 10, 12]
     assert result.validation["loss"] == found[-1]["loss"] == pytest.approx(result.validation["cross_entropy"], rel=1e-6)
+
+
+def test_the_way_to_a_target_is_read_from_the_evaluations() -> None:
+    """Loss has to come down to its target, accuracy up; calibration errors too are better when less."""
+    values = [(2, 1.5, 0.4, 0.30), (4, 1.0, 0.6, 0.20), (6, 1.2, 0.8, 0.05)]
+    told = [
+        {"step": step, "trained_seconds": step / 10, "tokens": 100 * step, "loss": loss, "accuracy": right, "ece": ece}
+        for step, loss, right, ece in values
+    ]
+    assert convergence(told, "loss", 1.0) == {
+        "steps_to_loss_1": 4.0,
+        "seconds_to_loss_1": 0.4,
+        "tokens_to_loss_1": 400.0,
+    }
+    assert convergence(told, "accuracy", 0.7)["steps_to_accuracy_0.7"] == 6
+    assert convergence(told, "ece", 0.1)["steps_to_ece_0.1"] == 6
+    assert convergence(told, "loss", 0.9) == convergence(told, "f1", 0.1) == {}
+
+
+def test_a_training_tells_when_it_met_its_targets(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) -> None:
+    run(jobs, tiny, tmp_path / "first", given=params(eval_every=3))
+    found = lines(tmp_path / "first", "validation")
+    target = round((found[1]["loss"] + found[2]["loss"]) / 2, 3)
+    assert found[1]["loss"] > target > found[2]["loss"]
+    result = run(jobs, tiny, tmp_path / "second", given=params(eval_every=3), execution={"targets": {"loss": target}})
+    assert result.metrics()[f"steps_to_loss_{target:g}"] == 9
 
 
 def test_progress_tells_step_loss_and_speed(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) -> None:

@@ -85,11 +85,11 @@ def plain_training(
     *,
     weight_decay: float,
     max_grad_norm: float,
-    mean_loss: Callable[[PreTrainedModel, Mapping[str, torch.Tensor]], torch.Tensor] | None = None,
+    mean_loss: Callable[[PreTrainedModel, Any, Any], torch.Tensor] | None = None,
 ) -> list[float]:
     """The reference: whole global batches in a bare torch loop, mean loss over units. Returns the losses.
 
-    mean_loss: the loss of a batch, where it is not the objective's own (Hugging Face's, torch's).
+    mean_loss: the loss of a step's examples, given also as a batch, where it is not the objective's own.
     """
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
@@ -99,12 +99,13 @@ def plain_training(
     losses = []
     model.train()
     for step, batch in enumerate(batches):
-        data = objective.collate([features[i] for i in batch], SpecialIds())
+        chosen = [features[i] for i in batch]
+        data = objective.collate(chosen, SpecialIds())
         if mean_loss is None:
             total, units = objective.loss(objective.output(model(**model_inputs(data, model))), data)
             loss = total / units
         else:
-            loss = mean_loss(model, data)
+            loss = mean_loss(model, chosen, data)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         for group in optimizer.param_groups:
