@@ -95,6 +95,19 @@ def repeated(values: Hashes) -> Mask:
     What met another value there, a fifth of what is well spread, goes into a smaller table by its other bits, and so
     on: several times as fast as sorting, which is what is left for values that are not spread.
     """
+    found, places = _met(values)
+    again = values[places]
+    if len(again) < len(values) // 2:
+        again = again >> HALF | again << HALF
+        found[places] |= repeated(again)
+    else:
+        again.sort()
+        found[places] |= np.isin(values[places], again[1:][again[1:] == again[:-1]])
+    return found
+
+
+def _met(values: Hashes) -> tuple[Mask, npt.NDArray[np.int64]]:
+    """(which values are the same as the last of their slot, places of those that met another one there)."""
     slots = 1 << (ROOM * len(values)).bit_length()
     last = np.empty(slots, np.int32 if len(values) < 1 << 31 else np.int64)
     blocks = [(begin, values[begin : begin + BLOCK]) for begin in range(0, len(values), BLOCK)]
@@ -107,14 +120,7 @@ def repeated(values: Hashes) -> Mask:
         same = values[there[early]] == block[early]
         found[begin + early[same]] = found[there[early[same]]] = True
         rest.append(begin + early[~same])
-    places = np.concatenate(rest)
-    again = values[places]
-    if len(again) < len(values) // 2:
-        found[places] |= repeated(again >> HALF | again << HALF)
-    else:
-        ordered = np.sort(again)
-        found[places] |= np.isin(again, ordered[1:][ordered[1:] == ordered[:-1]])
-    return found
+    return found, np.concatenate(rest)
 
 
 def _slots(values: Hashes, count: int) -> npt.NDArray[np.int64]:

@@ -58,7 +58,6 @@ class _Selecting:
     def __init__(self, shards: Sequence[PreparedShard], rules: Rules) -> None:
         self.shards, self.rules = shards, rules
         self.known = KnownRows(shards)
-        self.characters = self.known.column("characters")
         self.labels, self.label = self._labels()
         self.steps: list[dict[str, Any]] = []
         split = rules.split
@@ -68,7 +67,8 @@ class _Selecting:
         else:
             self.split = assign(points, split)
         priority = -self.split if split.frozen else np.zeros(len(points), np.int8)
-        self.left = np.argsort(priority, kind="stable")
+        numbers = np.int32 if len(points) < 1 << 31 else np.int64  # what is held for each row bounds memory
+        self.left = np.argsort(priority, kind="stable").astype(numbers)
         """The rows still in, by place among all, in the order in which they are compared."""
 
     def run(self) -> Selection:
@@ -86,14 +86,17 @@ class _Selecting:
             chosen = self.left[train]
             keep[train] = capped(self.label[chosen], self.known.column("order")[chosen], label)
             self._keep("max_per_class" if label.max_per_class else "balance", keep)
-        repeats = self._repeats()
-        rows = self._by_shard(repeats)
+        times = self._times()
+        rows = self._by_shard(times)
         table, warnings = self._checked(rows)
-        lengths = {
-            split: np.repeat(self.characters[self.left], np.where(self._is(code), repeats, 0))
-            for code, split in enumerate(SPLITS)
-        }
+        characters = self.characters[self.left]
+        lengths = {split: _repeated(characters, times, self._is(code)) for code, split in enumerate(SPLITS)}
         return Selection(rows, self.steps, self.labels if label else None, table, lengths, warnings)
+
+    @property
+    def characters(self) -> npt.NDArray[np.int32]:
+        """Length of each row's text: read when asked for."""
+        return self.known.column("characters")
 
     def _labels(self) -> tuple[list[str], npt.NDArray[np.int32]]:
         """All labels, sorted, and each row's place among them; none where nothing asks for them."""
@@ -129,12 +132,13 @@ class _Selecting:
     def _account(
         self, step: str, before: Rows, after: Rows, dropped: Counter[str], changed: Counter[str] | None = None
     ) -> None:
+        characters = self.characters
         account = Account(
             step,
             rows_in=len(before),
             rows_out=len(after),
-            characters_in=int(self.characters[before].sum()),
-            characters_out=int(self.characters[after].sum()),
+            characters_in=int(characters[before].sum()),
+            characters_out=int(characters[after].sum()),
             dropped=dropped,
             changed=changed or Counter(),
         )
@@ -162,11 +166,14 @@ class _Selecting:
             keep[met] = first_of_near(signatures, bands, near.threshold, exempt)
         return keep
 
-    def _repeats(self) -> npt.NDArray[np.int64]:
-        """How often each row that is left counts: by its source's weight, the rest of it by the hash of its id."""
+    def _times(self) -> npt.NDArray[np.int64] | None:
+        """How often each row that is left counts: by its source's weight, the rest of it by the hash of its id.
+
+        None: each counts once.
+        """
         weights = np.array([shard.weight for shard in self.shards])[self.known.shards_of(self.left)]
         if (weights == 1).all():
-            return np.ones(len(self.left), np.int64)
+            return None
         drawn = self.known.column("order")[self.left].astype(np.float64) / 2**64
         times: npt.NDArray[np.int64] = np.where(self._is(TRAIN), np.floor(weights + drawn), 1).astype(np.int64)
         counts = {"not drawn": int((times == 0).sum()), "repeated": int((times > 1).sum())}
@@ -174,12 +181,11 @@ class _Selecting:
         self._account("weights", self.left, np.repeat(self.left, times), dropped=dropped, changed=changed)
         return times
 
-    def _by_shard(self, repeats: npt.NDArray[np.int64]) -> list[dict[str, Rows]]:
+    def _by_shard(self, times: npt.NDArray[np.int64] | None) -> list[dict[str, Rows]]:
         """For each shard and split the rows that are left, in order, repeated."""
         found: list[dict[str, Rows]] = [{} for _ in self.shards]
         for code, split in enumerate(SPLITS):
-            here = self._is(code)
-            places = np.sort(np.repeat(self.left[here], repeats[here]))  # of one shard one after another
+            places = np.sort(_repeated(self.left, times, self._is(code)))  # of one shard one after another
             ends = np.searchsorted(places, self.known.ends)
             for number, rows in enumerate(np.split(places, ends[:-1])):
                 found[number][split] = rows - self.known.begins[number]
@@ -214,3 +220,8 @@ class _Selecting:
             if share > 0 and absent:
                 warnings.append(f"split {split} has no example of: {', '.join(absent)}")
         return table, warnings
+
+
+def _repeated(values: npt.NDArray[Any], times: npt.NDArray[np.int64] | None, here: Mask) -> npt.NDArray[Any]:
+    """The values that are `here`, each so many times."""
+    return values[here] if times is None else np.repeat(values[here], times[here])
