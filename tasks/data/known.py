@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tasks.data.sketch import Array, Sketch, gathered
 
 OPEN_FILES = 256
-Rows = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class _Selecting:
             self.split = assign(points, split)
         priority = -self.split if split.frozen else np.zeros(len(points), np.int8)
         numbers = np.int32 if len(points) < 1 << 31 else np.int64  # what is held for each row bounds memory
-        self.left = np.argsort(priority, kind="stable").astype(numbers)
+        self.left: Rows = np.argsort(priority, kind="stable").astype(numbers)
         """The rows still in, by place among all, in the order in which they are compared."""
 
     def run(self) -> Selection:
