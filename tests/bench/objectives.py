@@ -1,20 +1,23 @@
 """`make objectives`: every objective through every stage with every family of models that has a head for it.
 
-python -m tests.bench.objectives [--store FOLDER] [CELL ...]
+python -m tests.bench.objectives [--folder FOLDER] [CELL ...]
 
-A cell is a config and a family, `sentiment/bert`. Cells run one after another in one store, so that what they share is
-made once, and a killed command goes on where it was. What was measured goes to docs/benchmarks-objectives.json, a cell
-that was measured again replaces itself, and the page is made of that file.
+A cell is a config and a family, `sentiment/bert`. As many run at a time as there are cores, a thread each, in one store:
+what they share is made once, and a killed command goes on where it was. What was measured goes to
+docs/benchmarks-objectives.json, a cell that was measured again replaces itself, and the page is made of that file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from tests.bench import machine
 ROOT = Path(__file__).parents[2]
 PAGE, FIGURES = ROOT / "docs/benchmarks-objectives.md", ROOT / "docs/benchmarks-objectives.json"
 REFUSED = 4
+THREADS = "execution.default.threads=1"
 STAGES = ("teacher", "student", "onnx", "int8")
 SHAPE = "hidden_size: 128, num_hidden_layers: 2, num_attention_heads: 4"
 ENCODERS, DECODERS = ("bert", "roberta", "ernie"), ("gpt2", "llama")
@@ -93,18 +97,31 @@ def overrides(family: str) -> list[str]:
     return []
 
 
-def run(cell: str, store: str) -> dict[str, Any]:
+def run(cell: str, folder: Path) -> dict[str, Any]:
     """Run a cell; what is known of it afterwards, or why it failed."""
     name, _, family = cell.partition("/")
-    sets = [word for override in overrides(family) for word in ("--set", override)]
-    command = [sys.executable, "-m", "flows.cli", "run", f"configs/{name}.yaml", "--store", store, *sets]
+    sets = [word for override in (*overrides(family), THREADS) for word in ("--set", override)]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "run",
+        f"configs/{name}.yaml",
+        "--store",
+        str(folder / "store"),
+        *sets,
+    ]
+    # A Prefect server of its own for each that runs at the same time: SQLite serves one.
+    home = {"FORGELINE_HOME": str(folder / threading.current_thread().name)}
     begun = time.monotonic()
-    done = subprocess.run([*command, "--json", "--quiet", "--no-report"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--json", "--quiet", "--no-report"], cwd=ROOT, env=os.environ | home, capture_output=True, text=True
+    )
     about = {"cell": cell, "wall": round(time.monotonic() - begun, 1), "environment": environment()}
     if done.returncode not in (0, REFUSED):
         return {**about, "failed": "; ".join(done.stderr.strip().splitlines()[-4:])}
     stages = {stage["name"]: stage for stage in json.loads(done.stdout.splitlines()[-1])["stages"]}
-    return {**about, **figures(stages, Store.open(store))}
+    return {**about, **figures(stages, Store.open(str(folder / "store")))}
 
 
 def figures(stages: dict[str, Any], store: Store) -> dict[str, Any]:
@@ -233,20 +250,21 @@ def interval(model: dict[str, Any], *, bold: bool = False) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("cells", nargs="*", metavar="CELL", help="CONFIG/FAMILY; all where none is named")
-    parser.add_argument(
-        "--store", default=str(ROOT / ".forgeline/objectives"), help="kept, so that a killed run goes on"
-    )
+    parser.add_argument("--folder", type=Path, default=ROOT / ".forgeline/objectives", help="kept between attempts")
     given = parser.parse_args(arguments)
     if unknown := [cell for cell in given.cells if cell not in CELLS]:
         parser.error(f"no cell named {unknown[0]!r}; there are {', '.join(CELLS)}")
     known = {entry["cell"]: entry for entry in json.loads(FIGURES.read_text())} if FIGURES.exists() else {}
-    for cell in given.cells or CELLS:
-        known[cell] = run(cell, given.store)
-        sys.stdout.write(f"{cell}: {known[cell]['wall']:.0f} s {known[cell].get('failed', '')}\n")
-        sys.stdout.flush()
-        entries = [known[cell] for cell in CELLS if cell in known]
-        FIGURES.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(page(entries), encoding="utf-8")
+    with ThreadPoolExecutor(machine.cores(), thread_name_prefix="home") as pool:
+        running = [pool.submit(run, cell, given.folder) for cell in given.cells or CELLS]
+        for done in as_completed(running):
+            entry = done.result()
+            known[entry["cell"]] = entry
+            sys.stdout.write(f"{entry['cell']}: {entry['wall']:.0f} s {entry.get('failed', '')}\n")
+            sys.stdout.flush()
+            entries = [known[cell] for cell in CELLS if cell in known]
+            FIGURES.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+            PAGE.write_text(page(entries), encoding="utf-8")
     return int(any(entry.get("failed") for entry in known.values()))
 
 
