@@ -86,7 +86,8 @@ def overrides(family: str) -> list[str]:
         return [
             "stages.tokenizer={tokenizer: {data: corpus, algorithm: bpe, vocab_size: 4096}}",
             "stages.base.objective=causal_lm",
-            f"stages.base.model={{type: {family}, {SHAPE}, {WIDTH[family]}}}",
+            "stages.base.learning_rate=6e-3",
+            f"stages.base.model={{type: {family}, {SHAPE}, {WIDTH[family]}, initializer_range: 0.08}}",
         ]
     if family == "t5":
         return [
