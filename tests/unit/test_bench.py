@@ -141,3 +141,32 @@ def test_steps_beside_an_upload_are_held_against_the_quiet_ones_around_it() -> N
         "print(cycles([float(n) for n in range(10)], marks))\n"
     )
     assert run(code).splitlines() == ["[([4.0, 5.0], [3.0, 7.0, 8.0])]"]
+
+
+def test_a_table_of_objectives_hides_neither_a_failure_nor_a_model_that_is_no_better_than_counting() -> None:
+    code = """
+from tests.bench.objectives import below, best, page, row
+def models(**spans):
+    return {name: {"value": (a + b) / 2, "low": a, "high": b, "size_mb": 4.0} for name, (a, b) in spans.items()}
+spans = dict(teacher=(0.6, 0.8), student=(0.5, 0.7), onnx=(0.51, 0.7), int8=(0.1, 0.3))
+entry = dict(
+    cell="spam/bert", metric="f1_macro", greater_is_better=True, n=1197, baselines={"majority": 0.4, "length": 0.5},
+    models=models(**spans), seconds=dict(base=70.0, teacher=8.0, student=4.0), difference=None,
+    verdicts={"gate": {"passed": False, "said": ["int8 is 0.5 worse."]}}, environment={"date": "2026-01-01"},
+)
+lower = entry | dict(greater_is_better=False, baselines={"unigram": 0.8, "bigram": 0.6})
+failed = dict(cell="search/gpt2", failed="stages.base: no", environment={"date": "2026-01-01"})
+print(best(entry), below(entry))
+print(best(lower), below(lower))
+print(row(entry))
+print(row(failed))
+text = page([entry, failed])
+print("- `spam/bert`: student, int8." in text, "- `spam/bert`: int8 is 0.5 worse." in text, "weights made" in text)
+"""
+    best, lower, row, failed, said = run(code).splitlines()
+    assert best == "('length', 0.5) ['student', 'int8']"
+    assert lower == "('bigram', 0.6) ['teacher', 'student', 'onnx']"
+    assert "| spam | bert | f1_macro | 1,197 | length 0.500 | **0.700 [0.600, 0.800]** | 0.600 [0.500, 0.700] |" in row
+    assert row.endswith("| 0.200 [0.100, 0.300] | 4.0 → 4.0 | refused | 70 + 8 + 4 |")
+    assert "| search | gpt2 | failed: stages.base: no |" in failed and failed.count("|") == row.count("|")
+    assert said == "True True False"

