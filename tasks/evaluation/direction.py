@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 ERRORS = ("loss", "entropy", "perplexity", "bits", "error", "brier", "nll", "ece", "wer", "cer", "mae", "mse", "rmse")
+SHORTCOMINGS = ("unfinished",)
 COSTS = ("size", "parameters", "memory", "latency")
-LESS_IS_BETTER = frozenset({*ERRORS, *COSTS})
+LESS_IS_BETTER = frozenset({*ERRORS, *SHORTCOMINGS, *COSTS})
 
 
 def greater_is_better(metric: str) -> bool:

@@ -29,14 +29,9 @@ def scores_of(
     n = len(next(iter(next(iter(measured.values())).predictions.values())))
     models = {}
     for name, found in measured.items():
-        artifact = artifacts[name]
-        manifest = artifact.manifest
+        metrics = {m: _metric(objective, m, value, found.replicates[m], n) for m, value in found.point.items()}
         models[name] = {
-            "type": manifest.type,
-            "artifact": {"kind": manifest.kind, "key": manifest.key, "digest": manifest.digest, "type": manifest.type},
-            "metrics": {m: _metric(objective, m, value, found.replicates[m], n) for m, value in found.point.items()},
-            "parameters": found.parameters,
-            "size_mb": shipped_bytes(artifact.path) / 1e6,
+            **about_model(artifacts[name], metrics, found.parameters),
             "latency_ms": {str(size): _quantiles(times) for size, times in found.latency_ms.items()},
             "peak_memory_mb": round(found.peak_memory_mb, 2),
         }
@@ -51,9 +46,29 @@ def scores_of(
     }
 
 
+def about_model(artifact: InputArtifact, metrics: Mapping[str, Any], parameters: int) -> dict[str, Any]:
+    """What any stage that scores models says of one: which it is, its metrics (see `estimate`), how large it is."""
+    manifest = artifact.manifest
+    return {
+        "type": manifest.type,
+        "artifact": {"kind": manifest.kind, "key": manifest.key, "digest": manifest.digest, "type": manifest.type},
+        "metrics": dict(metrics),
+        "parameters": parameters,
+        "size_mb": shipped_bytes(artifact.path) / 1e6,
+    }
+
+
 def _metric(objective: Objective, name: str, value: float, drawn: npt.NDArray[np.float64], n: int) -> dict[str, Any]:
-    low, high = interval(drawn)
     rises = objective.greater_is_better if name == objective.primary_metric else greater_is_better(name)
+    return estimate(value, drawn, n, rises=rises)
+
+
+def estimate(value: float, drawn: npt.NDArray[np.float64], n: int, *, rises: bool | None) -> dict[str, Any]:
+    """A metric with its 95 % interval; drawn: [R] its values on the resamples of n examples.
+
+    rises: whether more is better; None where neither more nor less is.
+    """
+    low, high = interval(drawn)
     return {"value": _finite(value), "low": _finite(low), "high": _finite(high), "n": n, "greater_is_better": rises}
 
 

@@ -57,6 +57,22 @@ class SpecialIds:
         return cls(pad, start if isinstance(start, int) else pad)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is given to write on from, and the text it should write. `name`: the example's.
+
+    input_ids: [T], no longer than was asked for; `tokens`: how many the whole prompt has. text: the prompt for people,
+    and what a model that only copies would write. ends: ids of tokens that end an answer, beside the model's own.
+    """
+
+    name: str
+    input_ids: npt.NDArray[np.integer]
+    tokens: int
+    text: str
+    reference: str
+    ends: tuple[int, ...] = ()
+
+
 class Objective(StageParams):
     """The contract. Fields are the options of an objective; what has a body here fits most of them."""
 
@@ -69,6 +85,9 @@ class Objective(StageParams):
     greater_is_better: ClassVar[bool]
     augmentable: ClassVar[bool] = True
     """Whether the token ids of a changed `text` may take the place of an example's `input_ids`."""
+
+    text_metrics: ClassVar[tuple[str, ...]] = ()
+    """Metrics of `tasks/evaluation/text_metrics.py` by which texts are judged, the one that people compare first."""
 
     training_options: ClassVar[frozenset[str]] = frozenset()
     """Options that change what is learned and not how it is judged: models that differ in them can be compared."""
@@ -176,6 +195,20 @@ class Objective(StageParams):
     def baselines(self, train: Sequence[Feature], heldout: Sequence[Feature]) -> dict[str, float]:
         """Values of `primary_metric` a model must beat to mean anything: majority class, unigram, bigram."""
         raise NotImplementedError
+
+    def prompts(
+        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    ) -> Sequence[Prompt]:
+        """What stage `generate` has a model write on from, in frozen order; a longer prompt is cut to `max_length`.
+
+        References do not depend on the tokenizer, so that models of different vocabularies are judged by the same ones.
+        Raises StageError where the objective writes no text.
+        """
+        raise StageError(
+            f"objective {self.name} writes no text",
+            where="models",
+            hint="`generate` takes models of causal_lm and seq2seq; `evaluate` judges the others.",
+        )
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """A few human-readable outputs for the report: prompt and continuation, or text, truth and prediction."""

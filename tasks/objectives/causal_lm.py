@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds, spread
+from tasks.objectives import Batch, Feature, Objective, Predictions, Prompt, SpecialIds, spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,7 @@ class CausalLM(Objective):
     data_types = ("tokens", "dataset")
     primary_metric = "cross_entropy"
     greater_is_better = False
+    text_metrics = ("rougeL", "rouge1", "rouge2", "chrf", "bleu", "token_f1", "exact_match")
 
     @model_validator(mode="after")
     def _template_of_messages(self) -> CausalLM:
@@ -171,6 +172,17 @@ class CausalLM(Objective):
         from tasks.evaluation.count_models import count_model_losses
 
         return count_model_losses(*([pair for f in features for pair in _pairs(f)] for features in (train, heldout)))
+
+    def prompts(
+        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    ) -> Sequence[Prompt]:
+        """Of `messages` the conversation up to the last answer, which is the reference; of a text its first half."""
+        from tasks.training.chat_prompts import chat_prompts
+        from tasks.training.prompts import continuations
+
+        if self.messages is not None:
+            return chat_prompts(data, split, self.messages, self.chat_template, tokenizer, max_length)
+        return continuations(data, split, tokenizer, max_length)
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Four heldout beginnings or questions, continued by sampling at temperature 0.8 among the 40 likeliest.

@@ -1,8 +1,7 @@
 """Sequence to sequence: write one text for another (Sutskever et al., 2014): translation, summarisation.
 
 Reads a `dataset` with the source in `text` and the text to be written in another column (`columns: {target: string}` of
-a source). Judged here by how likely the references are; what a model writes by itself is judged where it is made to
-write.
+a source). Judged here by how likely the references are; stage `generate` judges what a model writes by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from infra.errors import StageError
-from tasks.objectives import Feature
+from tasks.objectives import Feature, Prompt
 from tasks.training.encoder_decoder import EncoderDecoder
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ class Seq2Seq(EncoderDecoder):
     )
 
     data_types = ("dataset",)
+    text_metrics = ("chrf", "bleu", "rouge1", "rouge2", "rougeL", "token_f1", "exact_match")
 
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
@@ -60,6 +60,14 @@ class Seq2Seq(EncoderDecoder):
             for source, target in zip(sources, targets, strict=True)
         ]
         return WithVocabulary(rows, vocabulary)
+
+    def prompts(
+        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    ) -> Sequence[Prompt]:
+        """The sources, as they are read in training, and their targets."""
+        from tasks.training.prompts import source_prompts
+
+        return source_prompts(data, split, self.target, tokenizer, max_length)
 
 
 OBJECTIVE = Seq2Seq

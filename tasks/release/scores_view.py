@@ -193,13 +193,15 @@ def _quality(
     return Table([metric_title(n) for n in names], rows)
 
 
-def _rises(models: dict[str, dict[str, Any]], metric: str) -> bool:
-    told = [as_object(as_object(m.get("metrics")).get(metric)).get("greater_is_better") for m in models.values()]
-    return next((bool(t) for t in told if t is not None), greater_is_better(metric))
+def _rises(models: dict[str, dict[str, Any]], metric: str) -> bool | None:
+    """Whether more of a metric is better; None where its scores say that neither more nor less is."""
+    entries = [as_object(as_object(model.get("metrics")).get(metric)) for model in models.values()]
+    told = [entry["greater_is_better"] for entry in entries if "greater_is_better" in entry]
+    return (told[0] if told[0] is None else bool(told[0])) if told else greater_is_better(metric)
 
 
-def _best(values: list[float | None], rises: bool) -> float | None:
-    known = [v for v in values if v is not None]
+def _best(values: list[float | None], rises: bool | None) -> float | None:
+    known = [v for v in values if v is not None and rises is not None]
     return (max(known) if rises else min(known)) if len(known) > 1 else None
 
 

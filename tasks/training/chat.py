@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from tasks.stage import InputArtifact
 
+T = TypeVar("T")
 Span = tuple[int, int]
 ANSWERS = "assistant"
 
@@ -42,26 +43,16 @@ def chat_features(
     with a label stand for. Raises StageError on messages that are none, on a template that is missing or refuses them,
     and where nothing is left to learn from in the whole split.
     """
-    tokenizer = require_tokenizer(tokenizer)
-    if template is None and not tokenizer.chat_template:
-        raise StageError(
-            "the model's tokenizer has no chat template",
-            where="objective.chat_template",
-            hint="Set `chat_template` to a Jinja template over `messages`; it ships with the model. ChatML is: "
-            "{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}<|im_end|>\\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}",
-        )
-    table = read_split(data, split, columns=("id", column))
-    ends = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+    tokenizer = with_template(tokenizer, template)
     render: Callable[..., str] = tokenizer.apply_chat_template  # type: ignore[assignment]
-    rendered = []
-    for name, cell in zip(table["id"], table[column], strict=True):
-        try:
-            rendered.append(answer_spans(_messages(cell), render, template, ends))
-        except StageError as error:
-            told = f"column {column!r} of example {name!r}: {error.what}"
-            raise StageError(told, where=data.stage, hint=error.hint) from error
-    texts = [text[: max_length * CHARACTERS_PER_TOKEN] for text, _ in rendered]
+    ends = special_tokens(tokenizer)
+    conversations = [
+        found
+        for _, found in of_conversations(
+            data, split, column, lambda messages: answer_spans(messages, render, template, ends)
+        )
+    ]
+    texts = [text[: max_length * CHARACTERS_PER_TOKEN] for text, _ in conversations]
     found = tokenizer(
         texts,
         add_special_tokens=False,  # a template writes those it wants
@@ -72,7 +63,7 @@ def chat_features(
     )
     features: list[dict[str, Any]] = []
     for text, (_, spans), ids, offsets in zip(
-        texts, rendered, found["input_ids"], found["offset_mapping"], strict=True
+        texts, conversations, found["input_ids"], found["offset_mapping"], strict=True
     ):
         row = np.asarray(ids, np.int32)
         counted = _inside(np.asarray(offsets, np.int64).reshape(-1, 2), spans)
@@ -89,6 +80,40 @@ def chat_features(
     return features
 
 
+def with_template(tokenizer: PreTrainedTokenizerFast | None, template: str | None) -> PreTrainedTokenizerFast:
+    """The tokenizer. Raises StageError if there is none, or neither it nor the objective has a chat template."""
+    tokenizer = require_tokenizer(tokenizer)
+    if template is None and not tokenizer.chat_template:
+        raise StageError(
+            "the model's tokenizer has no chat template",
+            where="objective.chat_template",
+            hint="Set `chat_template` to a Jinja template over `messages`; it ships with the model. ChatML is: "
+            "{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}<|im_end|>\\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}",
+        )
+    return tokenizer
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Tokens that may end a turn."""
+    return sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+
+
+def of_conversations(
+    data: InputArtifact, split: str, column: str, make: Callable[[list[dict[str, str]]], T]
+) -> list[tuple[str, T]]:
+    """(name, what is made of its messages) of each example. A StageError on the way names the example."""
+    table = read_split(data, split, columns=("id", column))
+    found = []
+    for name, cell in zip(table["id"], table[column], strict=True):
+        try:
+            found.append((str(name), make(_messages(cell))))
+        except StageError as error:
+            told = f"column {column!r} of example {name!r}: {error.what}"
+            raise StageError(told, where=data.stage, hint=error.hint) from error
+    return found
+
+
 def answer_spans(
     messages: Sequence[dict[str, str]], render: Callable[..., str], template: str | None, ends: Sequence[str]
 ) -> tuple[str, list[Span]]:
@@ -99,14 +124,7 @@ def answer_spans(
     """
 
     def written(count: int, *, prompt: bool = False) -> str:
-        try:
-            return render(messages[:count], chat_template=template, tokenize=False, add_generation_prompt=prompt)
-        except Exception as error:
-            # Whatever a template's expressions do with a message can go wrong here.
-            raise StageError(
-                f"the chat template refuses its first {count} messages: {error}",
-                hint="Change the messages, or give another `chat_template`.",
-            ) from error
+        return rendered(messages[:count], render, template, prompt=prompt)
 
     whole, spans = written(len(messages)), []
     if not whole:
@@ -128,6 +146,20 @@ def answer_spans(
             answer = ended
         spans.append((len(before), len(before) + len(answer)))
     return whole, spans
+
+
+def rendered(
+    messages: Sequence[dict[str, str]], render: Callable[..., str], template: str | None, *, prompt: bool
+) -> str:
+    """What the template writes for these messages; prompt: and what an answer begins behind."""
+    try:
+        return render(messages, chat_template=template, tokenize=False, add_generation_prompt=prompt)
+    except Exception as error:
+        # Whatever a template's expressions do with a message can go wrong here.
+        raise StageError(
+            f"the chat template refuses its first {len(messages)} messages: {error}",
+            hint="Change the messages, or give another `chat_template`.",
+        ) from error
 
 
 def _messages(cell: Any) -> list[dict[str, str]]:

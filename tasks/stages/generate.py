@@ -1,0 +1,248 @@
+"""generate: models write, side by side on the same examples, and what they wrote is scored against references.
+
+Payload, laid out as `evaluate` lays it out, so that gates and reports read it: `scores.json`,
+`predictions.safetensors` (`<model>/<array>`, what a score is made of, one row an example), `replicates.safetensors`
+(`<model>/<metric>`, the same resamples for every model). Nothing in it depends on the clock. Evidence in `records/`:
+`outputs.jsonl` (every output of every model), `samples.json` (some, for the report), `speed.json` (tokens a second).
+
+Every model has `length_ratio`, the characters of its outputs over those of the references, and `unfinished`, the share
+of outputs that `max_new_tokens` cut off. Baseline `copy` answers with the prompt's own text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, field_validator
+
+from infra.errors import StageError
+from tasks.evaluation.text_metrics import TextMetric
+from tasks.generation.decoding import Decoding
+from tasks.generation.post_process import Step
+from tasks.objectives import ObjectiveField, spread
+from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
+
+if TYPE_CHECKING:
+    from tasks.generation.writer import Output
+    from tasks.objectives import Objective
+
+SHOWN = 12
+
+
+class Params(StageParams):
+    """Who writes on what, how, and by what it is judged."""
+
+    models: Annotated[list[str], Input("model")] = Field(min_length=1, description="Models that write.")
+    data: Annotated[str, Input("dataset")] = Field(description="Data, with the split (`talks.test`); default test.")
+    objective: ObjectiveField | None = Field(
+        None,
+        description="How prompts and references are read from the data. None: as each model was trained to. Weights "
+        "that were trained elsewhere need it.",
+    )
+    decoding: Decoding = Field(default_factory=lambda: Decoding(), description="How models write.")
+    post_process: list[Step] = Field(
+        default_factory=list,
+        description="What is done to an output, not to a reference, before it is scored, in order.",
+    )
+    metrics: list[TextMetric] | None = Field(
+        None,
+        min_length=1,
+        description="Scores, the first being the one models are compared by. None: the objective's.",
+    )
+    limit: int | None = Field(None, ge=1, description="Only so many examples, the first of the split. None: all.")
+    truncation: bool = Field(False, description="Cut prompts that are too long for a model instead of refusing them.")
+    resamples: int = Field(1000, ge=100, description="Bootstrap resamples behind each interval.")
+    seed: int = Field(0, ge=0, description="Seed of the resamples.")
+
+    @field_validator("metrics")
+    @classmethod
+    def _once(cls, metrics: list[str] | None) -> list[str] | None:
+        if metrics is not None and len(set(metrics)) < len(metrics):
+            raise ValueError("a metric is named twice")
+        return metrics
+
+
+def run(job: Job[Params]) -> dict[str, float]:
+    from safetensors.numpy import save_file
+
+    from tasks.evaluation.bootstrap import replicates
+    from tasks.evaluation.direction import greater_is_better
+    from tasks.evaluation.scores import about_model, estimate
+    from tasks.evaluation.text_metrics import require_packages, text_metrics
+
+    params, data, models = job.params, job.input("data"), job.inputs["models"]
+    objectives = _objectives(models, params.objective)
+    metrics = params.metrics or objectives[models[0].stage].text_metrics
+    require_packages(metrics)
+    examples, outputs, about = _written(job, objectives, data.split or "test")
+    primary = metrics[0]
+    scored: dict[str, Any] = {}
+    predictions: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
+    for model in models:
+        statistics = _statistics(outputs[model.stage], examples, metrics, params.post_process)
+        point, replicated = replicates(partial(text_metrics, statistics), len(examples), params.resamples, params.seed)
+        told = {
+            name: estimate(value, replicated[name], len(examples), rises=_rises(name, greater_is_better(name)))
+            for name, value in point.items()
+        }
+        scored[model.stage] = about_model(model, told, about[model.stage]["parameters"])
+        predictions |= {f"{model.stage}/{name}": values for name, values in statistics.items()}
+        drawn |= {f"{model.stage}/{name}": values for name, values in replicated.items()}
+    split = data.split or "test"
+    scores = {
+        "objective": objectives[models[0].stage].name,
+        "primary_metric": primary,
+        "greater_is_better": True,
+        "models": scored,
+        "data": {"stage": data.stage, "split": split, "n": len(examples), "digest": data.manifest.digest},
+        "labels": None,
+        "baselines": {"copy": _copied(examples, primary, params.post_process)},
+        "resamples": params.resamples,
+        "seed": params.seed,
+    }
+    (job.output / "scores.json").write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    save_file(predictions, job.output / "predictions.safetensors")
+    save_file(drawn, job.output / "replicates.safetensors")
+    _record(job, examples, outputs, about)
+    return {f"{primary} {name}": entry["metrics"][primary]["value"] for name, entry in scored.items()}
+
+
+def _objectives(models: Sequence[InputArtifact], given: Objective | None) -> dict[str, Objective]:
+    """How each model is asked. Raises StageError on a model that is listed twice or was trained for nothing."""
+    from tasks.model_card import read_card
+
+    if len({model.stage for model in models}) < len(models):
+        raise StageError("a model is listed twice", where="models", hint="Name each stage once.")
+    found = {}
+    for model in models:
+        card = read_card(model.path)
+        if given is None and card.settings is None:
+            raise StageError(
+                f"{model.stage!r} was trained for no objective here: how it is asked is not known",
+                where="models",
+                hint="Set `objective`, e.g. {name: causal_lm, messages: messages}.",
+            )
+        found[model.stage] = given if given is not None else card.objective
+    return found
+
+
+Example = tuple[str, str, str]
+"""Its name, the prompt for people, the reference."""
+
+
+def _written(
+    job: Job[Params], objectives: Mapping[str, Objective], split: str
+) -> tuple[list[Example], dict[str, list[Output]], dict[str, dict[str, Any]]]:
+    """(examples, model -> outputs in frozen order, model -> its size and speed): one process a model, one at a time.
+
+    Raises StageError where models are judged by different references.
+    """
+    import transformers
+
+    from tasks.evaluation.forked import forked
+    from tasks.generation.writer import Writer
+
+    params, models = job.params, job.inputs["models"]
+    for objective in objectives.values():
+        getattr(transformers, objective.auto_class)  # imported once, before forking
+    make: dict[str, Callable[[], Any]] = {
+        model.stage: partial(
+            Writer, model, job.input("data"), split, objectives[model.stage], params.decoding, job.execution,
+            limit=params.limit, truncation=params.truncation, threads=job.cores,
+        )
+        for model in models
+    }  # fmt: skip
+    examples: list[Example] = []
+    outputs: dict[str, list[Output]] = {}
+    about: dict[str, dict[str, Any]] = {}
+    with forked(make) as children:
+        for turn, (name, child) in enumerate(children.items()):
+            told = child.call("described")
+            examples = examples or told["examples"]
+            if [(key, reference) for key, _, reference in told["examples"]] != [
+                (key, reference) for key, _, reference in examples
+            ]:
+                raise StageError(
+                    f"{name!r} and {next(iter(children))!r} would be judged by different references",
+                    where="models",
+                    hint="Set `objective`, so that all are asked alike, or judge them in stages of their own.",
+                )
+            rows: list[Output] = []
+            seconds = 0.0
+            for batch in range(told["batches"]):
+                found, took = child.call("write", batch)
+                rows += found
+                seconds += took
+                job.progress(turn * told["batches"] + batch + 1, len(children) * told["batches"])
+            child.close()  # its memory is the next one's
+            outputs[name] = sorted(rows, key=lambda output: output.place)
+            tokens = sum(output.tokens for output in rows)
+            speed = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
+            about[name] = {"parameters": told["parameters"], "device": told["device"], **speed}
+    return examples, outputs, about
+
+
+def _statistics(
+    outputs: Sequence[Output], examples: Sequence[Example], metrics: Sequence[str], steps: Sequence[Step]
+) -> dict[str, Any]:
+    import numpy as np
+
+    from tasks.evaluation.text_metrics import text_statistics
+    from tasks.generation.post_process import post_processed
+
+    texts = [post_processed(output.text, steps) for output in outputs]
+    found = text_statistics(texts, [reference for _, _, reference in examples], metrics)
+    return {**found, "unfinished": np.array([not output.finished for output in outputs], np.float64)}
+
+
+def _rises(name: str, rises: bool) -> bool | None:
+    return None if name == "length_ratio" else rises  # 1 is best
+
+
+def _copied(examples: Sequence[Example], metric: str, steps: Sequence[Step]) -> float:
+    """The score of answering every prompt with its own text."""
+    import numpy as np
+
+    from tasks.evaluation.text_metrics import text_metrics, text_statistics
+    from tasks.generation.post_process import post_processed
+
+    texts = [post_processed(text, steps) for _, text, _ in examples]
+    found = text_statistics(texts, [reference for _, _, reference in examples], [metric])
+    return float(text_metrics(found, np.ones((1, len(examples))))[metric][0])
+
+
+def _record(
+    job: Job[Params],
+    examples: Sequence[Example],
+    outputs: Mapping[str, Sequence[Output]],
+    about: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Evidence for people: every output as it was written, some of them side by side, and how fast it went."""
+
+    from tasks.generation.post_process import post_processed
+
+    with (job.records / "outputs.jsonl").open("w", encoding="utf-8") as file:
+        for place, (name, text, reference) in enumerate(examples):
+            written = {
+                model: {"text": rows[place].text, "tokens": rows[place].tokens, "finished": rows[place].finished}
+                for model, rows in outputs.items()
+            }
+            line = {"id": name, "prompt": text, "reference": reference, "outputs": written}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    samples = []
+    for place in spread(len(examples), SHOWN):
+        _, text, reference = examples[place]
+        answers = {
+            f"{model} writes": post_processed(rows[place].text, job.params.post_process)
+            for model, rows in outputs.items()
+        }
+        samples.append({"prompt": text, "reference": reference, **answers})
+    for file_name, content in (("samples.json", samples), ("speed.json", dict(about))):
+        (job.records / file_name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+STAGE = Stage(kind="generate", version=1, makes="scores", params=Params, run=run, warm=True, exclusive=True)
