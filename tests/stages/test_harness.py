@@ -132,11 +132,12 @@ def test_a_figure_that_is_no_mean_has_the_harnesss_interval(
 ) -> None:
     other = shutil.copytree(folder, tmp_path / "tasks")
     (other / "members.yaml").write_text(CHOICE)
-    rows = [{"question": f"def f{i}(", "choices": ["self", "name"], "answer": i % 2} for i in range(12)]
+    words = ["self", "name"]  # in turns the one and the other first, so that the model does not always choose the same
+    rows = [{"question": f"def f{i}(", "choices": words[:: (-1) ** i], "answer": i % 3 % 2} for i in range(12)]
     (other / "data/members.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    job = run(jobs, tmp_path / "job", models[:1], other, names=["members"], primary="f1@members", limit=6)
+    job = run(jobs, tmp_path / "job", models[:1], other, names=["members"], primary="f1@members", limit=10)
     found = job.scores["models"]["big"]["metrics"]["f1@members"]
-    assert found["n"] == 6 and found["stderr"] > 0
+    assert found["n"] == 10 and found["stderr"] > 0
     assert found["high"] - found["value"] == pytest.approx(1.96 * found["stderr"])
     assert "big/f1@members" not in load_file(job.output / "replicates.safetensors")
     assert job.scores["primary_metric"] == "f1@members"

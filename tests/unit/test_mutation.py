@@ -61,12 +61,13 @@ FIXED = {
         for stage in ("base", "teacher", "scratch", "student", "lean.heal")
         for field in ("keep", "patience")
     },
+    **{f"written.decoding.{field}": "sampling rules it out" for field in ("do_sample", "num_beams", "length_penalty")},
     "execution.launcher": ONE_CHOICE,
     "execution.offload_optimizer": "it needs a ZeRO stage",
     "execution.offload_parameters": "it needs a ZeRO stage",
 }
 # What says where data lies; the content enters the key instead, which the tests of sources below show.
-LOCATED = {"files", "python_functions", "exclude", "given"}
+LOCATED = {"files", "python_functions", "exclude", "given", "tasks"}
 MODELS: dict[str, list[dict[str, Any]]] = {
     "Label": [{"from": "package"}],
     "NearDuplicates": [{}],
@@ -77,7 +78,20 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "Augment": [{"delete": 0.1}],
     "Freeze": [{"all_but_last": 1}],
     "Lora": [{}],
+    "Objective": [{"name": "causal_lm"}],
 }
+# Stages that the quickstart does without.
+MORE = """\
+  written:
+    generate:
+      models: [base]
+      data: functions.test
+      decoding: {do_sample: true, temperature: 0.7, top_k: 5, top_p: 0.9, stop: [";"]}
+      post_process: [strip]
+      metrics: [exact_match]
+  asked:
+    harness: {models: [base], tasks: asked}
+"""
 WORDS = [";", "row", "package", "causal_lm", "text_classification", "gpt2", "another", "column:label", "latin-1"]
 
 
@@ -121,6 +135,9 @@ def commit(store: Store, folder: Path, node: StageNode, resolved: Resolved, cont
 
 def build(folder: Path) -> Quickstart:
     text = QUICKSTART.read_text(encoding="utf-8").replace("${python:stdlib}", "source")
+    text = text.replace("\nstages:\n", f"\nstages:\n{MORE}", 1)
+    (folder / "asked").mkdir()
+    (folder / "asked/one.yaml").write_text("task: one\n")
     data = yaml.safe_load(text)
     for package in [*data["stages"]["functions"]["dataset"]["label"]["keep"], "http"]:
         (folder / "source" / package).mkdir(parents=True)
@@ -206,7 +223,7 @@ def fields(model: type[BaseModel], data: dict[str, Any], path: Path_ = ()) -> It
         info = model.model_fields.get(name)
         yield (*path, name), info
         nested = _nested(info.annotation) if info else []
-        if nested == [Objective]:  # its options are those of the one that is named
+        if value and nested == [Objective]:  # its options are those of the one that is named
             nested = [objective_class(value["name"])]
         items = enumerate(value) if isinstance(value, list) else [(None, value)]
         for i, item in items:

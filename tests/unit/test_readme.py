@@ -50,9 +50,10 @@ def test_its_pipeline_and_its_example_stage_can_be_planned(
 
 def test_the_pipeline_of_the_objectives_page_is_one(readme: Any, tmp_path: Path) -> None:
     """Its objectives are those there are, its settings those of `finetune`, its fragments fit."""
-    objectives, pipeline, fragment = readme.blocks("yaml", "docs/objectives.md")
+    objectives, pipeline, *fragments = readme.blocks("yaml", "docs/objectives.md")
     data = yaml.safe_load(pipeline)
-    data["stages"] |= yaml.safe_load(fragment)
+    for fragment in fragments:
+        data["stages"] |= yaml.safe_load(fragment)
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(data))
     assert load_pipeline(tmp_path / "pipeline.yaml").stages["chat"].params.objective.messages == "messages"
     for line in objectives.splitlines():
