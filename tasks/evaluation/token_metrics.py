@@ -37,8 +37,8 @@ def token_metrics(predictions: Mapping[str, npt.NDArray[np.generic]], weights: A
     """Metric name -> [R], under example weights [R, N]: nats a token, its exponential, the share of tokens told right.
 
     With `bytes` [N], the length of each text that was predicted, also bits a byte, which does not depend on how a
-    tokenizer cuts it. Masked tokens and corrupted spans have none: which bytes are hidden, and what is seen beside them,
-    depends on the tokenizer, so that the figure would compare nothing. nan where no token is counted.
+    tokenizer cuts it. Masked tokens and corrupted spans have none: which bytes are hidden depends on the tokenizer, so
+    that the figure would compare nothing. nan where no token is counted.
     """
     nll, tokens, correct = (weights @ predictions[name].astype(np.float64) for name in ("nll", "tokens", "correct"))
     with np.errstate(invalid="ignore", divide="ignore"):
