@@ -111,10 +111,15 @@ def metric_title(name: str) -> str:
         "mae": "MAE",
         "mb": "MB",
         "ms": "ms",
+        "bleu": "BLEU",
+        "chrf": "chrF",
+        "rouge1": "ROUGE-1",
+        "rouge2": "ROUGE-2",
+        "rougeL": "ROUGE-L",
     }
     words = [known.get(word, word) for word in name.split("_")]
     text = " ".join(words).replace("ROC AUC", "ROC-AUC").replace("cross entropy", "cross-entropy")
-    return text[:1].upper() + text[1:]
+    return text if text.startswith("chrF") else text[:1].upper() + text[1:]
 
 
 def shorten(text: str, limit: int) -> str:
