@@ -159,10 +159,10 @@ class Parameters:
             # Every rank has all of it: each saves an equal share.
             size, ranks, rank = parameter.numel(), self.ranks.world_size, self.ranks.rank
             begin, end = size * rank // ranks, size * (rank + 1) // ranks
-            whole = {
-                "weights": parameter.data,
-                **{m: self._optimizer.state[parameter][m] for m in self._moments[parameter]},
-            }
+            # A parameter that the loss does not reach (a pooler nobody reads) has no moments: they would be zero.
+            state = self._optimizer.state[parameter]
+            moments = {m: state[m] if m in state else torch.zeros_like(parameter) for m in self._moments[parameter]}
+            whole = {"weights": parameter.data, **moments}
             return Piece(name, begin, {part: value.reshape(-1)[begin:end] for part, value in whole.items()})
         if self.zero_stage == 3:
             from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoModel
 
-from infra.errors import StageError
+from infra.errors import Preempted, StageError
 from tasks.evaluation.retrieval import ranks_of_own, retrieval_metrics
 from tasks.objectives import SpecialIds
 from tasks.objectives.sentence_embedding import SentenceEmbedding
@@ -111,6 +111,24 @@ def test_parity_with_a_bare_loop_over_the_loss_by_hand(parity: Any, tiny: Module
     # The validation split in its own order, group by group, as it would be learned.
     with torch.no_grad():
         assert result.validation["loss"] == pytest.approx(float(by_hand(reference, features[:10], objective)), abs=1e-3)
+
+
+def test_a_resumed_training_goes_on_though_nothing_reads_the_pooler(
+    jobs: ModuleType, tiny: ModuleType, tmp_path: Path
+) -> None:
+    given = TrainingParams(max_steps=STEPS, global_batch_size=8, learning_rate=1e-2, seed=3)
+    questions = iter([False] * 6 + [True])
+
+    def end(folder: str, **more: Any) -> dict[str, torch.Tensor]:
+        job = jobs.make_job(tmp_path / folder, given, **more)
+        return dict(train(job, tiny.model("bert", AutoModel), chosen(), pairs(), [], given).model.named_parameters())
+
+    straight = end("straight")
+    with pytest.raises(Preempted):
+        end("stopped", stop_requested=lambda: next(questions), store=tmp_path / "store")
+    resumed = end("resumed", store=tmp_path / "store")
+    assert "pooler.dense.weight" in straight
+    assert all(torch.equal(resumed[name], value) for name, value in straight.items())
 
 
 def test_micro_batches_hold_whole_groups() -> None:
