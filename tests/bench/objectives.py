@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -68,13 +67,16 @@ CELLS = [f"{name}/{family}" for name, config in CONFIGS.items() for family in co
 HEAD = """# Objectives, stages and families in figures
 
 Made by `make objectives` from the scores and verdicts of its runs; nothing here is typed by hand. A row is one config of
-configs/ with one family of models; `base` of each family is pretrained here, from random weights, on the Brown corpus and
-the standard library (MiniLM's weights are real ones). The figures are the objective's main metric on the test split
-with its 95% bootstrap interval, for the fine-tuned teacher, the distilled student of half its layers, the student as an ONNX
-graph and that graph in int8. All models of a row saw the same examples, so they compare more sharply than their intervals.
-**Bold** where the whole interval is better than the baseline, the best of those that need no model (majority, unigram,
-bigram, tf-idf ...). `gate` says whether int8 was let through against the teacher. Seconds are those of pretraining (made once
-for a family), of fine-tuning and of distilling.
+configs/ with one family of models. `base` of each family is pretrained here, from random weights, on the Brown corpus and
+the standard library; MiniLM's weights are real ones. The figures are the objective's main metric on the test split with
+its 95% bootstrap interval: of the fine-tuned teacher, of the distilled student with half its layers, of the student as
+an ONNX graph, of that graph in int8. The models of a row saw the same examples, so they compare more sharply than their
+intervals. **Bold** where the whole interval is better than the baseline, the best of those that need no model (majority,
+unigram, bigram, tf-idf ...). Data are real, or derived from real texts as told below; none are synthetic. `gate` says
+whether int8 was let through against the teacher. Seconds are of pretraining (once for a family), fine-tuning, distilling.
+
+A family is in the rows of the objectives it has a head for: decoders continue texts, encoders fill gaps, T5 writes one
+text for another, and in place of a sentence's embedding it would want a second text.
 """
 
 
@@ -112,11 +114,13 @@ def run(cell: str, folder: Path) -> dict[str, Any]:
         str(folder / "store"),
         *sets,
     ]
-    # A Prefect server of its own for each that runs at the same time: SQLite serves one.
-    home = {"FORGELINE_HOME": str(folder / threading.current_thread().name)}
     begun = time.monotonic()
     done = subprocess.run(
-        [*command, "--json", "--quiet", "--no-report"], cwd=ROOT, env=os.environ | home, capture_output=True, text=True
+        [*command, "--json", "--quiet", "--no-report"],
+        cwd=ROOT,
+        env=os.environ | {"FORGELINE_HOME": str(folder)},
+        capture_output=True,
+        text=True,
     )
     about = {"cell": cell, "wall": round(time.monotonic() - begun, 1), "environment": environment()}
     if done.returncode not in (0, REFUSED):
@@ -174,9 +178,9 @@ def page(entries: Sequence[dict[str, Any]]) -> str:
     """The Markdown page."""
     lines = [
         HEAD,
-        "| objective | config | family | metric | n | baseline | teacher | student | ONNX | int8 | MB | gate | s |",
+        "| objective | config | family | data | metric | n | baseline | teacher | student | ONNX | int8 | MB | gate | s |",
     ]
-    lines.append("|-" * 13 + "|")
+    lines.append("|-" * 14 + "|")
     lines += [row(entry) for entry in entries]
     lines += ["", "## The data", ""]
     lines += [f"- `configs/{name}.yaml`: {config.data}." for name, config in CONFIGS.items()]
@@ -210,7 +214,7 @@ def page(entries: Sequence[dict[str, Any]]) -> str:
 def row(entry: dict[str, Any]) -> str:
     name, _, family = entry["cell"].partition("/")
     if entry.get("failed"):
-        return f"| {CONFIGS[name].objective} | {name} | {family} | failed: {entry['failed']} |" + " |" * 9
+        return f"| {CONFIGS[name].objective} | {name} | {family} | failed: {entry['failed']} |" + " |" * 10
     baseline, value = best(entry)
     sizes, seconds = (entry["models"][of]["size_mb"] for of in ("teacher", "int8")), entry["seconds"]
     worse = below(entry)
@@ -218,6 +222,7 @@ def row(entry: dict[str, Any]) -> str:
         CONFIGS[name].objective,
         name,
         family,
+        CONFIGS[name].data.partition(":")[0],
         entry["metric"],
         f"{entry['n']:,}",
         f"{baseline} {value:.3f}",
@@ -256,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := [cell for cell in given.cells if cell not in CELLS]:
         parser.error(f"no cell named {unknown[0]!r}; there are {', '.join(CELLS)}")
     known = {entry["cell"]: entry for entry in json.loads(FIGURES.read_text())} if FIGURES.exists() else {}
-    with ThreadPoolExecutor(machine.cores(), thread_name_prefix="home") as pool:
+    with ThreadPoolExecutor(machine.cores()) as pool:
         running = [pool.submit(run, cell, given.folder) for cell in given.cells or CELLS]
         for done in as_completed(running):
             entry = done.result()

@@ -166,7 +166,10 @@ print("- `spam/bert`: student, int8." in text, "- `spam/bert`: int8 is 0.5 worse
     best, lower, row, failed, said = run(code).splitlines()
     assert best == "('length', 0.5) ['student', 'int8']"
     assert lower == "('bigram', 0.6) ['teacher', 'student', 'onnx']"
-    assert "| spam | bert | f1_macro | 1,197 | length 0.500 | **0.700 [0.600, 0.800]** | 0.600 [0.500, 0.700] |" in row
+    assert (
+        "| spam | bert | real | f1_macro | 1,197 | length 0.500 | **0.700 [0.600, 0.800]** | 0.600 [0.500, 0.700] |"
+        in row
+    )
     assert row.endswith("| 0.200 [0.100, 0.300] | 4.0 → 4.0 | refused | 70 + 8 + 4 |")
     assert "| search | gpt2 | failed: stages.base: no |" in failed and failed.count("|") == row.count("|")
     assert said == "True True False"
