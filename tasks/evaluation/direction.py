@@ -10,5 +10,5 @@ LESS_IS_BETTER = frozenset({*ERRORS, *SHORTCOMINGS, *COSTS})
 
 def greater_is_better(metric: str) -> bool:
     """False for losses, errors and costs, True for everything else."""
-    # What follows an @ is a class, a rank or a batch size, whatever it is called.
-    return LESS_IS_BETTER.isdisjoint(metric.partition("@")[0].split("_"))
+    # What follows an @ is a class, a rank or a batch size, what stands before a / a task, whatever they are called.
+    return LESS_IS_BETTER.isdisjoint(metric.partition("@")[0].rpartition("/")[2].split("_"))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
     from tasks.stage import InputArtifact
+    from tasks.training.ranks import Ranks
 
 Feature = Mapping[str, Any]
 Predictions = dict[str, "npt.NDArray[Any]"]
@@ -156,12 +157,23 @@ class Objective(StageParams):
         """Tokens of a batch that are not padding."""
         return int(batch["attention_mask"].sum())
 
+    def longest(self, batch: Batch) -> int:
+        """Tokens of its longest sequence, padding included."""
+        return int(batch["attention_mask"].shape[1])
+
     def units(self, batch: Batch) -> float:
         """How many units `loss` sums over in this batch; known before the forward pass, so ranks can agree on it.
 
         Where units have weights, the sum of these: dividing by it is torch's weighted mean.
         """
         return len(batch["labels"])
+
+    def parts(self, batch: Batch) -> list[float]:
+        """Units of each part of a loss that has several, each a mean of its own; empty where the loss is one sum.
+
+        Where there are any, `loss` finds `step_units` in its batch: `units`, then these, of the step on all ranks.
+        """
+        return []
 
     def output(self, output: Any) -> torch.Tensor:
         """The tensor of the model's output that losses and predictions are made of: `logits` below."""
@@ -174,6 +186,22 @@ class Objective(StageParams):
         Sums, not means, so that the average is right whatever the accumulation and however units fall on ranks.
         """
         raise NotImplementedError
+
+    def noted(self) -> dict[str, float]:
+        """Numbers for the record of a step, summed over the calls of `loss` since the last one and over the ranks."""
+        return {}
+
+    def validated(
+        self,
+        forward: Callable[[Mapping[str, torch.Tensor]], Any],
+        features: Sequence[Feature],
+        special: SpecialIds,
+        ranks: Ranks,
+    ) -> dict[str, float]:
+        """Mean loss and metrics of held-out examples (`tasks/training/evaluate.py`). Collective."""
+        from tasks.training.evaluate import validate
+
+        return validate(forward, self, features, special, ranks)
 
     def soft_loss(
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float

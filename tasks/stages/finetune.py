@@ -2,6 +2,7 @@
 
 What of it learns is said by `freeze` (patterns, or all but the last layers, which can thaw in time), `layer_decay`
 (lower layers more slowly) and `lora` (low-rank updates, merged into the weights at the end); all can be combined.
+`prompt` stands alone: vectors before every text learn, and the head, and nothing else.
 `init: random` trains the same architecture from random weights on the same data, which shows what pretraining gave.
 Evidence in `records/`: train.jsonl, validation.jsonl, baselines.json, samples.json.
 """
@@ -11,13 +12,14 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.data.augmentation import Augment
 from tasks.stage import Input, Job, Stage
 from tasks.training.deepspeed_config import training_faults
 from tasks.training.freezing import Freeze
 from tasks.training.lora import Lora
+from tasks.training.prompt_settings import Prompt
 from tasks.training.settings import TrainingParams, WithObjective
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ class Params(WithObjective, TrainingParams):
     lora: Lora | None = Field(
         None, description="Low-rank updates beside frozen weights, merged at the end. None: the weights learn."
     )
+    prompt: Prompt | None = Field(
+        None, description="Vectors before every text, which learn while the network does not. None: none."
+    )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="Every dropout rate of the model. None: as it was pretrained with."
     )
@@ -50,11 +55,25 @@ class Params(WithObjective, TrainingParams):
         None, ge=1, description="Tokens kept of each example. None: as many as the model was trained for."
     )
 
+    @model_validator(mode="after")
+    def _prompt_alone(self) -> Params:
+        if self.prompt is None:
+            return self
+        others = {"freeze": self.freeze, "lora": self.lora, "layer_decay": self.layer_decay != 1.0}
+        if beside := [name for name, given in others.items() if given]:
+            raise ValueError(
+                f"`prompt` leaves every layer as it is, so `{beside[0]}` has nothing to act on: choose one of the two"
+            )
+        if self.init == "random":
+            raise ValueError("`prompt` leaves the network as it is, and `init: random` makes one that knows nothing")
+        return self
+
 
 def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
     from tasks.model_card import ModelCard, read_card
+    from tasks.training import prompt_tuning
     from tasks.training.architecture import check_length, check_vocabulary
     from tasks.training.dropout import dropout_fields
     from tasks.training.evidence import finish
@@ -68,7 +87,12 @@ def run(job: Job[Params]) -> dict[str, float]:
     params, source, data = job.params, job.input("model").path, job.input("data")
     objective = params.objective
     max_length = params.max_length or read_card(source).max_length
-    tokenizer = load_tokenizer(source)
+    tokenizer, tokenizer_from = load_tokenizer(source), source
+    plain_tokenizer = tokenizer
+    if params.prompt is not None:
+        tokenizer_from = job.scratch / "tokenizer"
+        tokenizer = prompt_tuning.prompted_tokenizer(source, params.prompt.tokens, tokenizer_from)
+        prompt_tuning.check_room(tokenizer, max_length, where=f"stages.{job.name}.max_length")
     features = train_and_validation(objective, data, tokenizer, max_length, params.augment, params.seed)
     head = objective.head(data)
     torch.manual_seed(params.seed)
@@ -81,7 +105,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         **dropout_fields(source, params.dropout),
     )
     set_pad_token(model, tokenizer)
-    check_vocabulary(model, tokenizer, where=f"stages.{job.name}.model")
+    check_vocabulary(model, plain_tokenizer, where=f"stages.{job.name}.model")
     check_length(model, max_length, where=f"stages.{job.name}.max_length")
     frozen = frozenset(frozen_names(model, params.freeze)) if params.freeze else frozenset()
     thaw_over = params.freeze.thaw_over if params.freeze else 0.0
@@ -90,13 +114,20 @@ def run(job: Job[Params]) -> dict[str, float]:
         parameter.requires_grad_(name not in frozen or thaw_over > 0)
     if params.lora is not None:
         insert(model, params.lora, head=head_parameters(model) - frozen)
+    rebuild = partial(_with_updates, params.lora, model) if params.lora else None
+    if params.prompt is not None:
+        given, first = head_parameters(model), len(plain_tokenizer or ())
+        prompt_tuning.insert(model, params.prompt, plain_tokenizer, head=given, first=first)
+        rebuild = partial(prompt_tuning.empty_like, model)
     card = ModelCard.of(objective, max_length, head)
     objective = card.objective
-    rebuild = partial(_with_updates, params.lora, model) if params.lora else None
     result = train(job, model, objective, *features, params, tuning=tuning, rebuild=rebuild)
-    if params.lora is not None:
-        result.model = _merged(result.model, objective, features.train[0])
-    return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card, baselines=True)
+    if params.lora is not None or params.prompt is not None:
+        result.model = _merged(result.model, objective, features.train[0], lora=params.lora is not None)
+    # What people read of a sample are its words, without the prompt.
+    return finish(
+        job, result, objective, features, plain_tokenizer, tokenizer_from=tokenizer_from, card=card, baselines=True
+    )
 
 
 def _with_updates(lora: Lora, model: PreTrainedModel) -> PreTrainedModel:
@@ -108,19 +139,20 @@ def _with_updates(lora: Lora, model: PreTrainedModel) -> PreTrainedModel:
     return insert(made, lora, head=head_parameters(made))
 
 
-def _merged(model: PreTrainedModel, objective: Objective, example: Feature) -> PreTrainedModel:
-    """The model without its adapters, which is checked to say the same."""
+def _merged(model: PreTrainedModel, objective: Objective, example: Feature, *, lora: bool) -> PreTrainedModel:
+    """The model without its adapters or with its prompt among its words, which is checked to say the same."""
     import torch
 
     from tasks.objectives import SpecialIds
-    from tasks.training.lora import largest_change, merge
+    from tasks.training import lora as low_rank
+    from tasks.training import prompt_tuning
     from tasks.training.model_inputs import model_inputs
 
     inputs = model_inputs(objective.collate([objective.noised(example, 0)], SpecialIds.of(model.config)), model)
     with torch.no_grad():
         before = objective.output(model(**inputs))
-        merged = merge(model)
-        largest_change(before, objective.output(merged(**inputs)))
+        merged = low_rank.merge(model) if lora else prompt_tuning.merge(model)
+        low_rank.largest_change(before, objective.output(merged(**inputs)))
     return merged
 
 

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,6 @@ from tasks.training.batch import BatchSplit, split_batch
 from tasks.training.checkpoint import Checkpoints, TrainingState
 from tasks.training.divergence import SpikeDetector
 from tasks.training.engine import Engine
-from tasks.training.evaluate import validate
 from tasks.training.loader import Loader, Micro
 from tasks.training.parameter_groups import Tuning
 from tasks.training.ranks import Ranks, training_device
@@ -58,12 +58,14 @@ def train(
     loss_fn: LossFn | None = None,
     tuning: Tuning | None = None,
     rebuild: Callable[[], PreTrainedModel] | None = None,
+    sampler: Callable[[BatchSplit], Sampler] | None = None,
 ) -> TrainResult:
     """Train `model` in place, resuming from the job's newest checkpoint; every rank calls it alike.
 
     loss_fn: what to minimise instead of the objective's own loss (distillation); validation always uses the latter.
     tuning: how the layers of a pretrained model learn beside each other.
     rebuild: an empty model of the same form, where its class and config do not make one (adapters).
+    sampler: which examples meet in a step, where it is not one permutation of them all (several tasks).
     Raises Preempted after committing the state if the job was asked to stop, StageError if the loss diverges beyond
     what `params.divergence` allows, if the global batch does not divide, if there are fewer examples than share a loss,
     or if checkpoints cannot be stored for long; OutOfMemory where fewer examples at once may fit.
@@ -84,7 +86,7 @@ def train(
     total = params.max_steps or steps_for_epochs(len(train_features), params.epochs or 1, split.global_batch)
     with Watchdog() as watchdog:
         watchdog.expect(MEETING_SECONDS)  # a node that never comes is waited for by the others
-        given = (train_features, validation_features, params, loss_fn, tuning, rebuild, split, total)
+        given = (train_features, validation_features, params, loss_fn, tuning, rebuild, sampler, split, total)
         run = _Training(job, model, objective, *given, watchdog)
         watchdog.rest()
         return run.run()
@@ -104,6 +106,7 @@ class _Training:
         loss_fn: LossFn | None,
         tuning: Tuning | None,
         rebuild: Callable[[], PreTrainedModel] | None,
+        sampler: Callable[[BatchSplit], Sampler] | None,
         split: BatchSplit,
         total: int,
         watchdog: Watchdog,
@@ -114,7 +117,7 @@ class _Training:
         self.model = model
         self.rebuild = rebuild or (lambda: type(model)(model.config))
         self.special = SpecialIds.of(model.config)
-        self.sampler = Sampler(len(train_features), params.seed, split)
+        self.sampler = sampler(split) if sampler else Sampler(len(train_features), params.seed, split)
         self.loader = Loader(train_features, objective, self.special, self.sampler, job.rank)
         self.use_cache = getattr(model.config, "use_cache", None)
         if self.use_cache is not None:
@@ -206,13 +209,15 @@ class _Training:
         data_wait = time.perf_counter() - began
         self.checkpoints.poll()
         anchor = step % self.anchor_every == 0 and step > 0
-        units, tokens, stop, save, busy, overdue = self.ranks.sum(
+        parts = [sum(counts) for counts in zip(*(self.objective.parts(batch) for _, batch in micros), strict=True)]
+        units, tokens, stop, save, busy, overdue, *parts = self.ranks.sum(
             sum(self.objective.units(batch) for _, batch in micros),
             sum(self.objective.tokens(batch) for _, batch in micros),
             float(self.job.stop_requested()),
             float(self.ranks.leads and self.checkpoints.due(step)),
             float(self.checkpoints.busy),
             float(self.ranks.leads and self.checkpoints.overdue()),
+            *parts,
         )
         if stop:
             self._preempt()
@@ -231,7 +236,7 @@ class _Training:
         rate = state.rate_factor * self.params.learning_rate
         rate *= learning_rate_factor(self.params.schedule, step, self.total)
         try:
-            loss, norm = self._gradients(micros, units or 1.0)
+            loss, norm, noted = self._gradients(micros, units or 1.0, parts)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -249,13 +254,13 @@ class _Training:
         self.slowest = max(self.slowest, seconds)
         self.checkpoints.cadence.step(seconds - self.stalled, saving=bool(busy))
         state.trained_seconds = self.checkpoints.cadence.trained
-        values = {"loss": loss, "learning_rate": rate, "grad_norm": norm, "data_wait": data_wait}
+        values = {"loss": loss, "learning_rate": rate, "grad_norm": norm, "data_wait": data_wait, **noted}
         if self.stalled:
             values["checkpoint_stall"], self.stalled = self.stalled, 0.0
         if fault:
             values["skipped"] = 1.0
         values |= {"loss_scale": scale["cur_scale"]} if (scale := self.engine.scaler_state()) else {}
-        length = max(batch["attention_mask"].shape[1] for _, batch in micros)
+        length = max(self.objective.longest(batch) for _, batch in micros)
         self.record.step(state.step, values, tokens=tokens, length=length, seconds=seconds)
         if fault:
             self._skipped(fault, rate)
@@ -265,18 +270,28 @@ class _Training:
             state.skipped_in_row = 0
             self.selection.updated()
 
-    def _gradients(self, micros: list[Micro], units: float) -> tuple[float, float | None]:
-        """Forward and backward of a step: mean loss over all ranks, and the gradient norm where it is known already."""
+    def _gradients(
+        self, micros: list[Micro], units: float, parts: list[float]
+    ) -> tuple[float, float | None, dict[str, float]]:
+        """Forward and backward of a step: mean loss over all ranks, the gradient norm where it is known already, notes.
+
+        parts: of all ranks, as `Objective.parts` has them.
+        """
         self.engine.engine.train()
+        self.objective.noted()  # those of a step that did not fit into memory
         total = 0.0
         for i, (position, batch) in enumerate(micros):
             # Dropout depends on the place in the data stream, so neither ranks nor a resume change it.
             torch.manual_seed(stream_seed(self.params.seed, position))
             batch = {name: value.to(self.ranks.device) for name, value in batch.items()}
+            if parts:
+                batch["step_units"] = torch.tensor([units, *parts], device=self.ranks.device)
             loss = self._loss(batch)
             total += float(loss.detach())
             self.engine.backward(loss, units, last=i == len(micros) - 1)
-        return self.ranks.sum(total)[0] / units, self.engine.gradient_norm()
+        noted = self.objective.noted()
+        total, *values = self.ranks.sum(total, *noted.values())
+        return total / units, self.engine.gradient_norm(), dict(zip(noted, values, strict=True))
 
     def _loss(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What is minimised, summed over the batch's units; with R-Drop of two passes that have to agree."""
@@ -359,7 +374,7 @@ class _Training:
         # It may have been found with another number of ranks.
         self.split = self.split.fitting(max(micro, self.split.coupled)) or self.split
         self.state.micro = self.split.micro
-        self.sampler = Sampler(self.sampler.size, self.sampler.seed, self.split)
+        self.sampler = replace(self.sampler, split=self.split)
         self.loader.resplit(self.sampler)
 
     def _validate(self) -> None:
@@ -367,7 +382,7 @@ class _Training:
         began, state = time.perf_counter(), self.state
         self.engine.engine.eval()
         with self.selection.evaluated_weights():
-            values = validate(self._logits, self.objective, self.validation_features, self.special, self.ranks)
+            values = self.objective.validated(self._logits, self.validation_features, self.special, self.ranks)
             values = with_class_names(self.ranks.broadcast(values), config_labels(self.model.config))
             self.selection.judge(state, values)
         seconds = time.perf_counter() - began

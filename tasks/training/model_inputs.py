@@ -17,8 +17,11 @@ def model_inputs(batch: Mapping[str, T], model: PreTrainedModel) -> dict[str, T]
     """The entries of a batch that the model's `forward` takes.
 
     Where `position_ids` tell the documents of a row apart there is no mask: with one, transformers does not look at
-    them.
+    them. A model of several tasks chooses for each of them.
     """
+    chosen: Callable[[Mapping[str, T]], dict[str, T]] | None = getattr(model, "batch_inputs", None)
+    if chosen is not None:
+        return chosen(batch)
     hidden = "attention_mask" if "position_ids" in batch else None
     return {name: batch[name] for name in accepted(batch, model) if name != hidden}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tasks.training.layers import depths, layer_stacks
@@ -20,11 +20,13 @@ class Tuning:
 
     layer_decay: a layer's rate is this times that of the layer above it (Howard and Ruder, 2018; BEiT, ELECTRA).
     thaw_over: share of the steps over which the parameters in `thawing` begin to learn, from the top down.
+    rates: of single parameters, by name, how many times the learning rate they have.
     """
 
     layer_decay: float = 1.0
     thaw_over: float = 0.0
     thawing: frozenset[str] = field(default_factory=frozenset)
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def parameter_groups(
@@ -37,7 +39,7 @@ def parameter_groups(
     the matrices of the layers.
     """
     tuning = tuning or Tuning()
-    place = None if tuning == Tuning() else depths(model)
+    place = None if replace(tuning, rates={}) == Tuning() else depths(model)
     stacks = tuple(f"{name}." for name, _ in layer_stacks(model)) if optimizer.name == "muon" else ()
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -50,6 +52,7 @@ def parameter_groups(
             rate = tuning.layer_decay ** (top - place[name])
             if name in tuning.thawing:
                 thaws = _thaws(name, place, tuning)
+        rate = tuning.rates.get(name, rate)
         muon = parameter.ndim == 2 and name.startswith(stacks)
         group = found.setdefault(
             (not matrix, rate, thaws, muon),

@@ -1,0 +1,240 @@
+"""multitask: several objectives learned at once by one trunk, each with a head of its own.
+
+What a task gains or loses by it is told by `evaluate`, which compares the `task_model` of it with its single training.
+Evidence in `records/`: train.jsonl and validation.jsonl with the loss of each task, conflict.json (do the tasks pull
+the trunk the same way, before and after), mixture.json (shares of the tasks), baselines.json, samples.json.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from infra.config_check import did_you_mean
+from infra.execution import Execution
+from tasks.objectives import ObjectiveField
+from tasks.stage import Fault, Input, Job, Stage, StageParams
+from tasks.training.deepspeed_config import training_faults
+from tasks.training.freezing import Freeze
+from tasks.training.settings import TrainingParams
+
+if TYPE_CHECKING:
+    from tasks.training.multitask_model import MultitaskModel
+    from tasks.training.multitask_objective import Multitask, TaskFeatures
+
+
+class Task(StageParams):
+    """One of the objectives."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="What its head and its metrics are called.")
+    data: Annotated[str, Input("dataset", "tokens")] = Field(description="What it is learned from.")
+    objective: ObjectiveField = Field(
+        description="What is learned: the name of a file in `tasks/objectives/`, or {name: ..., and its options}."
+    )
+    weight: float = Field(
+        1.0, ge=0, description="How often its loss counts. 0: nothing is learned from it; its head stays as it began."
+    )
+
+
+class Params(TrainingParams):
+    """What is trained, on which tasks, and how they share the training."""
+
+    model: Annotated[str, Input("model")] = Field(description="The model to start from; its backbone is the trunk.")
+    tasks: list[Task] = Field(min_length=1, description="What is learned, in the order of the heads.")
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="A task of n examples gets a share proportional to n^(1/temperature). 1: by size; large: even.",
+    )
+    weighting: Literal["fixed", "uncertainty"] = Field(
+        "fixed",
+        description="`fixed`: by each task's `weight`. `uncertainty`: learned (Kendall, Gal and Cipolla, 2018).",
+    )
+    uncertainty_rate: float = Field(
+        1.0, gt=0, description="The learned weights have so many times the learning rate; only for `uncertainty`."
+    )
+    new_head: bool = Field(False, description="Begin with new heads, also where the model has one.")
+    freeze: Freeze | None = Field(
+        None,
+        description="Weights that stay as they are; names begin with `trunk.` or `heads.<task>.`. None: all learn.",
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="A layer's learning rate is so many times that of the layer above it."
+    )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Every dropout rate of the model. None: as it was pretrained with."
+    )
+    max_length: int | None = Field(
+        None, ge=1, description="Tokens kept of each example. None: as many as the model was trained for."
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> Params:
+        names = [task.name for task in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two tasks are called {twice[0]!r}: give each a name of its own")
+        for task in self.tasks:
+            if task.objective.coupled > 1:
+                raise ValueError(
+                    f"task {task.name!r}: {task.objective.name} has one loss for {task.objective.coupled} examples "
+                    "together, which a mixed batch would tear apart; train it by itself"
+                )
+        if self.weighting == "uncertainty" and any(task.weight != 1.0 for task in self.tasks):
+            raise ValueError("`weighting: uncertainty` learns the weights: leave out `weight`")
+        if not any(task.weight for task in self.tasks):
+            raise ValueError("every task has weight 0: nothing is left to learn")
+        if self.weighting == "fixed" and self.uncertainty_rate != 1.0:
+            raise ValueError("`uncertainty_rate` is for `weighting: uncertainty`")
+        if self.r_drop:
+            raise ValueError("`r_drop` is not offered for several tasks: leave it out")
+        task_of_metric, mark, _ = (self.watch or "").partition("/")
+        if mark and task_of_metric not in names:
+            raise ValueError(f"`watch`: no task {task_of_metric!r}; {did_you_mean(task_of_metric, names)}")
+        if self.watch and not mark and self.watch != "loss":
+            raise ValueError(f"`watch` is `loss` or `<task>/<metric>`, e.g. `{names[0]}/{self.watch}`")
+        return self
+
+
+def check(params: Params, execution: Execution) -> list[Fault]:
+    """Beside what every training is checked for: the batch must hold an example of each task."""
+    faults = training_faults(params, execution)
+    if params.global_batch_size < len(params.tasks):
+        message = f"{params.global_batch_size} examples a step cannot hold one of each of {len(params.tasks)} tasks"
+        faults.append(Fault(("global_batch_size",), message))
+    return faults
+
+
+def run(job: Job[Params]) -> dict[str, float]:
+    from functools import partial
+
+    import torch
+
+    from tasks.model_card import ModelCard, read_card
+    from tasks.training.architecture import check_length
+    from tasks.training.dropout import dropout_fields
+    from tasks.training.features import train_and_validation
+    from tasks.training.freezing import frozen_names
+    from tasks.training.gradient_conflict import measured_conflict
+    from tasks.training.loop import train
+    from tasks.training.mixture import MixtureSampler, batch_counts
+    from tasks.training.model_files import count_parameters, load_model, load_tokenizer, set_pad_token
+    from tasks.training.multitask_files import save_multitask
+    from tasks.training.multitask_model import MultitaskModel
+    from tasks.training.multitask_objective import Multitask, TaskFeatures
+    from tasks.training.parameter_groups import Tuning
+
+    params, source = job.params, job.input("model").path
+    max_length = params.max_length or read_card(source).max_length
+    tokenizer = load_tokenizer(source)
+    models, cards, learned, watched = {}, {}, {}, {}
+    for task, data in zip(params.tasks, job.inputs["tasks"], strict=True):
+        learned[task.name], watched[task.name] = train_and_validation(task.objective, data, tokenizer, max_length)
+        head = task.objective.head(data)
+        torch.manual_seed(params.seed)  # each begins with the head that its training alone would begin with
+        models[task.name] = load_model(
+            source,
+            task.objective.auto_class,
+            new_head=params.new_head,
+            **head,
+            **dropout_fields(source, params.dropout),
+        )
+        set_pad_token(models[task.name], tokenizer)
+        check_length(models[task.name], max_length, where=f"stages.{job.name}.max_length")
+        cards[task.name] = ModelCard.of(task.objective, max_length, head)
+    model = MultitaskModel(models, learned_weights=params.weighting == "uncertainty")
+    features = TaskFeatures(learned)
+    objective = Multitask(
+        tasks={name: card.objective for name, card in cards.items()},
+        weights={t.name: t.weight for t in params.tasks} if params.weighting == "fixed" else None,
+        fillers={t.name: t.objective.noised(learned[t.name][0], 0) for t in params.tasks},
+        labels={name: card.labels for name, card in cards.items()},
+    )
+    frozen = frozenset(frozen_names(model, params.freeze)) if params.freeze else frozenset()
+    thaw_over = params.freeze.thaw_over if params.freeze else 0.0
+    rates = {"log_variances.values": params.uncertainty_rate} if params.weighting == "uncertainty" else {}
+    tuning = Tuning(params.layer_decay, thaw_over, frozen if thaw_over else frozenset(), rates)
+    silent = tuple(f"heads.{task.name}." for task in params.tasks if not task.weight)
+    for name, parameter in model.named_parameters():
+        # A head that learns nothing must not decay either.
+        parameter.requires_grad_((name not in frozen or thaw_over > 0) and not name.startswith(silent))
+    counts = batch_counts(features.sizes, params.temperature, params.global_batch_size)
+    before = measured_conflict(model, objective, learned) if job.rank == 0 else {}
+    result = train(
+        job,
+        model,
+        objective,
+        features,
+        TaskFeatures(watched),
+        params,
+        tuning=tuning,
+        rebuild=partial(MultitaskModel.like, model),
+        sampler=partial(MixtureSampler.of, features.sizes, counts, params.seed),
+    )
+    trained: Any = result.model
+    metrics = {**result.metrics(), "parameters": float(count_parameters(trained))}
+    if job.rank:
+        return metrics
+    save_multitask(trained, job.output, tokenizer_from=source, cards=cards)
+    after = measured_conflict(trained, objective, learned)
+    _write(job, "conflict.json", {"before": before, "after": after})
+    _write(job, "mixture.json", _mixture(params, features.sizes, counts))
+    metrics |= {"conflicting": after["conflicting"]}
+    return metrics | _tell(job, trained, objective, features, TaskFeatures(watched), result.seen, tokenizer)
+
+
+def _mixture(params: Params, sizes: list[int], counts: list[int]) -> dict[str, Any]:
+    from tasks.training.mixture import shares
+
+    wanted = shares(sizes, params.temperature)
+    return {
+        task.name: {"examples": size, "share": share, "in_batch": count, "weight": task.weight}
+        for task, size, share, count in zip(params.tasks, sizes, wanted, counts, strict=True)
+    }
+
+
+def _tell(
+    job: Job[Params],
+    model: MultitaskModel,
+    objective: Multitask,
+    learned: TaskFeatures,
+    watched: TaskFeatures,
+    seen: list[int],
+    tokenizer: Any,
+) -> dict[str, float]:
+    """Write baselines and samples of every task with held-out examples; returns the former, to be metrics."""
+    values: dict[str, float] = {}
+    samples: list[dict[str, str]] = []
+    first = 0
+    for task, own in objective.tasks.items():
+        met = [learned.parts[task][i - first] for i in seen if first <= i < first + len(learned.parts[task])]
+        first += len(learned.parts[task])
+        if not watched.parts[task]:
+            continue
+        values |= {f"{task}/{n}": v for n, v in own.baselines(met, watched.parts[task]).items()}
+        if tokenizer is not None:
+            told = own.samples(model.tasks()[task], tokenizer, watched.parts[task])
+            samples += [{"task": task, **sample} for sample in told]
+    if values:
+        _write(job, "baselines.json", {"metric": "main metric of the task", "values": values})
+        _write(job, "samples.json", samples)
+    return {f"baseline_{name}": value for name, value in values.items()}
+
+
+def _write(job: Job[Params], name: str, value: Any) -> None:
+    import json
+
+    (job.records / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+STAGE = Stage(
+    kind="multitask",
+    version=1,
+    makes="multitask_model",
+    params=Params,
+    run=run,
+    warm=True,
+    distributed=True,
+    check=check,
+)
