@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps(record.summary()), flush=True)
 
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # or it would leave a Prefect server, and a record "running"
     record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=say)
     written = None if arguments.no_report else _write_report(record.data, record.store, None)
     for entry in record.data["stages"]:

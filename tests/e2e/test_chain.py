@@ -241,8 +241,15 @@ def test_a_run_goes_on_by_itself_when_a_rank_dies_or_hangs(
     say(f"{blow.name}: the ranks were gone after {gone:.1f} s, and the same run resumed and finished")
 
 
-def test_ctrl_c_ends_every_process_and_the_next_run_resumes(
-    finished: Finished, start: Start, chain: Any, tmp_path: Path, copy: Store
+@pytest.mark.parametrize(
+    ("name", "stop"),
+    [
+        ("Ctrl-C", lambda pid: os.killpg(pid, signal.SIGINT)),  # a terminal tells every process
+        ("SIGTERM", lambda pid: os.kill(pid, signal.SIGTERM)),  # whoever manages processes tells this one
+    ],
+)
+def test_a_run_that_is_told_to_stop_ends_every_process_and_the_next_one_resumes(
+    finished: Finished, start: Start, copy: Store, name: str, stop: Callable[[int], None]
 ) -> None:
     longer = "stages.base.max_steps=20000"
     pipeline = load_pipeline(finished.file, [longer], copy.url)
@@ -251,7 +258,7 @@ def test_ctrl_c_ends_every_process_and_the_next_run_resumes(
     run = start(finished.file, copy.url, longer)
     until(lambda: CheckpointStore(copy, "pretrain", key).steps())
     assert len(run.processes()) > 3
-    os.killpg(run.process.pid, signal.SIGINT)
+    stop(run.process.pid)
     asked = time.monotonic()
     until(lambda: not run.processes(), 10)
     took = time.monotonic() - asked
@@ -259,7 +266,7 @@ def test_ctrl_c_ends_every_process_and_the_next_run_resumes(
     assert result.json["status"] == "interrupted" and result.actions["corpus"] == "reuse"
     line = next(line for line in make_plan(pipeline, copy) if line.node.name == "base")
     assert line.action == "resume"
-    say(f"Ctrl-C: every process gone after {took:.1f} s, resumable at step {line.step}")
+    say(f"{name}: every process gone after {took:.1f} s, resumable at step {line.step}")
 
 
 # --- damage and refusal -----------------------------------------------------------------------------------------------
