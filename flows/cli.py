@@ -173,9 +173,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps(record.summary()), flush=True)
 
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # or it would leave a Prefect server, and a record "running"
+    # As Ctrl-C: its own way of ending would leave a Prefect server behind, and a record that says "running".
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=say)
     written = None if arguments.no_report else _write_report(record.data, record.store, None)
     for entry in record.data["stages"]:
