@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from tasks.release import readable
 from tasks.release.charts import Series, line_chart
+from tasks.release.conflict_view import conflict_views
 from tasks.release.dag_picture import ACTIONS, dag
 from tasks.release.data_view import data_views, drift_view
 from tasks.release.evidence import Evidence, Load, as_list, as_object, gather, json_object, read_baselines, read_curve
@@ -82,6 +83,7 @@ def render_report(run: dict[str, Any], load: Load) -> str:
         data=data_views(dict(of_type.get("dataset", [])), notes),
         drifts=[drift_view(name, drift) for name, drift in objects("drift", "drift.json")],
         curves=[view for s in stages if (view := _curve(s, evidence.get(s["name"]), notes))],
+        conflicts=conflict_views(evidence, notes),
         scores=[view for view in views if view],
         verdicts=[verdict_view(name, verdict) for name, verdict in verdicts],
         releases=[release_view(name, release, evidence[name].history) for name, release in releases],

@@ -41,6 +41,9 @@ TWINS = "its only other value makes teacher and scratch the same stage"
 FIXED = {
     "teacher.init": TWINS,
     "scratch.init": TWINS,
+    "scratch.prompt": "it needs a network that knows something",
+    "shared.r_drop": "it is not offered for several tasks",
+    "shared.uncertainty_rate": "it needs `weighting: uncertainty`",
     "lean.method": ONE_CHOICE,
     "onnx.format": ONE_CHOICE,
     "int8.scheme": ONE_CHOICE,
@@ -50,15 +53,19 @@ FIXED = {
         for stage in ("corpus", "functions")
         for field in ("template", "messages_column", "columns")
     },
-    **{f"base.objective.{field}": "it and another option go together" for field in ("name", "chat_template")},
     **{
         f"{stage}.objective.{field}": "it and another option go together"
-        for stage in ("teacher", "scratch")
+        for stage in ("base", "shared.tasks.1")
+        for field in ("name", "chat_template")
+    },
+    **{
+        f"{stage}.objective.{field}": "it and another option go together"
+        for stage in ("teacher", "scratch", "shared.tasks.0")
         for field in ("name", "problem", "labels", "target")
     },
     **{
         f"{stage}.{field}": "it needs `eval_every`"
-        for stage in ("base", "teacher", "scratch", "student", "lean.heal")
+        for stage in ("base", "teacher", "scratch", "student", "lean.heal", "shared")
         for field in ("keep", "patience")
     },
     **{f"written.decoding.{field}": "sampling rules it out" for field in ("do_sample", "num_beams", "length_penalty")},
@@ -79,6 +86,7 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "Freeze": [{"all_but_last": 1}],
     "Lora": [{}],
     "Objective": [{"name": "causal_lm"}],
+    "Prompt": [{}],
 }
 # Stages that the quickstart does without.
 MORE = """\
@@ -91,8 +99,28 @@ MORE = """\
       metrics: [exact_match]
   asked:
     harness: {models: [base], tasks: asked}
+  shared:
+    multitask:
+      model: base
+      tasks:
+        - {name: kind, data: functions, objective: text_classification}
+        - {name: words, data: functions, objective: causal_lm}
+      epochs: 1
+  plain:
+    task_model: {model: shared, task: kind}
 """
-WORDS = [";", "row", "package", "causal_lm", "text_classification", "gpt2", "another", "column:label", "latin-1"]
+WORDS = [
+    ";",
+    "row",
+    "package",
+    "causal_lm",
+    "text_classification",
+    "gpt2",
+    "another",
+    "column:label",
+    "latin-1",
+    "loss",
+]
 
 
 @dataclass

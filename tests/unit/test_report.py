@@ -165,6 +165,11 @@ def quickstart_run(root: Path) -> tuple[dict[str, Any], Folder]:
             {"step": "near duplicates", "rows_in": 4100, "rows_out": 3404, "dropped": {"near duplicates": 696}},
         ],
     })  # fmt: skip
+    folder.write("teacher", "records/mixture.json", {"tags": {"in_batch": 24}, "topic": {"in_batch": 8}})
+    folder.write("teacher", "records/conflict.json", {
+        "before": {"tasks": ["tags", "topic"], "norms": [2.0, 1.0], "cosine": [[1, 0.42], [0.42, 1]], "conflicting": 0.0},
+        "after": {"tasks": ["tags", "topic"], "norms": [0.81, 0.3], "cosine": [[1, -0.13], [-0.13, 1]], "conflicting": 1.0},
+    })  # fmt: skip
     folder.write("functions", "records/card.json", {
         "sources": [{"source": "${python:stdlib}", "licence": "PSF-2.0", "weight": 1.0, "files": 211, "bytes": 3_400_000}],
         "characters": {"train": [[65, 128, 900], [129, 256, 1100], [257, 512, 400]], "test": [[65, 128, 694]]},
@@ -360,6 +365,14 @@ def test_metrics_of_single_classes_do_not_become_columns_and_those_of_ranks_do()
     view = scores_view("scores", scores, LABELS, None)
     assert view is not None and view.quality.columns[0] == "F1 macro"
     assert len(view.quality.columns) == 7 and view.quality.columns[-1] == "Recall@10"
+
+
+def test_tasks_that_pull_apart_are_told(whole: str) -> None:
+    section = whole.partition("Do the tasks of teacher pull together?")[2].partition("</section>")[0]
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", section))
+    assert "1 of 1 pair of tasks in conflict after the training, 0 before it" in text
+    assert "tags 24 0.810 −0.13 0.42 topic 8 0.300 −0.13 0.42" in text
+    assert section.count('class="no"') == 2
 
 
 def test_data_cards_and_drift_are_shown(whole: str) -> None:
