@@ -9,20 +9,30 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from infra.errors import Preempted, StageError
 from infra.execution import Execution
+from tasks.model_card import read_card
 from tasks.objectives import SpecialIds
 from tasks.objectives.text_classification import TextClassification
 from tasks.objectives.token_classification import TokenClassification
 from tasks.stages import finetune, multitask, task_model
 from tasks.training.batch import BatchSplit
+from tasks.training.features import heldout_features
 from tasks.training.gradient_conflict import conflict
 from tasks.training.mixture import MixtureSampler, batch_counts, interleaved, shares
 from tasks.training.model_files import load_model, load_tokenizer
 from tasks.training.model_inputs import model_inputs
+from tasks.training.result import TrainResult
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum", "dog", "cat", "cow", "runs", "sits", "eats")
 KINDS = ("colour", "fruit", "animal", "verb")
@@ -230,9 +240,6 @@ def plain_model(jobs: ModuleType, job: Any, place: Path, task: str) -> Any:
 def test_a_task_model_is_a_plain_model_that_says_what_the_shared_one_said(
     jobs: ModuleType, folder: Path, tmp_path: Path
 ) -> None:
-    from tasks.training.features import heldout_features
-    from tasks.training.result import TrainResult
-
     job = trained(jobs, folder, tmp_path / "shared", params())
     classes: Any = {"topic": AutoModelForSequenceClassification, "tags": AutoModelForTokenClassification}
     objectives: Any = {
@@ -363,3 +370,37 @@ def test_settings_that_cannot_be_meant_are_refused(given: dict[str, Any], says: 
 def test_a_batch_must_hold_every_task() -> None:
     (fault,) = multitask.check(params(global_batch_size=1), Execution())
     assert fault.path == ("global_batch_size",) and "cannot hold one of each of 2 tasks" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("type", "objective"),
+    [("bert", "masked_lm"), ("t5", {"name": "seq2seq", "target": "label"}), ("gpt2", "causal_lm")],
+    ids=lambda value: value if isinstance(value, str) else value["name"],
+)
+def test_a_head_that_says_words_goes_with_one_that_names_classes(
+    jobs: ModuleType, tiny: ModuleType, folder: Path, tmp_path: Path, type: str, objective: Any
+) -> None:
+    """Output words that are tied to the trunk's stay so, and a decoder is part of the trunk of those that have one."""
+    special = {"mask_token": "[MASK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
+    tokenizer = tiny.word_tokenizer(WORDS)
+    tokenizer.add_special_tokens(special)
+    base = {"bert": AutoModel, "t5": AutoModelForSeq2SeqLM, "gpt2": AutoModelForCausalLM}[type]
+    tiny.write_model(tmp_path / "base", tiny.model(type, base, vocabulary=len(tokenizer)), tokenizer, 32)
+    words = {"name": "words", "data": "topics", "objective": objective}
+    topic = {"name": "topic", "data": "topics", "objective": "text_classification"}
+    given = params(words, topic, dropout=None)
+    inputs = {
+        "model": jobs.artifact(tmp_path / "base", "model"),
+        "tasks": [jobs.artifact(folder / "topics", "dataset", stage="topics")] * 2,
+    }
+    job = jobs.make_job(tmp_path / "shared", given, inputs)
+    metrics = multitask.STAGE.run(job)
+    for task in given.tasks:
+        out = plain_model(jobs, job, tmp_path / task.name, task.name).output
+        chosen = read_card(out).objective
+        model = getattr(transformers, chosen.auto_class).from_pretrained(out)
+        heldout = heldout_features(chosen, inputs["tasks"][0], "validation", load_tokenizer(out), 32)
+        values = TrainResult.untrained(model, chosen, heldout).validation
+        assert values["loss"] == pytest.approx(metrics[f"validation_{task.name}/loss"], abs=1e-5)
+        if task.name == "words":
+            assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
