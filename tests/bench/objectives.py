@@ -76,7 +76,8 @@ unigram, bigram, tf-idf ...). Data are real, or derived from real texts as told 
 whether int8 was let through against the teacher. Seconds are of pretraining (once for a family), fine-tuning, distilling.
 
 A family is in the rows of the objectives it has a head for: decoders continue texts, encoders fill gaps, T5 writes one
-text for another, and in place of a sentence's embedding it would want a second text.
+text for another, and in place of a sentence's embedding it would want a second text. ERNIE without task ids is
+BERT's network, drawn and trained alike: the same figures twice say that its name goes through every stage.
 """
 
 
