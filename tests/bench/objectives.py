@@ -204,6 +204,10 @@ def page(entries: Sequence[dict[str, Any]]) -> str:
     if refused:
         lines += ["", "## Refused", ""]
         lines += [f"- `{entry['cell']}`: {' '.join(entry['verdicts']['gate']['said'])}" for entry in refused]
+    absent = [f"- `{cell}`: not run yet." for cell in CELLS if cell not in {entry["cell"] for entry in entries}]
+    absent += [f"- `{entry['cell']}`: its config has changed since." for entry in entries if outdated(entry)]
+    if absent:
+        lines += ["", "## To be run", "", *absent]
     lines += ["", "## Measured with", ""]
     seen: dict[str, list[str]] = {}
     for entry in entries:
@@ -247,6 +251,14 @@ def below(entry: dict[str, Any]) -> list[str]:
     rises = entry["greater_is_better"]
     models = entry["models"]
     return [of for of in STAGES if (models[of]["low"] <= bar if rises else models[of]["high"] >= bar)]
+
+
+def outdated(entry: dict[str, Any]) -> bool:
+    """Whether the config of a cell is another one than at the commit it ran at."""
+    commit = entry["environment"].get("commit", "").rstrip("+")
+    file = f"configs/{entry['cell'].partition('/')[0]}.yaml"
+    command = ["git", "diff", "--quiet", commit, "--", file]
+    return bool(commit) and subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 1
 
 
 def interval(model: dict[str, Any], *, bold: bool = False) -> str:

@@ -162,8 +162,9 @@ print(row(entry))
 print(row(failed))
 text = page([entry, failed])
 print("- `spam/bert`: student, int8." in text, "- `spam/bert`: int8 is 0.5 worse." in text, "weights made" in text)
+print("- `spam/llama`: not run yet." in text, "- `spam/bert`: not run yet." in text)
 """
-    best, lower, row, failed, said = run(code).splitlines()
+    best, lower, row, failed, said, absent = run(code).splitlines()
     assert best == "('length', 0.5) ['student', 'int8']"
     assert lower == "('bigram', 0.6) ['teacher', 'student', 'onnx']"
     assert (
@@ -172,4 +173,4 @@ print("- `spam/bert`: student, int8." in text, "- `spam/bert`: int8 is 0.5 worse
     )
     assert row.endswith("| 0.200 [0.100, 0.300] | 4.0 → 4.0 | refused | 70 + 8 + 4 |")
     assert "| search | gpt2 | failed: stages.base: no |" in failed and failed.count("|") == row.count("|")
-    assert said == "True True False"
+    assert (said, absent) == ("True True False", "True False")
