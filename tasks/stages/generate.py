@@ -124,7 +124,7 @@ def _objectives(models: Sequence[InputArtifact], given: Objective | None) -> dic
             raise StageError(
                 f"{model.stage!r} was trained for no objective here: how it is asked is not known",
                 where="models",
-                hint="Set `objective`, e.g. {name: causal_lm, messages: messages}.",
+                hint="Set `objective` to one that writes text, with the columns it reads.",
             )
         found[model.stage] = given if given is not None else card.objective
     return found

@@ -146,7 +146,7 @@ def _check(models: list[InputArtifact]) -> None:
             raise StageError(
                 f"objective {card.objective.name} writes no text, and the harness asks for it",
                 where=model.stage,
-                hint="It takes models of causal_lm and seq2seq.",
+                hint="It takes models of objectives that `generate` takes too.",
             )
 
 
