@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from infra.errors import StageError
 from tasks.evaluation.bootstrap import interval
 from tasks.evaluation.direction import greater_is_better
 from tasks.release.model_files import shipped_bytes
@@ -44,6 +45,13 @@ def scores_of(
         "n": n,
         "models": models,
     }
+
+
+def require_distinct(models: Sequence[InputArtifact]) -> None:
+    """Scores are kept by the models' names. Raises StageError on one that is listed twice."""
+    names = [model.stage for model in models]
+    if len(set(names)) < len(names):
+        raise StageError("a model is listed twice", where="models", hint="Name each stage once.")
 
 
 def about_model(artifact: InputArtifact, metrics: Mapping[str, Any], parameters: int) -> dict[str, Any]:

@@ -90,11 +90,10 @@ def _agree(models: list[InputArtifact]) -> tuple[Objective, list[str] | None]:
 
     Options that only training sees may differ. That the data number the labels alike is seen by each model's process.
     """
+    from tasks.evaluation.scores import require_distinct
     from tasks.model_card import read_card
 
-    names = [model.stage for model in models]
-    if len(set(names)) < len(names):
-        raise StageError("a model is listed twice", where="models", hint="Name each stage once.")
+    require_distinct(models)
     cards = {model.stage: read_card(model.path) for model in models}
     objectives = {name: card.objective for name, card in cards.items()}
     first, *rest = [one.model_dump(exclude=set(one.training_options)) for one in objectives.values()]
@@ -103,7 +102,7 @@ def _agree(models: list[InputArtifact]) -> tuple[Objective, list[str] | None]:
             f"{name}: {one.model_dump(exclude_defaults=True) | {'name': one.name}}" for name, one in objectives.items()
         )
         raise StageError(f"the models were trained for different objectives ({told})", where="models")
-    return objectives[names[0]], cards[names[0]].labels
+    return objectives[models[0].stage], cards[models[0].stage].labels
 
 
 def _import_for_children(models: list[InputArtifact]) -> None:

@@ -113,10 +113,10 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 def _objectives(models: Sequence[InputArtifact], given: Objective | None) -> dict[str, Objective]:
     """How each model is asked. Raises StageError on a model that is listed twice or was trained for nothing."""
+    from tasks.evaluation.scores import require_distinct
     from tasks.model_card import read_card
 
-    if len({model.stage for model in models}) < len(models):
-        raise StageError("a model is listed twice", where="models", hint="Name each stage once.")
+    require_distinct(models)
     found = {}
     for model in models:
         card = read_card(model.path)

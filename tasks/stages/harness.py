@@ -136,10 +136,10 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 def _check(models: list[InputArtifact]) -> None:
     """Raises StageError on a model that is listed twice, or that predicts no text."""
+    from tasks.evaluation.scores import require_distinct
     from tasks.model_card import read_card
 
-    if len({model.stage for model in models}) < len(models):
-        raise StageError("a model is listed twice", where="models", hint="Name each stage once.")
+    require_distinct(models)
     for model in models:
         card = read_card(model.path)
         if card.settings is not None and not card.objective.text_metrics:
