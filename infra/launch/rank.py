@@ -48,7 +48,9 @@ def run_rank(spec: dict[str, Any], local_rank: int, port: int, log: int, life: i
         for target in (1, 2):
             os.dup2(log, target)
         os.close(log)
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        for stream in (sys.stdout, sys.stderr):
+            # A line in one write, under PYTHONUNBUFFERED too: else the ranks' lines end up inside each other.
+            stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
         faulthandler.enable()
         _prepare(spec, rank, local_rank, port)
         beat = Path(spec["folder"]) / f"rank-{rank}.beat"

@@ -34,6 +34,10 @@ def describe(folder):
     (folder / f"seen-{found['RANK']}.json").write_text(json.dumps(found))
     return 0
 
+def chatters(folder):
+    for number in range(2000):
+        print("rank", os.environ["RANK"], "line", number, file=sys.stderr if number % 2 else sys.stdout)
+
 def torch_job(folder):
     import torch, deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -172,6 +176,20 @@ def test_each_rank_gets_its_place_and_the_log(
     assert ranks[0]["session"] == ranks[1]["session"] != os.getsid(0)
     assert sorted(job.logs().splitlines()) == ["hello from rank 0", "hello from rank 1"]
     assert (tmp_path / "rank-1.beat").exists()
+
+
+def test_the_lines_of_two_ranks_stay_whole(
+    tmp_path: Path, spec: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    launcher = LocalLauncher(tmp_path / "servers")
+    try:
+        job = launcher.submit(spec("chatters", ranks=2, threads=1))
+        assert job.wait(60) == 0
+    finally:
+        launcher.close()
+    lines = job.spec.log.read_text().splitlines()
+    assert sorted(lines) == sorted(f"rank {rank} line {number}" for rank in (0, 1) for number in range(2000))
 
 
 def test_a_torch_job_finds_torch_loaded_threads_set_and_works(tmp_path: Path, spec: Callable[..., JobSpec]) -> None:
