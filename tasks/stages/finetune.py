@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 from tasks.data.augmentation import Augment
 from tasks.stage import Input, Job, Stage
 from tasks.training.deepspeed_config import training_faults
-from tasks.training.freezing import Freeze
+from tasks.training.fine_tuning import FineTuningParams, freeze_and_decay, open_model
 from tasks.training.lora import Lora
 from tasks.training.prompt_settings import Prompt
-from tasks.training.settings import TrainingParams, WithObjective
+from tasks.training.settings import WithObjective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,18 +28,12 @@ if TYPE_CHECKING:
     from tasks.objectives import Feature, Objective
 
 
-class Params(WithObjective, TrainingParams):
+class Params(WithObjective, FineTuningParams):
     """What is trained further, on what, and how."""
 
-    model: Annotated[str, Input("model")] = Field(description="The model to start from.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="What to learn from.")
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="Where the backbone's weights come from. `random`: only the architecture is kept."
-    )
-    new_head: bool = Field(False, description="Begin with a new head, also where the model has one.")
-    freeze: Freeze | None = Field(None, description="Weights that stay as they are. None: all learn.")
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, description="A layer's learning rate is so many times that of the layer above it."
     )
     lora: Lora | None = Field(
         None, description="Low-rank updates beside frozen weights, merged at the end. None: the weights learn."
@@ -47,13 +41,7 @@ class Params(WithObjective, TrainingParams):
     prompt: Prompt | None = Field(
         None, description="Vectors before every text, which learn while the network does not. None: none."
     )
-    dropout: float | None = Field(
-        None, ge=0, lt=1, description="Every dropout rate of the model. None: as it was pretrained with."
-    )
     augment: Augment | None = Field(None, description="Changes made to training texts. None: none.")
-    max_length: int | None = Field(
-        None, ge=1, description="Tokens kept of each example. None: as many as the model was trained for."
-    )
 
     @model_validator(mode="after")
     def _prompt_alone(self) -> Params:
@@ -70,19 +58,13 @@ class Params(WithObjective, TrainingParams):
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    import torch
-
     from tasks.model_card import ModelCard, read_card
     from tasks.training import prompt_tuning
-    from tasks.training.architecture import check_length, check_vocabulary
-    from tasks.training.dropout import dropout_fields
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
-    from tasks.training.freezing import frozen_names
     from tasks.training.loop import train
     from tasks.training.lora import insert
-    from tasks.training.model_files import head_parameters, load_model, load_tokenizer, set_pad_token
-    from tasks.training.parameter_groups import Tuning
+    from tasks.training.model_files import head_parameters, load_tokenizer
 
     params, source, data = job.params, job.input("model").path, job.input("data")
     objective = params.objective
@@ -95,23 +77,17 @@ def run(job: Job[Params]) -> dict[str, float]:
         prompt_tuning.check_room(tokenizer, max_length, where=f"stages.{job.name}.max_length")
     features = train_and_validation(objective, data, tokenizer, max_length, params.augment, params.seed)
     head = objective.head(data)
-    torch.manual_seed(params.seed)
-    model = load_model(
+    model = open_model(
         source,
-        objective.auto_class,
+        objective,
+        plain_tokenizer,
+        params,
+        head=head,
+        max_length=max_length,
+        stage=job.name,
         pretrained=params.init == "pretrained",
-        new_head=params.new_head,
-        **head,
-        **dropout_fields(source, params.dropout),
     )
-    set_pad_token(model, tokenizer)
-    check_vocabulary(model, plain_tokenizer, where=f"stages.{job.name}.model")
-    check_length(model, max_length, where=f"stages.{job.name}.max_length")
-    frozen = frozenset(frozen_names(model, params.freeze)) if params.freeze else frozenset()
-    thaw_over = params.freeze.thaw_over if params.freeze else 0.0
-    tuning = Tuning(params.layer_decay, thaw_over, frozen if thaw_over else frozenset())
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen or thaw_over > 0)
+    frozen, tuning = freeze_and_decay(model, params)
     if params.lora is not None:
         insert(model, params.lora, head=head_parameters(model) - frozen)
     rebuild = partial(_with_updates, params.lora, model) if params.lora else None

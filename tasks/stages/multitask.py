@@ -16,8 +16,7 @@ from infra.execution import Execution
 from tasks.objectives import ObjectiveField
 from tasks.stage import Fault, Input, Job, Stage, StageParams
 from tasks.training.deepspeed_config import training_faults
-from tasks.training.freezing import Freeze
-from tasks.training.settings import TrainingParams
+from tasks.training.fine_tuning import FineTuningParams, freeze_and_decay, open_model
 
 if TYPE_CHECKING:
     from tasks.training.multitask_model import MultitaskModel
@@ -37,10 +36,12 @@ class Task(StageParams):
     )
 
 
-class Params(TrainingParams):
-    """What is trained, on which tasks, and how they share the training."""
+class Params(FineTuningParams):
+    """What is trained, on which tasks, and how they share the training.
 
-    model: Annotated[str, Input("model")] = Field(description="The model to start from; its backbone is the trunk.")
+    The backbone of `model` is the trunk; the names that `freeze` matches begin with `trunk.` or `heads.<task>.`.
+    """
+
     tasks: list[Task] = Field(min_length=1, description="What is learned, in the order of the heads.")
     temperature: float = Field(
         1.0,
@@ -53,20 +54,6 @@ class Params(TrainingParams):
     )
     uncertainty_rate: float = Field(
         1.0, gt=0, description="The learned weights have so many times the learning rate; only for `uncertainty`."
-    )
-    new_head: bool = Field(False, description="Begin with new heads, also where the model has one.")
-    freeze: Freeze | None = Field(
-        None,
-        description="Weights that stay as they are; names begin with `trunk.` or `heads.<task>.`. None: all learn.",
-    )
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, description="A layer's learning rate is so many times that of the layer above it."
-    )
-    dropout: float | None = Field(
-        None, ge=0, lt=1, description="Every dropout rate of the model. None: as it was pretrained with."
-    )
-    max_length: int | None = Field(
-        None, ge=1, description="Tokens kept of each example. None: as many as the model was trained for."
     )
 
     @model_validator(mode="after")
@@ -107,23 +94,18 @@ def check(params: Params, execution: Execution) -> list[Fault]:
 
 
 def run(job: Job[Params]) -> dict[str, float]:
+    from dataclasses import replace
     from functools import partial
 
-    import torch
-
     from tasks.model_card import ModelCard, read_card
-    from tasks.training.architecture import check_length
-    from tasks.training.dropout import dropout_fields
     from tasks.training.features import train_and_validation
-    from tasks.training.freezing import frozen_names
     from tasks.training.gradient_conflict import measured_conflict
     from tasks.training.loop import train
     from tasks.training.mixture import MixtureSampler, batch_counts
-    from tasks.training.model_files import count_parameters, load_model, load_tokenizer, set_pad_token
+    from tasks.training.model_files import count_parameters, load_tokenizer
     from tasks.training.multitask_files import save_multitask
     from tasks.training.multitask_model import MultitaskModel
     from tasks.training.multitask_objective import Multitask, TaskFeatures
-    from tasks.training.parameter_groups import Tuning
 
     params, source = job.params, job.input("model").path
     max_length = params.max_length or read_card(source).max_length
@@ -132,16 +114,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     for task, data in zip(params.tasks, job.inputs["tasks"], strict=True):
         learned[task.name], watched[task.name] = train_and_validation(task.objective, data, tokenizer, max_length)
         head = task.objective.head(data)
-        torch.manual_seed(params.seed)  # each begins with the head that its training alone would begin with
-        models[task.name] = load_model(
-            source,
-            task.objective.auto_class,
-            new_head=params.new_head,
-            **head,
-            **dropout_fields(source, params.dropout),
+        models[task.name] = open_model(
+            source, task.objective, tokenizer, params, head=head, max_length=max_length, stage=job.name
         )
-        set_pad_token(models[task.name], tokenizer)
-        check_length(models[task.name], max_length, where=f"stages.{job.name}.max_length")
         cards[task.name] = ModelCard.of(task.objective, max_length, head)
     model = MultitaskModel(models, learned_weights=params.weighting == "uncertainty")
     features = TaskFeatures(learned)
@@ -151,14 +126,13 @@ def run(job: Job[Params]) -> dict[str, float]:
         fillers={t.name: t.objective.noised(learned[t.name][0], 0) for t in params.tasks},
         labels={name: card.labels for name, card in cards.items()},
     )
-    frozen = frozenset(frozen_names(model, params.freeze)) if params.freeze else frozenset()
-    thaw_over = params.freeze.thaw_over if params.freeze else 0.0
-    rates = {"log_variances.values": params.uncertainty_rate} if params.weighting == "uncertainty" else {}
-    tuning = Tuning(params.layer_decay, thaw_over, frozen if thaw_over else frozenset(), rates)
+    _, tuning = freeze_and_decay(model, params)
+    if params.weighting == "uncertainty":
+        tuning = replace(tuning, rates={"log_variances.values": params.uncertainty_rate})
     silent = tuple(f"heads.{task.name}." for task in params.tasks if not task.weight)
     for name, parameter in model.named_parameters():
-        # A head that learns nothing must not decay either.
-        parameter.requires_grad_((name not in frozen or thaw_over > 0) and not name.startswith(silent))
+        if name.startswith(silent):
+            parameter.requires_grad_(False)  # a head that learns nothing must not decay either
     counts = batch_counts(features.sizes, params.temperature, params.global_batch_size)
     before = measured_conflict(model, objective, learned) if job.rank == 0 else {}
     result = train(

@@ -290,6 +290,36 @@ def test_a_weight_of_zero_leaves_a_head_as_it_began(jobs: ModuleType, folder: Pa
     assert torch.equal(weights(two)["heads.tags.classifier.weight"], began.classifier.weight)
 
 
+def test_methods_of_fine_tuning_act_on_the_trunk_and_every_head(jobs: ModuleType, folder: Path, tmp_path: Path) -> None:
+    """Beside a training with neither freezing nor decay: frozen layers stay, a lower layer moves less, heads as much."""
+    began = load_model(folder / "base", "AutoModel").state_dict()
+    steps = {"max_steps": 1}  # the first step of Adam is as long as the rate
+
+    def moved(given: multitask.Params, place: str, **job: Any) -> dict[str, float]:
+        found = weights(trained(jobs, folder, tmp_path / place, given, **job))
+        return {
+            name: float((value - began[name.removeprefix("trunk.")]).abs().max())
+            for name, value in found.items()
+            if name.startswith("trunk.encoder") and name.endswith("query.weight")
+        }
+
+    plain = moved(params(**steps), "plain")
+    assert min(plain.values()) > 0 and len(plain) == 2
+    lower, upper = plain
+    frozen = moved(params(**steps, freeze={"all_but_last": 1}), "frozen")
+    assert frozen[lower] == 0 and frozen[upper] == pytest.approx(plain[upper], rel=1e-3)
+    decayed = moved(params(**steps, layer_decay=0.5), "decayed")
+    assert decayed[lower] / decayed[upper] == pytest.approx(0.5 * plain[lower] / plain[upper], rel=1e-2)
+    averaged = moved(params(**steps, ema=0.75), "averaged")
+    assert averaged[upper] == pytest.approx(0.25 * plain[upper], rel=1e-2)
+
+
+def test_compiled_it_trains_the_same(jobs: ModuleType, folder: Path, tmp_path: Path) -> None:
+    plain = trained(jobs, folder, tmp_path / "plain", params())
+    job = trained(jobs, folder, tmp_path / "compiled", params(), execution={"compile": "aot_eager"})
+    assert_near(weights(job), weights(plain), atol=2e-4)
+
+
 def test_learned_weights_follow_the_gradient(jobs: ModuleType, folder: Path, tmp_path: Path) -> None:
     """d/ds (exp(-s) L + s/2) at s = 0 is 1/2 - L: while a loss is above one half, its log-variance rises."""
     rate = 5.0
