@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +11,15 @@ import torch.nn.functional as F
 
 from infra.errors import StageError
 from tasks.training.layers import DEPTHS, layer_stacks
+from tasks.training.model_inputs import model_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from tasks.objectives import Objective
+    from tasks.training.settings import TeacherParams
+
+    LossFn = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 def distillation(
@@ -36,6 +43,24 @@ def two_way_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, tem
     student, teacher = logits.float().flatten(), teacher_logits.float().flatten()
     # A sigmoid is the softmax of (x, 0).
     return distillation(F.pad(student[:, None], (0, 1)), F.pad(teacher[:, None], (0, 1)), temperature)
+
+
+def learn_from(teacher: PreTrainedModel, objective: Objective, params: TeacherParams, device: torch.device) -> LossFn:
+    """A loss for the training loop: alpha x `soft_loss` against the teacher + (1 - alpha) x the objective's own."""
+    if hasattr(teacher.config, "use_cache"):
+        teacher.config.use_cache = False  # with one, packed documents would see each other
+    torch.nn.Module.to(teacher.train(False).requires_grad_(False), device)
+
+    def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        hard: torch.Tensor = objective.loss(logits, batch)[0]
+        if params.alpha == 0:
+            return hard
+        with torch.no_grad():
+            teacher_logits = objective.output(teacher(**model_inputs(batch, teacher)))
+        soft: torch.Tensor = objective.soft_loss(logits, teacher_logits, batch, params.temperature)
+        return params.alpha * soft + (1 - params.alpha) * hard
+
+    return loss
 
 
 def chosen_layers(teacher_layers: int, student_layers: int) -> list[int]:

@@ -7,21 +7,17 @@ Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from tasks.data.augmentation import Augment
 from tasks.stage import Input, Job, Stage
 from tasks.training.deepspeed_config import training_faults
-from tasks.training.settings import TrainingParams
-
-if TYPE_CHECKING:
-    import torch
+from tasks.training.settings import TeacherParams, TrainingParams
 
 
-class Params(TrainingParams):
+class Params(TeacherParams, TrainingParams):
     """Whom the student learns from, on what, and how."""
 
     teacher: Annotated[str, Input("model")] = Field(description="The model to learn from.")
@@ -30,20 +26,17 @@ class Params(TrainingParams):
     layers: int = Field(
         ge=1, description="Layers of the student (encoder-decoder: of each stack); at most the teacher's."
     )
-    temperature: float = Field(2.0, gt=0, description="Softens both outputs. 1: as they are.")
-    alpha: float = Field(0.7, ge=0, le=1, description="Share of the teacher's outputs in the loss. 0: labels only.")
 
 
 def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
-    from tasks.compression.distill import student_from
+    from tasks.compression.distill import learn_from, student_from
     from tasks.model_card import read_card
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
     from tasks.training.loop import train
     from tasks.training.model_files import load_model, load_tokenizer
-    from tasks.training.model_inputs import model_inputs
     from tasks.training.ranks import training_device
 
     params, source, data = job.params, job.input("teacher").path, job.input("data")
@@ -54,20 +47,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     torch.manual_seed(params.seed)
     teacher = load_model(source, objective.auto_class)
     student = student_from(teacher, params.layers)
-    if hasattr(teacher.config, "use_cache"):
-        teacher.config.use_cache = False  # with one, packed documents would see each other
-    torch.nn.Module.to(teacher.train(False).requires_grad_(False), training_device(job.execution))
-
-    def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        hard: torch.Tensor = objective.loss(logits, batch)[0]
-        if params.alpha == 0:
-            return hard
-        with torch.no_grad():
-            teacher_logits = objective.output(teacher(**model_inputs(batch, teacher)))
-        soft: torch.Tensor = objective.soft_loss(logits, teacher_logits, batch, params.temperature)
-        return params.alpha * soft + (1 - params.alpha) * hard
-
-    result = train(job, student, objective, *features, params, loss_fn=loss)
+    loss_fn = learn_from(teacher, objective, params, training_device(job.execution))
+    result = train(job, student, objective, *features, params, loss_fn=loss_fn)
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
 
 

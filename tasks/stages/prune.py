@@ -1,41 +1,113 @@
-"""prune: a model with fewer feed-forward neurons, chosen on data, and healed by a short training.
+"""prune: a model with fewer neurons or fewer weights, chosen on data, and healed by a short training.
 
-Evidence in `records/`: pruning.json (parameters before and after, validation loss before, after and healed),
-train.jsonl, validation.jsonl, samples.json.
+`ffn_width` takes whole feed-forward neurons out: the model is smaller and faster in every runtime. `magnitude`, `wanda`
+and `sparsegpt` set single weights to zero, in every layer alike or n of every m (`pattern`), and healing keeps them
+zero: the file stays as large, and nothing runs faster unless a runtime makes use of zeros.
+Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tasks.stage import Input, Job, Stage, StageParams
+from infra.execution import Execution
+from tasks.stage import Fault, Input, Job, Stage, StageParams
 from tasks.training.deepspeed_config import training_faults
-from tasks.training.settings import TrainingParams
+from tasks.training.settings import TeacherParams, TrainingParams
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from tasks.compression.weight_pruning import Sparsity
+
+SINGLE_WEIGHTS = ("magnitude", "wanda", "sparsegpt")
+
+
+class Healing(TeacherParams, TrainingParams):
+    """The training after the cut, by the labels, or by them and a teacher."""
+
+    teacher: Annotated[str | None, Input("model")] = Field(
+        None, description="The model whose outputs it learns from, such as the one that is pruned. None: labels only."
+    )
 
 
 class Params(StageParams):
     """What is pruned, how far, and how it is healed."""
 
     model: Annotated[str, Input("model")] = Field(description="The model to prune.")
-    data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples that show which neurons matter.")
-    method: Literal["ffn_width"] = Field(
-        "ffn_width", description="What is removed. `ffn_width`: feed-forward neurons, as many in every layer."
+    data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples that show what matters.")
+    method: Literal["ffn_width", "magnitude", "wanda", "sparsegpt"] = Field(
+        "ffn_width",
+        description="What is removed. `ffn_width`: feed-forward neurons, as many in every layer. The others: single "
+        "weights of linear layers; the smallest, those of the smallest |weight| x |input| in their row (Sun et al., "
+        "2023), or those that the rest can best make up for (Frantar and Alistarh, 2023).",
     )
-    keep: float = Field(0.7, gt=0, lt=1, description="Share of the neurons that stay, rounded to a multiple of 8.")
+    keep: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the neurons (rounded to a multiple of 8) or of the weights that stay. None: 0.7, or as "
+        "`pattern` says.",
+    )
+    pattern: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d*:[1-9]\d*$",
+        description="`2:4`: two of every four weights side by side stay, instead of a share. None: `keep` decides.",
+    )
+    scope: Literal["layer", "model"] = Field(
+        "layer",
+        description="What weights are compared with, for `magnitude`: those of their layer, or those of all layers.",
+    )
     samples: int = Field(256, ge=1, description="Training examples that the importance is measured on.")
-    heal: TrainingParams | None = Field(None, description="Training after the cut. None: none.")
+    heal: Healing | None = Field(None, description="Training after the cut. None: none.")
+
+    @model_validator(mode="after")
+    def _together(self) -> Params:
+        if self.scope == "model" and (self.method != "magnitude" or self.pattern):
+            raise ValueError("`scope: model` is for `method: magnitude` without `pattern`")
+        if self.pattern is None:
+            return self
+        if self.method not in SINGLE_WEIGHTS:
+            raise ValueError(f"`pattern` is for single weights: choose {', '.join(SINGLE_WEIGHTS)}")
+        if self.keep is not None:
+            raise ValueError("`pattern` says how many weights stay: leave out `keep`")
+        if self.share >= 1:
+            raise ValueError(f"`pattern: {self.pattern}` removes nothing: the first number is what stays of the second")
+        return self
+
+    @property
+    def share(self) -> float:
+        """How much stays."""
+        if self.pattern is None:
+            return 0.7 if self.keep is None else self.keep
+        n, m = map(int, self.pattern.split(":"))
+        return n / m
+
+
+def check(params: Params, execution: Execution) -> list[Fault]:
+    """Beside what every training is checked for: Muon would fill removed weights again."""
+    faults = training_faults(params, execution)
+    if params.heal and params.method in SINGLE_WEIGHTS and params.heal.optimizer.name == "muon":
+        message = "muon mixes the entries of a matrix, and removed weights would come back; use adamw or lion"
+        faults.append(Fault(("heal", "optimizer", "name"), message))
+    return faults
 
 
 def run(job: Job[Params]) -> dict[str, float]:
+    from tasks.compression.calibration import calibration_batches
+    from tasks.compression.distill import learn_from
     from tasks.compression.ffn_pruning import neuron_importance, pruned
+    from tasks.compression.weight_pruning import hold_zeros, prune_weights
     from tasks.model_card import read_card
     from tasks.objectives import SpecialIds
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
     from tasks.training.loop import train
     from tasks.training.model_files import count_parameters, load_model, load_tokenizer
+    from tasks.training.ranks import training_device
     from tasks.training.result import TrainResult
 
     params, source, data = job.params, job.input("model").path, job.input("data")
@@ -45,25 +117,42 @@ def run(job: Job[Params]) -> dict[str, float]:
     features = train_and_validation(objective, data, tokenizer, card.max_length)
     model = load_model(source, objective.auto_class)
     before = count_parameters(model)
-    special = SpecialIds.of(model.config)
-    # Evenly spread over the split, because neighbours in a file look alike.
-    count = min(params.samples, len(features.train))
-    places = [i * len(features.train) // count for i in range(count)]
-    chosen = [objective.noised(features.train[place], place) for place in places]
-    batches = (objective.collate(chosen[i : i + 16], special) for i in range(0, count, 16))
-    importance = neuron_importance(model, batches, objective)
-    smaller = pruned(model, importance, params.keep)
-    after = count_parameters(smaller)
-    assert after < before, "pruning removed nothing"
-    result = (
-        train(job, smaller, objective, *features, params.heal)
-        if params.heal
-        else TrainResult.untrained(smaller, objective, features.validation)
-    )
+    batches = calibration_batches(objective, features.train, SpecialIds.of(model.config), params.samples)
+    masks: dict[str, torch.Tensor] = {}
+    if params.method == "ffn_width":
+        model = pruned(model, neuron_importance(model, batches, objective), params.share)
+        assert count_parameters(model) < before, "pruning removed nothing"
+    else:
+        whole = params.scope == "model"
+        masks = prune_weights(model, batches, params.method, _sparsity(params), whole_model=whole)
+        hold_zeros(model, masks)
+    if params.heal is None:
+        result = TrainResult.untrained(model, objective, features.validation)
+    else:
+        loss_fn = None
+        if params.heal.teacher is not None:
+            teacher = load_model(job.input("heal.teacher").path, objective.auto_class)
+            loss_fn = learn_from(teacher, objective, params.heal, training_device(job.execution))
+        result = train(job, model, objective, *features, params.heal, loss_fn=loss_fn)
     metrics = finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
-    return {**metrics, "parameters_before": float(before), "parameters_ratio": after / before}
+    metrics |= {"parameters_before": float(before), "parameters_ratio": count_parameters(result.model) / before}
+    return metrics | ({"sparsity": _sparsity_of(result.model, masks)} if masks else {})
 
 
-STAGE = Stage(
-    kind="prune", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=training_faults
-)
+def _sparsity(params: Params) -> Sparsity:
+    from tasks.compression.weight_pruning import Sparsity
+
+    n, m = map(int, (params.pattern or "0:0").split(":"))
+    return Sparsity(params.share, n, m)
+
+
+def _sparsity_of(model: PreTrainedModel, masks: dict[str, torch.Tensor]) -> float:
+    """Share of zeros among the weights that were pruned, counted in the model that ships; no removed one came back."""
+    weights = dict(model.named_parameters())
+    back = [name for name, mask in masks.items() if weights[name].detach()[~mask].any()]
+    assert not back, f"pruned weights were trained: {back}"
+    zeros = sum(int((weights[name] == 0).sum()) for name in masks)
+    return zeros / sum(mask.numel() for mask in masks.values())
+
+
+STAGE = Stage(kind="prune", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=check)

@@ -13,7 +13,6 @@ from tasks.training.freezing import Freeze
 from tasks.training.settings import TrainingParams
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from tasks.objectives import Objective
@@ -74,7 +73,7 @@ def open_model(
     return model
 
 
-def freeze_and_decay(model: nn.Module, params: FineTuningParams) -> tuple[frozenset[str], Tuning]:
+def freeze_and_decay(model: PreTrainedModel, params: FineTuningParams) -> tuple[frozenset[str], Tuning]:
     """Stop the gradients of what `freeze` names; the names, and how fast all others learn.
 
     Weights that thaw in time keep their gradients: the optimizer must know them from the first step.

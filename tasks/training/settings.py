@@ -114,3 +114,10 @@ class WithObjective(StageParams):
     objective: ObjectiveField = Field(
         description="What is learned: the name of a file in `tasks/objectives/`, or {name: ..., and its options}."
     )
+
+
+class TeacherParams(StageParams):
+    """How a model learns from another one's outputs beside the labels."""
+
+    temperature: float = Field(2.0, gt=0, description="Softens both outputs. 1: as they are.")
+    alpha: float = Field(0.7, ge=0, le=1, description="Share of the teacher's outputs in the loss. 0: labels only.")

@@ -44,7 +44,8 @@ FIXED = {
     "scratch.prompt": "it needs a network that knows something",
     "shared.r_drop": "it is not offered for several tasks",
     "shared.uncertainty_rate": "it needs `weighting: uncertainty`",
-    "lean.method": ONE_CHOICE,
+    **{f"lean.{field}": "it is for single weights" for field in ("pattern", "scope")},
+    **{f"grouped.{field}": "`pattern` rules it out" for field in ("keep", "scope")},
     "onnx.format": ONE_CHOICE,
     "int8.scheme": ONE_CHOICE,
     "functions.sources.0.format": "it follows from `python_functions`",
@@ -79,6 +80,7 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "Label": [{"from": "package"}],
     "NearDuplicates": [{}],
     "TrainingParams": [{"max_steps": 3}],
+    "Healing": [{"max_steps": 3}],
     "Language": [{"keep": ["en"]}],
     "Pii": [{"mask": ["email"]}],
     "Decontaminate": [{"against": ["functions"]}, {"against": ["corpus"]}],
@@ -99,6 +101,10 @@ MORE = """\
       metrics: [exact_match]
   asked:
     harness: {models: [base], tasks: asked}
+  sparse:
+    prune: {model: student, data: functions, method: magnitude, keep: 0.5}
+  grouped:
+    prune: {model: student, data: functions, method: magnitude, pattern: "2:4"}
   shared:
     multitask:
       model: base
@@ -119,6 +125,7 @@ WORDS = [
     "another",
     "column:label",
     "latin-1",
+    "1:4",
     "loss",
 ]
 
