@@ -10,6 +10,7 @@ batches of several shapes, padded on either side.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import warnings
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from tasks.objectives import Objective
 
 LARGEST_FILE = 1_500_000_000
+WEIGHTED = ("MatMul", "Gemm", "Gather")
+"""Operators with a matrix of weights. Gather is the embedding table, in small models the largest weight of all."""
 Batch = dict[str, npt.NDArray[np.int64]]
 
 
@@ -72,6 +75,7 @@ def export_onnx(model: PreTrainedModel, objective: Objective, file: Path, max_le
             ) from error
         assert program is not None
         _anonymous(program.model)
+        _name_layers(program.model, module.model)
         large = model.num_parameters() * 4 > LARGEST_FILE
         program.save(str(file), external_data=large)
 
@@ -157,6 +161,33 @@ def _anonymous(model: onnx_ir.Model) -> None:
             value.shape = onnx_ir.Shape([d if isinstance(d, int) else sizes.get(str(d), str(d)) for d in value.shape])
     model.metadata_props.clear()
     model.doc_string = None
+
+
+def _name_layers(exported: onnx_ir.Model, model: PreTrainedModel) -> None:
+    """Call the nodes that multiply by a weight what the model calls the layer.
+
+    The exporter keeps a weight's name only where it keeps its layout, and people choose layers by their names.
+    """
+    layers: dict[tuple[bool, bytes], list[str]] = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.nn.Parameter) and weight.ndim == 2:
+            layers.setdefault((isinstance(module, torch.nn.Embedding), _digest(weight.detach())), []).append(name)
+    for node in exported.graph.all_nodes():
+        for value in node.inputs if node.op_type in WEIGHTED else ():
+            producer = value.producer() if value is not None else None
+            if producer is not None and producer.op_type == "Transpose":
+                value = producer.inputs[0]
+            if value is None or value.const_value is None or len(value.const_value.shape) != 2:
+                continue
+            names = layers.get((node.op_type == "Gather", _digest(torch.from_numpy(value.const_value.numpy()))))
+            if names:
+                node.name = names.pop(0)
+
+
+def _digest(weight: torch.Tensor) -> bytes:
+    """The same for a matrix and its transpose."""
+    return min(hashlib.sha256(form.contiguous().numpy().tobytes()).digest() for form in (weight, weight.T))
 
 
 @contextlib.contextmanager

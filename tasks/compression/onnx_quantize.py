@@ -1,30 +1,93 @@
-"""Post-training dynamic quantization with ONNX Runtime."""
+"""Post-training quantization with ONNX Runtime: eight bits for weights and activations.
+
+- dynamic: activations are scaled batch by batch as they come; no data is needed.
+- static: their scales are those that calibration examples had, which the graph then holds.
+
+Nodes are called what the model calls its layers (`tasks/compression/onnx_export.py`), so layers are left in floating
+point by name.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-OPERATORS = ["MatMul", "Gemm", "Gather"]
-"""Gather is the embedding table, in small models the largest weight of all."""
+import numpy.typing as npt
+
+from tasks.compression.onnx_export import WEIGHTED
+
+Batch = Mapping[str, npt.NDArray[Any]]
 
 
-def quantize_dynamic_int8(source: Path, target: Path, *, per_channel: bool, reduce_range: bool) -> None:
-    """Write `source` with int8 weights to `target`; activations are quantized at run time, batch by batch."""
+def quantize_dynamic_int8(
+    source: Path,
+    target: Path,
+    *,
+    per_channel: bool,
+    reduce_range: bool,
+    keep_float: Sequence[str] = (),
+    operators: Sequence[str] = WEIGHTED,
+) -> None:
+    """Write `source` with int8 weights to `target`, but for the nodes named in `keep_float`."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    root = logging.getLogger()
-    level = root.level
-    try:
-        # It advises a pre-processing step that changes nothing for a graph which torch has already optimised.
-        root.setLevel(logging.ERROR)
+    with _quiet():
         quantize_dynamic(
             source,
             target,
-            op_types_to_quantize=OPERATORS,
+            op_types_to_quantize=list(operators),
             per_channel=per_channel,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(keep_float),
         )
+
+
+def quantize_static_int8(
+    source: Path,
+    target: Path,
+    batches: Sequence[Batch],
+    *,
+    per_channel: bool,
+    reduce_range: bool,
+    keep_float: Sequence[str] = (),
+) -> None:
+    """Write `source` with int8 weights and activations to `target`; `batches` show how large the latter get."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter(batches)
+
+        def get_next(self) -> Batch | None:
+            return next(self.left, None)
+
+    with _quiet():
+        quantize_static(
+            source,
+            target,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(WEIGHTED),
+            per_channel=per_channel,
+            reduce_range=reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(keep_float),
+            extra_options={"MatMulConstBOnly": True},  # attention's own products stay in float, as in dynamic
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """It advises a pre-processing step that changes nothing for a graph which torch has already optimised."""
+    root = logging.getLogger()
+    level = root.level
+    try:
+        root.setLevel(logging.ERROR)
+        yield
     finally:
         root.setLevel(level)

@@ -20,7 +20,7 @@ from tasks.data.words import runs_of_words
 from tasks.stage import StageParams
 
 SEED = 1
-ROOM = 2
+ROOM = 1
 """Slots for each value, at least, in the table by which values are found that are there more than once."""
 HALF = np.uint64(32)
 BLOCK = 1 << 16
@@ -92,7 +92,7 @@ def repeated(values: Hashes) -> Mask:
     """Which of the values are there more than once, [values] in and out.
 
     Each value writes its place into a slot of a table, and the last one there is compared with the others of its slot.
-    What met another value there, a fifth of what is well spread, goes into a smaller table by its other bits, and so
+    What met another value there, a third of what is well spread, goes into a smaller table by its other bits, and so
     on: several times as fast as sorting, which is what is left for values that are not spread.
     """
     found, places = _met(values)
@@ -106,20 +106,20 @@ def repeated(values: Hashes) -> Mask:
     return found
 
 
-def _met(values: Hashes) -> tuple[Mask, npt.NDArray[np.int64]]:
+def _met(values: Hashes) -> tuple[Mask, npt.NDArray[np.integer[Any]]]:
     """(which values are the same as the last of their slot, places of those that met another one there)."""
     slots = 1 << (ROOM * len(values)).bit_length()
     last = np.empty(slots, np.int32 if len(values) < 1 << 31 else np.int64)
     blocks = [(begin, values[begin : begin + BLOCK]) for begin in range(0, len(values), BLOCK)]
     for begin, block in blocks:
         last[_slots(block, slots)] = np.arange(begin, begin + len(block), dtype=last.dtype)
-    found, rest = np.zeros(len(values), np.bool_), [np.zeros(0, np.int64)]
+    found, rest = np.zeros(len(values), np.bool_), [np.zeros(0, last.dtype)]
     for begin, block in blocks:
         there = last[_slots(block, slots)]
         early = np.flatnonzero(there != np.arange(begin, begin + len(block), dtype=last.dtype))
         same = values[there[early]] == block[early]
         found[begin + early[same]] = found[there[early[same]]] = True
-        rest.append(begin + early[~same])
+        rest.append((begin + early[~same]).astype(last.dtype))
     return found, np.concatenate(rest)
 
 

@@ -1,47 +1,126 @@
-"""quantize: an ONNX model with its weights in eight bits."""
+"""quantize: an ONNX model with its weights in eight or four bits.
+
+    quantize: {model: onnx}                                                    # dynamic_int8: no data needed
+    quantize: {model: onnx, scheme: int4, method: gptq, data: texts}           # four bits, errors made up for
+    quantize: {model: onnx, data: texts, keep_sensitive: 4}                    # the four worst layers stay in float
+
+Layers can stay in floating point by name (`keep_float`), or those whose quantization alone changes the model's answers
+most (`keep_sensitive`), which is measured on training examples.
+Evidence in `records/`: layers.json (what became of each layer; with `keep_sensitive` how far each alone moves the
+outputs).
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from tasks.stage import Input, Job, Stage, StageParams
+
+if TYPE_CHECKING:
+    from tasks.compression.onnx_layers import Batch, Layer
 
 
 class Params(StageParams):
     """What is quantized and how."""
 
     model: Annotated[str, Input("onnx")] = Field(description="Exported model to quantize.")
-    scheme: Literal["dynamic_int8"] = Field(
+    scheme: Literal["dynamic_int8", "static_int8", "int4"] = Field(
         "dynamic_int8",
-        description="`dynamic_int8`: weights int8, activations scaled to uint8 as they come; no data needed.",
+        description="`dynamic_int8`: weights int8, activations scaled to uint8 as they come. `static_int8`: "
+        "activations scaled as calibration examples were. `int4`: weights in four bits, activations as they are; "
+        "embeddings int8.",
     )
-    per_channel: bool = Field(False, description="A scale for each output channel instead of one a tensor.")
+    method: Literal["nearest", "gptq"] = Field(
+        "nearest",
+        description="For `int4`. `nearest`: each weight is rounded. `gptq`: one after the other, and the rest makes up "
+        "for the error on calibration examples (Frantar et al., 2022).",
+    )
+    group_size: Literal[16, 32, 64, 128, 256] = Field(
+        32, description="For `int4`: weights of a row, side by side, that share a scale and a zero point."
+    )
+    data: Annotated[str | None, Input("dataset", "tokens")] = Field(
+        None, description="Calibration examples: its training split. None: none are needed."
+    )
+    samples: int = Field(128, ge=1, description="Calibration examples, spread evenly over the training split.")
+    keep_float: list[str] = Field(
+        default_factory=list,
+        description="Layers that stay in floating point: names as in the model, `*` for any text: `classifier*`.",
+    )
+    keep_sensitive: int = Field(
+        0, ge=0, description="So many layers stay in floating point: those which alone change the outputs most."
+    )
+    per_channel: bool = Field(False, description="For int8: a scale for each output channel instead of one a tensor.")
     reduce_range: bool = Field(
-        False, description="Seven-bit weights, for CPUs without VNNI, where eight bits can overflow and cost accuracy."
+        True,
+        description="For int8: weights use seven of the eight bits. CPUs without VNNI overflow otherwise, silently; on "
+        "those that have it, false is a little more accurate.",
     )
+
+    @model_validator(mode="after")
+    def _together(self) -> Params:
+        if self.scheme != "int4" and (self.method != "nearest" or self.group_size != 32):
+            raise ValueError(f"`method` and `group_size` are for `scheme: int4`, not {self.scheme}")
+        why = {
+            "static_int8": self.scheme == "static_int8",
+            "gptq": self.method == "gptq",
+            "keep_sensitive": self.keep_sensitive > 0,
+        }
+        asking = [name for name, asks in why.items() if asks]
+        if asking and self.data is None:
+            raise ValueError(f"`{asking[0]}` is measured on examples: give `data`")
+        if self.data is not None and not asking:
+            raise ValueError("`data` is for `static_int8`, `gptq` and `keep_sensitive`, none of which is asked for")
+        return self
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.compression.onnx_quantize import quantize_dynamic_int8
+    import json
+
+    import onnx
+
+    from tasks.compression.onnx_layers import fold_transposes, layers, matching
+    from tasks.compression.sensitivity import sensitivities
     from tasks.model_card import read_card, write_card
     from tasks.release.model_files import ONNX, copy_companions, shipped_bytes
 
-    source = job.input("model")
+    params, source = job.params, job.input("model")
     card = read_card(source.path)
     if card.quantization:
         raise StageError(
             f"{source.stage!r} is quantized already ({card.quantization})", where="model", hint="Name its export."
         )
-    quantize_dynamic_int8(
-        source.path / ONNX,
-        job.output / ONNX,
-        per_channel=job.params.per_channel,
-        reduce_range=job.params.reduce_range,
-    )
+    file, target = source.path / ONNX, job.output / ONNX
+    graph = onnx.load(str(file))
+    if fold_transposes(graph):
+        file = job.scratch / ONNX
+        onnx.save(graph, str(file))
+    found = layers(graph.graph)
+    batches = _calibration(job, [given.name for given in graph.graph.input]) if params.data is not None else []
+    kept = matching([layer.name for layer in found], params.keep_float, where=f"stages.{job.name}.keep_float")
+    moved: dict[str, float] = {}
+    if params.keep_sensitive:
+        asked = [layer.name for layer in found if layer.name not in kept]
+        moved = sensitivities(
+            file,
+            asked,
+            lambda name, to: _quantize(params, file, to, found, [n.name for n in found if n.name != name], batches),
+            batches,
+            job.scratch,
+            job.progress,
+        )
+        kept += sorted(asked, key=lambda name: -moved[name])[: params.keep_sensitive]
+    if len(kept) >= len(found):
+        raise StageError(
+            f"all {len(found)} layers stay in floating point, so nothing is quantized",
+            where=f"stages.{job.name}.keep_sensitive" if params.keep_sensitive else f"stages.{job.name}.keep_float",
+            hint="Keep fewer of them.",
+        )
+    _quantize(params, file, target, found, kept, batches)
     before, after = shipped_bytes(source.path), shipped_bytes(job.output)
     if after >= before:
         raise StageError(
@@ -49,9 +128,70 @@ def run(job: Job[Params]) -> dict[str, float]:
             where="model",
             hint="It holds no weight that ONNX Runtime quantizes (MatMul, Gemm, Gather).",
         )
+    told = [
+        {
+            "layer": layer.name,
+            "operator": layer.operator,
+            "quantized": layer.name not in kept,
+            **({"movement": moved[layer.name]} if layer.name in moved else {}),
+        }
+        for layer in found
+    ]
+    (job.records / "layers.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     copy_companions(source.path, job.output)
-    write_card(job.output, replace(card, quantization=job.params.scheme))
-    return {"size_mb": after / 1e6, "size_ratio": after / before}
+    write_card(job.output, replace(card, quantization=params.scheme))
+    return {
+        "size_mb": after / 1e6,
+        "size_ratio": after / before,
+        "layers_quantized": float(len(found) - len(kept)),
+        "layers_kept": float(len(kept)),
+    }
 
 
-STAGE = Stage(kind="quantize", version=1, makes="onnx", params=Params, run=run)
+def _quantize(
+    params: Params, source: Path, target: Path, found: list[Layer], kept: list[str], batches: list[Batch]
+) -> None:
+    from tasks.compression.four_bits import quantize_int4
+    from tasks.compression.onnx_layers import input_moments
+    from tasks.compression.onnx_quantize import quantize_dynamic_int8, quantize_static_int8
+
+    if params.scheme == "int4":
+        chosen = [layer for layer in found if layer.name not in kept and layer.operator != "Gather"]
+        moments = input_moments(source, chosen, batches) if params.method == "gptq" else None
+        quantize_int4(source, target, chosen, params.group_size, moments)
+        quantize_dynamic_int8(
+            target, target, per_channel=False, reduce_range=False, keep_float=kept, operators=("Gather",)
+        )
+        return
+    settings: dict[str, Any] = {
+        "per_channel": params.per_channel,
+        "reduce_range": params.reduce_range,
+        "keep_float": kept,
+    }
+    if params.scheme == "static_int8":
+        quantize_static_int8(source, target, batches, **settings)
+    else:
+        quantize_dynamic_int8(source, target, **settings)
+
+
+def _calibration(job: Job[Params], names: list[str]) -> list[Batch]:
+    """Training examples as the runtime takes them; names: the graph's inputs. Raises StageError where none is."""
+    from tasks.compression.calibration import calibration_batches
+    from tasks.evaluation.subject import special_ids
+    from tasks.model_card import read_card
+    from tasks.training.model_files import load_tokenizer
+
+    folder = job.input("model").path
+    card, tokenizer = read_card(folder), load_tokenizer(folder)
+    features = card.objective.features(job.input("data"), "train", tokenizer, card.max_length)
+    if not features:
+        raise StageError(
+            "the training split is empty: there is nothing to calibrate on",
+            where=f"stages.{job.name}.data",
+            hint="Name a dataset with training examples.",
+        )
+    batches = calibration_batches(card.objective, features, special_ids(folder, tokenizer), job.params.samples)
+    return [{name: batch[name].numpy() for name in names} for batch in batches]
+
+
+STAGE = Stage(kind="quantize", version=2, makes="onnx", params=Params, run=run)

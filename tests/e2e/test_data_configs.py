@@ -86,7 +86,9 @@ STAND_INS: dict[str, Callable[[Any, Path], None]] = {
 }
 
 
-CELLS = "import json; from tests.bench.objectives import *; print(json.dumps({c: overrides(c.split('/')[1]) for c in CELLS}))"
+CELLS = (
+    "import json; from tests.bench.objectives import *; print(json.dumps({c: overrides(*c.split('/')) for c in CELLS}))"
+)
 OBJECTIVES = sorted({file.stem for file in CONFIGS.glob("*.yaml")} - {*STAND_INS, "quickstart"})
 
 

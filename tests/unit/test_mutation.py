@@ -47,7 +47,9 @@ FIXED = {
     **{f"lean.{field}": "it is for single weights" for field in ("pattern", "scope")},
     **{f"grouped.{field}": "`pattern` rules it out" for field in ("keep", "scope")},
     "onnx.format": ONE_CHOICE,
-    "int8.scheme": ONE_CHOICE,
+    **{f"int8.{field}": "it is for four bits" for field in ("method", "group_size")},
+    **{f"int8.{field}": "the one needs the other" for field in ("data", "keep_sensitive")},
+    "four.scheme": "`gptq` is for four bits",
     "functions.sources.0.format": "it follows from `python_functions`",
     **{
         f"{stage}.sources.0.{field}": "files and functions have no columns"
@@ -105,6 +107,8 @@ MORE = """\
     prune: {model: student, data: functions, method: magnitude, keep: 0.5}
   grouped:
     prune: {model: student, data: functions, method: magnitude, pattern: "2:4"}
+  four:
+    quantize: {model: onnx, scheme: int4, method: gptq, data: functions, keep_sensitive: 1}
   shared:
     multitask:
       model: base
@@ -246,7 +250,7 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
             yield from (1, 0.5, 1000)
         elif option is str and value is None:
             yield from WORDS
-        elif typing.get_origin(option) is list and value is None:
+        elif typing.get_origin(option) is list and not value:
             yield ["another"]
         elif typing.get_origin(option) is dict and not value:
             yield from ({"wall_clock_breakdown": True}, {"a": "b"})

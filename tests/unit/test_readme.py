@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -60,6 +60,18 @@ def test_the_pipeline_of_the_objectives_page_is_one(readme: Any, tmp_path: Path)
         assert objective(yaml.safe_load(line)["objective"]).name == "masked_lm"
     page = (ROOT / "docs/objectives.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(objective_names())
+
+
+def test_the_pipeline_of_the_compression_page_is_one_and_names_every_choice(readme: Any, tmp_path: Path) -> None:
+    (pipeline,) = readme.blocks("yaml", "docs/compression.md")
+    (tmp_path / "pipeline.yaml").write_text(pipeline)
+    load_pipeline(tmp_path / "pipeline.yaml")
+    page = (ROOT / "docs/compression.md").read_text(encoding="utf-8")
+    choices = {"prune": "method", "quantize": "scheme"}
+    for kind, field in choices.items():
+        section = page.partition(f"\n## {kind}\n")[2].partition("\n## ")[0]
+        named = set(re.findall(r"^\| `(\w+)` \|", section, re.M)) - {field}
+        assert named == set(get_args(stages()[kind].params.model_fields[field].annotation))
 
 
 def test_its_commands_are_the_commands(readme: Any) -> None:
