@@ -119,17 +119,21 @@ def _path(points: Sequence[tuple[float, float]], x: Scale, y: Scale) -> str:
 
 def _axes(x: Scale, y: Scale, x_labels: Sequence[str], x_title: str, height: float) -> list[Markup]:
     parts = []
-    y_ticks = y.ticks(5)
-    decimals = 0 if max(map(abs, y_ticks)) >= 100 else max(_decimals(t) for t in y_ticks)
-    for tick in y_ticks:
+    for tick, text in zip(y.ticks(5), _y_labels(y), strict=True):
         parts.append(tag("line", x1=x.start, x2=x.end, y1=y(tick), y2=y(tick), cls="rule"))
-        parts.append(tag("text", f"{tick:.{decimals}f}", x=x.start - 7, y=y(tick) + 4, cls="tick end"))
+        parts.append(tag("text", text, x=x.start - 7, y=y(tick) + 4, cls="tick end"))
     for tick, text in zip(x.ticks(5), x_labels, strict=True):
         parts.append(tag("line", x1=x(tick), x2=x(tick), y1=y.start, y2=y.start + 4, cls="axis"))
         parts.append(tag("text", text, x=x(tick), y=y.start + 17, cls="tick middle"))
     parts.append(tag("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, cls="axis"))
     parts.append(tag("text", x_title, x=(x.start + x.end) / 2, y=height - 2, cls="tick middle"))
     return parts
+
+
+def _y_labels(y: Scale) -> list[str]:
+    ticks = y.ticks(5)
+    decimals = 0 if max(map(abs, ticks)) >= 100 else max(_decimals(tick) for tick in ticks)
+    return [f"{tick:.{decimals}f}" for tick in ticks]
 
 
 def _decimals(value: float) -> int:
@@ -146,12 +150,13 @@ def spread(wanted: Sequence[float], apart: float) -> list[float]:
 
 def scatter(label: str, variants: Sequence[Variant], y_title: str) -> Markup:
     """Size against metric; a circle's area is its latency, whiskers are the intervals. Needs one variant."""
-    width, height, top, bottom, left, right = 480.0, 400.0, 28.0, 360.0, 44.0, 466.0
+    width, height, top, bottom, right = 480.0, 400.0, 28.0, 360.0, 466.0
     sizes = [v.size for v in variants]
     log = min(sizes) > 0 and max(sizes) / min(sizes) > 8
     low, high = (min(sizes) / 1.5, max(sizes) * 1.6) if log else (0.0, max(sizes) * 1.32 or 1.0)
-    x = Scale(low, high, left, right, log)
     y = Scale(*padded([b for v in variants for b in (v.low, v.high)], 0.12), bottom, top)
+    left = max(44.0, 10 + LARGE_CHARACTER * max(map(len, _y_labels(y))))
+    x = Scale(low, high, left, right, log)
     slowest = max((v.latency for v in variants if v.latency is not None), default=None)
     parts = _axes(x, y, [f"{t:g}" for t in x.ticks(5)], "size, MB" + (" (logarithmic)" if log else ""), height)
     parts.append(tag("text", y_title, x=4, y=12, cls="tick"))

@@ -265,7 +265,7 @@ def _scatter(models: dict[str, dict[str, Any]], primary: str, shipped: str | Non
         for name, model in models.items()
         if is_number(model.get("size_mb")) and model["size_mb"] > 0 and (found := estimate(model, primary))
     ]
-    if not variants:
+    if len(variants) < 2:  # there is nothing to weigh it against
         return None
     return charts.scatter(
         f"{metric_title(primary)} against size; circle area is latency",
