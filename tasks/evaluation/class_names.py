@@ -5,11 +5,13 @@ An objective knows classes by number; whoever has the labels at hand puts them i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from infra.errors import StageError
 
 T = TypeVar("T")
 NUMBER = "@#"
@@ -34,3 +36,13 @@ def config_labels(config: Any) -> list[str] | None:
     """Class names that a model's config carries, by number."""
     names = getattr(config, "id2label", None)
     return [str(names[i]) for i in sorted(names)] if names else None
+
+
+def same_labels(model: str, known: Sequence[str] | None, truth: Iterable[str] | None, *, where: str) -> None:
+    """Raises StageError where a model numbers the classes in another way than `truth`: the data, or another model."""
+    if known and truth is not None and list(known) != list(truth):
+        raise StageError(
+            f"{model!r} knows the labels {list(known)}, and here they are {list(truth)}",
+            where=where,
+            hint="The same labels in the same order are needed: use the dataset, or the model, they were learned from.",
+        )

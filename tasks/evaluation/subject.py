@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import torch
 
 from infra.errors import StageError
 from tasks.evaluation.bootstrap import replicates
-from tasks.evaluation.class_names import with_class_names
+from tasks.evaluation.class_names import same_labels, with_class_names
 from tasks.evaluation.memory import peak_mb, reset_peak, resident_mb
 from tasks.evaluation.runtime import TorchRuntime, import_runtime, load_runtime
 from tasks.model_card import read_card
@@ -38,7 +38,7 @@ class Subject:
         self.artifact, self.data = model, data
         card = read_card(model.path)
         self.max_length, self.objective, self.labels = card.max_length, card.objective, card.labels
-        _same_labels(model, self.labels, self.objective.head(data).get("label2id"))
+        same_labels(model.stage, self.labels, self.objective.head(data).get("label2id"), where="models")
         self.tokenizer = load_tokenizer(model.path)
         self.special = special_ids(model.path, self.tokenizer)
         self.heldout = heldout_features(self.objective, data, split, self.tokenizer, self.max_length)
@@ -119,16 +119,6 @@ class Subject:
         train = self.objective.features(self.data, "train", self.tokenizer, self.max_length)
         found: dict[str, float] = self.objective.baselines(train, self.heldout)
         return found
-
-
-def _same_labels(model: InputArtifact, known: list[str] | None, truth: Iterable[str] | None) -> None:
-    """Raises StageError where the model numbers the classes in another way than the data do."""
-    if known and truth is not None and known != list(truth):
-        raise StageError(
-            f"{model.stage!r} knows the labels {known}, the data have {list(truth)}",
-            where="models",
-            hint="Evaluate on a dataset with the labels it was trained on.",
-        )
 
 
 def special_ids(folder: Path, tokenizer: Any) -> SpecialIds:

@@ -98,7 +98,7 @@ def check(params: Params, execution: Execution) -> list[Fault]:
 
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.calibration import calibration_batches
-    from tasks.compression.distill import learn_from
+    from tasks.compression.distill import Lesson
     from tasks.compression.ffn_pruning import neuron_importance, pruned
     from tasks.compression.weight_pruning import hold_zeros, prune_weights
     from tasks.model_card import read_card
@@ -129,11 +129,14 @@ def run(job: Job[Params]) -> dict[str, float]:
     if params.heal is None:
         result = TrainResult.untrained(model, objective, features.validation)
     else:
-        loss_fn = None
+        lesson = None
         if params.heal.teacher is not None:
             teacher = load_model(job.input("heal.teacher").path, objective.auto_class)
-            loss_fn = learn_from(teacher, objective, params.heal, training_device(job.execution))
-        result = train(job, model, objective, *features, params.heal, loss_fn=loss_fn)
+            lesson = Lesson(model, teacher, objective, params.heal, training_device(job.execution))
+        parts = lesson.parts if lesson else None
+        result = train(job, model, objective, *features, params.heal, loss_fn=lesson, parts=parts)
+        if lesson:
+            lesson.finished(result.model)
     metrics = finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
     metrics |= {"parameters_before": float(before), "parameters_ratio": count_parameters(result.model) / before}
     return metrics | ({"sparsity": _sparsity_of(result.model, masks)} if masks else {})

@@ -45,6 +45,7 @@ MEETING_SECONDS = 600.0
 """For all ranks to meet and for DeepSpeed to take the model over."""
 LossFn = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 """(logits, batch) -> summed loss over the units the objective counts in the batch."""
+PartsFn = Callable[[Mapping[str, torch.Tensor]], list[float]]
 
 
 def train(
@@ -59,6 +60,7 @@ def train(
     tuning: Tuning | None = None,
     rebuild: Callable[[], PreTrainedModel] | None = None,
     sampler: Callable[[BatchSplit], Sampler] | None = None,
+    parts: PartsFn | None = None,
 ) -> TrainResult:
     """Train `model` in place, resuming from the job's newest checkpoint; every rank calls it alike.
 
@@ -66,6 +68,7 @@ def train(
     tuning: how the layers of a pretrained model learn beside each other.
     rebuild: an empty model of the same form, where its class and config do not make one (adapters).
     sampler: which examples meet in a step, where it is not one permutation of them all (several tasks).
+    parts: what `loss_fn` averages over beside the units, counted and given to it like `Objective.parts`.
     Raises Preempted after committing the state if the job was asked to stop, StageError if the loss diverges beyond
     what `params.divergence` allows, if the global batch does not divide, if there are fewer examples than share a loss,
     or if checkpoints cannot be stored for long; OutOfMemory where fewer examples at once may fit.
@@ -86,7 +89,7 @@ def train(
     total = params.max_steps or steps_for_epochs(len(train_features), params.epochs or 1, split.global_batch)
     with Watchdog() as watchdog:
         watchdog.expect(MEETING_SECONDS)  # a node that never comes is waited for by the others
-        given = (train_features, validation_features, params, loss_fn, tuning, rebuild, sampler, split, total)
+        given = (train_features, validation_features, params, loss_fn, parts, tuning, rebuild, sampler, split, total)
         run = _Training(job, model, objective, *given, watchdog)
         watchdog.rest()
         return run.run()
@@ -104,6 +107,7 @@ class _Training:
         validation_features: Sequence[Feature],
         params: TrainingParams,
         loss_fn: LossFn | None,
+        parts: PartsFn | None,
         tuning: Tuning | None,
         rebuild: Callable[[], PreTrainedModel] | None,
         sampler: Callable[[BatchSplit], Sampler] | None,
@@ -114,6 +118,7 @@ class _Training:
         self.job, self.objective, self.params, self.total, self.split = job, objective, params, total, split
         self.validation_features = validation_features
         self.loss_fn: LossFn = loss_fn or (lambda logits, batch: objective.loss(logits, batch)[0])
+        self.parts: PartsFn = parts or objective.parts
         self.model = model
         self.rebuild = rebuild or (lambda: type(model)(model.config))
         self.special = SpecialIds.of(model.config)
@@ -209,7 +214,7 @@ class _Training:
         data_wait = time.perf_counter() - began
         self.checkpoints.poll()
         anchor = step % self.anchor_every == 0 and step > 0
-        parts = [sum(counts) for counts in zip(*(self.objective.parts(batch) for _, batch in micros), strict=True)]
+        parts = [sum(counts) for counts in zip(*(self.parts(batch) for _, batch in micros), strict=True)]
         units, tokens, stop, save, busy, overdue, *parts = self.ranks.sum(
             sum(self.objective.units(batch) for _, batch in micros),
             sum(self.objective.tokens(batch) for _, batch in micros),

@@ -121,3 +121,14 @@ class TeacherParams(StageParams):
 
     temperature: float = Field(2.0, gt=0, description="Softens both outputs. 1: as they are.")
     alpha: float = Field(0.7, ge=0, le=1, description="Share of the teacher's outputs in the loss. 0: labels only.")
+    hidden: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the distance of the layers' outputs, each token's scaled to length one (Sun et al., "
+        "2019). 0: only what comes out at the end counts.",
+    )
+    attention: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the distance of the last layers' attention (Jiao et al., 2020). 0: it does not count.",
+    )
