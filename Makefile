@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run data data-figures objectives test soak bench-training bench-data parity check setup lock clean
+.PHONY: run data data-figures objectives test soak bench-training bench-data bench-compression parity check setup lock clean
 
 run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
@@ -33,6 +33,10 @@ bench-training: .venv/ready-bench
 # Speed of data preparation against datatrove and datasets.map: about 25 minutes on 2 cores that do nothing else.
 bench-data: .venv/ready-bench
 	$(BIN)/python -m tests.bench data $(if $(PAIRS),--pairs $(PAIRS)) $(ROWS)
+
+# What each way of making a model smaller costs and gains, against bars, three seeds: about 40 minutes on 2 cores.
+bench-compression: data .venv/ready-dev
+	$(BIN)/python -m tests.bench.compression $(if $(SEEDS),--seeds $(SEEDS))
 
 # Losses and weights at ZeRO 0-3, 1 and 2 ranks, with and without accumulation, against a plain torch loop; and
 # each objective's losses.
