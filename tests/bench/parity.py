@@ -140,7 +140,7 @@ class MeanOfMeans:
 
     def __init__(self, objective: Any) -> None:
         self.objective = objective
-        self.collate = objective.collate
+        self.collate, self.output = objective.collate, objective.output
 
     def loss(self, logits: torch.Tensor, data: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
         total: Any = 0
