@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from infra.errors import StageError
+from tasks.compression.layer_subset import with_layers
 from tasks.compression.taps import Taps
-from tasks.training.layers import DEPTHS, layer_stacks
+from tasks.training.layers import layer_stacks
 from tasks.training.model_inputs import model_inputs
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from tasks.objectives import Objective
     from tasks.training.settings import TeacherParams
@@ -148,50 +148,11 @@ def chosen_layers(teacher_layers: int, student_layers: int) -> list[int]:
     return [(i + 1) * teacher_layers // student_layers - 1 for i in range(student_layers)]
 
 
-def student_config(config: PreTrainedConfig, layers: list[list[int]]) -> PreTrainedConfig:
-    """The teacher's config with only these layers of each stack, per-layer lists included."""
-    student = copy.deepcopy(config)
-    count = config.num_hidden_layers
-    for name, value in config.to_dict().items():
-        if isinstance(value, list) and len(value) == count and name.endswith(("_types", "_layers", "_layer")):
-            setattr(student, name, [value[i] for i in layers[0]])
-    for chosen, fields in zip(layers, DEPTHS if len(layers) > 1 else (DEPTHS[0][:1],), strict=True):
-        for name in fields:
-            if hasattr(student, name):
-                setattr(student, name, len(chosen))
-    return student
-
-
 def student_from(teacher: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     """A copy of the teacher with `num_layers` of its layers, weights included; of an encoder-decoder so many of each.
 
     A stack that has fewer stays whole, as long as the other has enough.
     """
-    stacks = layer_stacks(teacher)
-    deepest = max(len(stack) for _, stack in stacks)
-    layers = [
-        chosen_layers(n, min(num_layers, n) if num_layers <= deepest else num_layers) for n in map(_length, stacks)
-    ]
-    student = type(teacher)(student_config(teacher.config, layers))
-    renumber = {
-        f"{name}.{old}.": f"{name}.{new}."
-        for (name, _), chosen in zip(stacks, layers, strict=True)
-        for new, old in enumerate(chosen)
-    }
-    given, state = teacher.state_dict(), {}
-    for name, value in given.items():
-        stack = next((stack for stack, _ in stacks if name.startswith(f"{stack}.")), None)
-        if stack is not None:
-            prefix = f"{stack}.{name[len(stack) + 1 :].partition('.')[0]}."
-            if prefix not in renumber:
-                continue
-            name = renumber[prefix] + name[len(prefix) :]
-        state[name] = value
-    # What only a stack's first layer has (T5's biases of relative positions, which all of them use) stays there.
-    state |= {name: given[name] for name in student.state_dict().keys() - state.keys() if name in given}
-    student.load_state_dict(state)
-    return student
-
-
-def _length(stack: tuple[str, torch.nn.ModuleList]) -> int:
-    return len(stack[1])
+    depths = [len(stack) for _, stack in layer_stacks(teacher)]
+    wanted = [min(num_layers, n) if num_layers <= max(depths) else num_layers for n in depths]
+    return with_layers(teacher, [chosen_layers(n, count) for n, count in zip(depths, wanted, strict=True)])

@@ -8,17 +8,18 @@ leaves a model that its own config describes, with a smaller `intermediate_size`
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from infra.errors import StageError
+from tasks.compression.calibration import Batch
+from tasks.compression.gates import gate_importance
 from tasks.training.layers import layer_stacks
-from tasks.training.model_inputs import model_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,39 +94,9 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
 
 
-def neuron_importance(
-    model: PreTrainedModel,
-    batches: Iterable[Mapping[str, torch.Tensor]],
-    objective: Objective,
-) -> list[torch.Tensor]:
-    """Per layer [width]: how far the loss would move without each neuron, to first order (Molchanov et al., 2019).
-
-    With a gate z_j = 1 on neuron j, dL/dz_j of one example is the sum over tokens of activation x gradient; the
-    importance is the sum of its square over examples.
-    """
-    blocks = find_feed_forwards(model)
-    modules = dict(model.named_modules())
-    scores = [torch.zeros(_shape(modules[block.outward])[0], dtype=torch.float64) for block in blocks]
-    activations: dict[int, torch.Tensor] = {}
-
-    def keep(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            activations[layer] = inputs[0]
-
-        return hook
-
-    hooks = [modules[block.outward].register_forward_pre_hook(keep(i)) for i, block in enumerate(blocks)]
-    try:
-        model.train(False)
-        for batch in batches:
-            total, _ = objective.loss(objective.output(model(**model_inputs(batch, model))), batch)
-            ordered = [activations[i] for i in range(len(blocks))]
-            for score, activation, gradient in zip(scores, ordered, torch.autograd.grad(total, ordered), strict=True):
-                score += (activation * gradient).detach().double().sum(1).square().sum(0)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return scores
+def neuron_importance(model: PreTrainedModel, batches: Iterable[Batch], objective: Objective) -> list[torch.Tensor]:
+    """Per layer [width]: how far the loss would move without each neuron (`tasks/compression/gates.py`)."""
+    return gate_importance(model, batches, objective, [block.outward for block in find_feed_forwards(model)])
 
 
 def pruned(model: PreTrainedModel, importance: list[torch.Tensor], keep: float) -> PreTrainedModel:

@@ -1,14 +1,14 @@
 """prune: a model with fewer neurons or fewer weights, chosen on data, and healed by a short training.
 
-`ffn_width` takes whole feed-forward neurons out: the model is smaller and faster in every runtime. `magnitude`, `wanda`
-and `sparsegpt` set single weights to zero, in every layer alike or n of every m (`pattern`), and healing keeps them
-zero: the file stays as large, and nothing runs faster unless a runtime makes use of zeros.
+`ffn_width`, `heads` and `layers` take whole parts out: the model is smaller and faster in every runtime. `magnitude`,
+`wanda` and `sparsegpt` set single weights to zero, in every layer alike or n of every m (`pattern`), and healing keeps
+them zero: the file stays as large, and nothing runs faster unless a runtime makes use of zeros.
 Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from tasks.compression.weight_pruning import Sparsity
+    from tasks.compression.weight_pruning import Method, Sparsity
+    from tasks.objectives import Objective
 
 SINGLE_WEIGHTS = ("magnitude", "wanda", "sparsegpt")
 
@@ -39,18 +40,19 @@ class Params(StageParams):
 
     model: Annotated[str, Input("model")] = Field(description="The model to prune.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples that show what matters.")
-    method: Literal["ffn_width", "magnitude", "wanda", "sparsegpt"] = Field(
+    method: Literal["ffn_width", "heads", "layers", "magnitude", "wanda", "sparsegpt"] = Field(
         "ffn_width",
-        description="What is removed. `ffn_width`: feed-forward neurons, as many in every layer. The others: single "
-        "weights of linear layers; the smallest, those of the smallest |weight| x |input| in their row (Sun et al., "
-        "2023), or those that the rest can best make up for (Frantar and Alistarh, 2023).",
+        description="What is removed. `ffn_width`: feed-forward neurons, as many in every layer; `heads`: attention "
+        "heads, the same; `layers`: whole layers. The others: single weights of linear layers; the smallest, those of "
+        "the smallest |weight| x |input| in their row (Sun et al., 2023), or those that the rest can best make up for "
+        "(Frantar and Alistarh, 2023).",
     )
     keep: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Share of the neurons (rounded to a multiple of 8) or of the weights that stay. None: 0.7, or as "
-        "`pattern` says.",
+        description="Share of the neurons (rounded to a multiple of 8), heads, layers or weights that stay. None: 0.7, "
+        "or as `pattern` says.",
     )
     pattern: str | None = Field(
         None,
@@ -99,7 +101,6 @@ def check(params: Params, execution: Execution) -> list[Fault]:
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.calibration import calibration_batches
     from tasks.compression.distill import Lesson
-    from tasks.compression.ffn_pruning import neuron_importance, pruned
     from tasks.compression.weight_pruning import hold_zeros, prune_weights
     from tasks.model_card import read_card
     from tasks.objectives import SpecialIds
@@ -119,12 +120,13 @@ def run(job: Job[Params]) -> dict[str, float]:
     before = count_parameters(model)
     batches = calibration_batches(objective, features.train, SpecialIds.of(model.config), params.samples)
     masks: dict[str, torch.Tensor] = {}
-    if params.method == "ffn_width":
-        model = pruned(model, neuron_importance(model, batches, objective), params.share)
+    if params.method not in SINGLE_WEIGHTS:
+        model = _smaller(params, model, batches, objective)
         assert count_parameters(model) < before, "pruning removed nothing"
     else:
         whole = params.scope == "model"
-        masks = prune_weights(model, batches, params.method, _sparsity(params), whole_model=whole)
+        method = cast("Method", params.method)
+        masks = prune_weights(model, batches, method, _sparsity(params), whole_model=whole)
         hold_zeros(model, masks)
     if params.heal is None:
         result = TrainResult.untrained(model, objective, features.validation)
@@ -140,6 +142,21 @@ def run(job: Job[Params]) -> dict[str, float]:
     metrics = finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
     metrics |= {"parameters_before": float(before), "parameters_ratio": count_parameters(result.model) / before}
     return metrics | ({"sparsity": _sparsity_of(result.model, masks)} if masks else {})
+
+
+def _smaller(
+    params: Params, model: PreTrainedModel, batches: list[dict[str, torch.Tensor]], objective: Objective
+) -> PreTrainedModel:
+    """The model without the parts that `method` names."""
+    from tasks.compression.ffn_pruning import neuron_importance, pruned
+    from tasks.compression.head_pruning import head_importance, without_heads
+    from tasks.compression.layer_pruning import layer_importance, without_layers
+
+    if params.method == "heads":
+        return without_heads(model, head_importance(model, batches, objective), params.share)
+    if params.method == "layers":
+        return without_layers(model, layer_importance(model, batches, objective), params.share)
+    return pruned(model, neuron_importance(model, batches, objective), params.share)
 
 
 def _sparsity(params: Params) -> Sparsity:

@@ -12,6 +12,9 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import StageError
 from tasks.compression.ffn_pruning import find_feed_forwards, neuron_importance, pruned
+from tasks.compression.head_pruning import head_importance, without_heads
+from tasks.compression.layer_pruning import layer_importance, without_layers
+from tasks.compression.layer_subset import with_layers
 from tasks.objectives import SpecialIds
 from tasks.objectives.causal_lm import CausalLM
 
@@ -94,3 +97,68 @@ def test_a_share_that_removes_nothing_is_refused(tiny: ModuleType) -> None:
     model = tiny_of(tiny, "llama")
     with pytest.raises(StageError, match="leaves all 64 neurons"):
         pruned(model, [torch.ones(64), torch.ones(64)], 0.98)
+
+
+@pytest.mark.parametrize("type", ["llama", "gpt2", "bert"])
+def test_a_layers_importance_is_what_the_loss_rises_by_without_it(tiny: ModuleType, type: str) -> None:
+    """Against the model that really has only the other layers."""
+    auto = AutoModelForTokenClassification if type == "bert" else AutoModelForCausalLM
+    model = tiny.model(type, auto, layers=3, **({"num_labels": 50} if type == "bert" else {}))
+    batches = [CausalLM().collate(tiny.lm_features(6), SpecialIds())]
+
+    def loss(network: Any) -> float:
+        inputs = {name: batches[0][name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            total, units = CausalLM().loss(network(**inputs).logits, batches[0])
+        return float(total) / units
+
+    (found,) = layer_importance(model, batches, CausalLM())
+    for gone, rise in enumerate(found):
+        rest = with_layers(model, [[layer for layer in range(3) if layer != gone]]).train(False)
+        assert rise == pytest.approx(loss(rest) - loss(model), abs=1e-5)
+
+
+def test_the_layer_that_does_nothing_leaves_and_nothing_changes(tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.model("llama", layers=3)
+    with torch.no_grad():
+        for part in (model.model.layers[1].self_attn.o_proj, model.model.layers[1].mlp.down_proj):
+            part.weight.zero_()
+    batches = [CausalLM().collate(tiny.lm_features(6), SpecialIds())]
+    importance = layer_importance(model, batches, CausalLM())
+    without_layers(model, importance, 0.67).save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config.num_hidden_layers == 2 and importance[0][1] == pytest.approx(0.0, abs=1e-6)
+    ids = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5, rtol=0)
+    with pytest.raises(StageError, match="leaves all 3 layers"):
+        without_layers(model, importance, 0.9)
+
+
+@pytest.mark.parametrize("kv", [4, 2], ids=["a key for each head", "a key for two heads"])
+def test_heads_that_say_nothing_leave_and_nothing_changes(tiny: ModuleType, tmp_path: Path, kv: int) -> None:
+    """Other groups in each layer; what is left loads as a plain model of its own config, which wants 1, 2 or 4 heads."""
+    model = tiny.model("llama", num_attention_heads=4, num_key_value_heads=kv, head_dim=8, attention_bias=True)
+    width, silent = 32 // kv, [list(range(kv // 2)), list(range(kv // 2, kv))]
+    with torch.no_grad():
+        for layer, groups in zip(model.model.layers, silent, strict=True):
+            for group in groups:
+                layer.self_attn.o_proj.weight[:, group * width : (group + 1) * width] = 0
+    batches = [CausalLM().collate(tiny.lm_features(6), SpecialIds())]
+    importance = head_importance(model, batches, CausalLM())
+    assert [sorted(score.argsort()[: kv // 2].tolist()) for score in importance] == silent
+    without_heads(model, importance, 0.5 if kv == 2 else 0.75).save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config.num_key_value_heads == kv // 2 and again.config.num_attention_heads == 2
+    ids = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5, rtol=0)
+    assert again.num_parameters() < model.num_parameters()
+    with pytest.raises(StageError, match=f"leaves all {kv} groups of heads"):
+        without_heads(model, importance, 0.99)
+
+
+@pytest.mark.parametrize("type", ["gpt2", "bert"])
+def test_heads_of_a_family_whose_config_cannot_say_so_are_refused(tiny: ModuleType, type: str) -> None:
+    with pytest.raises(StageError, match="its config does not say how wide they are"):
+        head_importance(tiny_of(tiny, type), [], CausalLM())
