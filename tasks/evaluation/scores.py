@@ -85,8 +85,9 @@ def _finite(value: float) -> float | None:
 
 
 def _quantiles(times: list[float]) -> dict[str, float]:
-    p50, p95 = np.quantile(times, [0.5, 0.95])
-    return {"p50": round(float(p50), 4), "p95": round(float(p95), 4), "n": len(times)}
+    low, p50, high, p95, p99 = (float(q) for q in np.quantile(times, [0.25, 0.5, 0.75, 0.95, 0.99]))
+    found = {"p50": p50, "p95": p95, "p99": p99, "spread": (high - low) / p50}
+    return {**{name: round(value, 4) for name, value in found.items()}, "n": len(times)}
 
 
 def confusion(predictions: Arrays) -> list[list[int]] | None:

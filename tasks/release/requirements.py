@@ -2,7 +2,7 @@
 
 Quality metrics are judged with their sampling error: with `confidence` the bound of the paired bootstrap must meet the
 limit, not only the point estimate (percentile method; Efron, 1979). Costs are measured, not sampled, and take no
-confidence: `size_mb`, `parameters`, `peak_memory_mb`, `latency_p50_ms@1`, `latency_p95_ms@32`.
+confidence: `size_mb`, `parameters`, `peak_memory_mb`, `latency_p50_ms@1`, `latency_p99_ms@32`.
 """
 
 from __future__ import annotations

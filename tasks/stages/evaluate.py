@@ -4,8 +4,9 @@ Payload: `scores.json`, `predictions.safetensors` (`<model>/<array>`, one row an
 `replicates.safetensors` (`<model>/<metric>`, one value a bootstrap resample, the same resamples for every model: what a
 gate compares). Evidence in `records/`: `latency.json` (every single time), `samples.json`, `misclassified.json`.
 
-Latency is of one forward pass over the first examples, tokenized and padded; memory is what loading and running the
-model adds to the libraries; size counts weight and graph files. MB are 10^6 bytes.
+Latency is of one forward pass over the first examples, tokenized and padded: p50, p95 and p99 in ms, and `spread`, the
+middle half of the times over the median. Memory is what loading and running the model adds to the libraries; size is
+that of weight and graph files. MB are 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -139,4 +140,4 @@ def _record(
         (job.records / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-STAGE = Stage(kind="evaluate", version=1, makes="scores", params=Params, run=run, warm=True, exclusive=True)
+STAGE = Stage(kind="evaluate", version=2, makes="scores", params=Params, run=run, warm=True, exclusive=True)

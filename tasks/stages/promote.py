@@ -1,4 +1,8 @@
-"""promote: move a name such as `stdlib-code/production` to a model that a gate let through."""
+"""promote: move a name such as `stdlib-code/production` to a model that a gate let through.
+
+Payload: `release.json` (what the name points to, on which verdict) and `README.md`, the model's card: how good it is,
+why it ships, what it was made of, how to load it without Forgeline.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from infra.errors import GateRefused
+from tasks.release.model_page import model_page
 from tasks.release.promotion import publish
 from tasks.stage import Input, Job, Stage, StageParams
 
@@ -42,7 +47,9 @@ def run(job: Job[Params]) -> dict[str, float]:
         "verdict": gate.manifest.digest,
     }
     (job.output / "release.json").write_text(json.dumps(release, indent=2) + "\n", encoding="utf-8")
+    page = model_page(job.store, job.params.ref, job.input("model"), verdict, gate.manifest)
+    (job.output / "README.md").write_text(page, encoding="utf-8")
     return {}
 
 
-STAGE = Stage(kind="promote", version=1, makes="release", params=Params, run=run, publish=publish)
+STAGE = Stage(kind="promote", version=2, makes="release", params=Params, run=run, publish=publish)

@@ -134,7 +134,7 @@ def test_scores_say_what_was_measured_on_what(evaluated: Any, tiny_inputs: Path)
         assert model["size_mb"] == pytest.approx(shipped_bytes(given.path) / 1e6)
         assert model["peak_memory_mb"] > 0
         assert set(model["latency_ms"]) == {"1", "4"}
-        assert all(0 < t["p50"] <= t["p95"] for t in model["latency_ms"].values())
+        assert all(0 < t["p50"] <= t["p95"] <= t["p99"] and t["spread"] >= 0 for t in model["latency_ms"].values())
     assert scores["models"]["small"]["parameters"] < scores["models"]["big"]["parameters"]
     assert evaluated.metrics["f1_macro big"] == scores["models"]["big"]["metrics"]["f1_macro"]["value"]
 

@@ -15,6 +15,7 @@ from infra import refs
 from infra.artifacts import ArtifactRef, Manifest
 from infra.errors import GateRefused
 from infra.store import Store
+from tasks.model_card import ModelCard, write_card
 from tasks.stages import promote
 
 MODEL = ArtifactRef("quantize", "b" * 64, "a" * 64, "onnx")
@@ -31,6 +32,7 @@ def run(load: Callable[[str], Any], tmp_path: Path) -> Callable[..., Any]:
             "requirements": [{"passed": passed, "sentence": "f1 0.4 is required to be 0.5: refused."}],
         }
         (tmp_path / "verdict.json").write_text(json.dumps(verdict))
+        write_card(tmp_path, ModelCard({"name": "text_classification"}, 32, ["a", "b"], "onnx", "dynamic_int8"))
         given = jobs.artifact(tmp_path, "onnx", stage="int8")
         manifest = replace(given.manifest, kind=MODEL.kind, key=MODEL.key, digest=MODEL.digest)
         inputs = {

@@ -1,0 +1,152 @@
+"""README.md of a release: what ships, how good it is, why it ships, what it was made of, how to load it.
+
+It begins with the metadata block that model hubs read. Everything in it comes from the artifacts themselves: the
+verdict, the scores it judged, and the manifests from the model down to its sources.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.model_card import ModelCard, read_card
+from tasks.release.model_files import shipped_bytes
+from tasks.release.readable import metric_title, number
+
+if TYPE_CHECKING:
+    from infra.artifacts import Manifest
+    from infra.store import Store
+    from tasks.stage import InputArtifact
+
+TRANSFORMERS = """from transformers import AutoTokenizer, {auto_class}
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = {auto_class}.from_pretrained(".").eval()
+batch = tokenizer(["A text."], padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
+print(model(**batch))
+"""
+ONNXRUNTIME = """import numpy, onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("tokenizer.json")
+tokenizer.enable_truncation({max_length})
+tokenizer.enable_padding(pad_id={pad})
+session = onnxruntime.InferenceSession("model.onnx")
+texts = [(e.ids, e.attention_mask, e.type_ids) for e in tokenizer.encode_batch(["A text."])]
+arrays = [numpy.array(rows, numpy.int64) for rows in zip(*texts)]
+given = dict(zip(("input_ids", "attention_mask", "token_type_ids"), arrays))
+print(session.run(["logits"], {{i.name: given[i.name] for i in session.get_inputs()}})[0])
+"""
+
+
+def model_page(store: Store, ref: str, model: InputArtifact, verdict: dict[str, Any], gate: Manifest) -> str:
+    """The page, in Markdown. What the store no longer has is left out."""
+    card = read_card(model.path)
+    made_of = list(lineage(store, model.manifest))
+    lines = [*_metadata(store, card, made_of), "", f"# {ref}", "", *_about(model.path, card)]
+    scores = _scores(store, gate)
+    if scores is not None:
+        lines += ["", "## How good it is", "", *_quality(scores, verdict)]
+    lines += ["", "## Why it ships", "", *[f"- {one['sentence']}" for one in verdict["requirements"]]]
+    lines += ["", "## What it was made of", "", *_steps(store, made_of)]
+    loader = _loader(model.path, card)
+    if loader:
+        lines += ["", "## How to load it", "", "In its folder, without Forgeline:", "", "```python", loader, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def lineage(store: Store, manifest: Manifest) -> Iterator[Manifest]:
+    """The artifact and all it was made of, each once, every one before what it was made of."""
+    waiting, seen = [manifest], set()
+    while waiting:
+        one = waiting.pop(0)
+        if one.digest in seen:
+            continue
+        seen.add(one.digest)
+        yield one
+        for field in sorted(one.inputs):
+            found = (store.manifest(given["kind"], given["key"]) for given in one.inputs[field])
+            waiting += [source for source in found if source is not None]
+
+
+def _metadata(store: Store, card: ModelCard, made_of: list[Manifest]) -> list[str]:
+    licences = sorted({licence for one in made_of for _, licence in _sources(store, one) if licence})
+    tags = ["forgeline", card.objective.name, *([card.format] if card.format else [])]
+    lines = ["---", "library_name: " + ("onnx" if card.format else "transformers"), "tags:"]
+    lines += [f"- {tag}" for tag in [*tags, *([card.quantization] if card.quantization else [])]]
+    if licences:
+        lines += ["license: other", f"license_name: {json.dumps('; '.join(licences))}"]
+    return [*lines, "---"]
+
+
+def _about(folder: Path, card: ModelCard) -> list[str]:
+    told = {
+        "objective": ", ".join(f"{k}: {v}" for k, v in (card.settings or {}).items() if v is not None),
+        "labels": ", ".join(card.labels or []),
+        "tokens of a text": f"up to {card.max_length}",
+        "format": card.format or "safetensors",
+        "quantization": card.quantization or "",
+        "size": f"{shipped_bytes(folder) / 1e6:.2f} MB",
+    }
+    return [f"- {name}: {value}" for name, value in told.items() if value]
+
+
+def _scores(store: Store, gate: Manifest) -> dict[str, Any] | None:
+    for given in gate.inputs.get("scores", []):
+        manifest = store.manifest(given["kind"], given["key"])
+        if manifest is not None:
+            found: dict[str, Any] = json.loads((store.fetch(manifest) / "scores.json").read_text(encoding="utf-8"))
+            return found
+    return None
+
+
+def _quality(scores: dict[str, Any], verdict: dict[str, Any]) -> list[str]:
+    """The candidate beside what it was held against, on the same examples."""
+    names = [verdict[role]["name"] for role in ("candidate", "against") if verdict.get(role)]
+    shown = [name for name in names if name in scores["models"]]
+    data = scores["data"]
+    lines = [
+        f"On {data['n']:,} examples that no training saw ({data['stage']}.{data['split']}), with 95% intervals:",
+        "",
+    ]
+    lines += [f"| metric | {' | '.join(shown)} |", "|-" * (len(shown) + 1) + "|"]
+    for metric in scores["models"][shown[0]]["metrics"] if shown else ():
+        values = [scores["models"][name]["metrics"].get(metric) or {} for name in shown]
+        cells = [f"{number(v.get('value'))} ({number(v.get('low'))} to {number(v.get('high'))})" for v in values]
+        lines.append(f"| {metric_title(metric)} | {' | '.join(cells)} |")
+    for cost, unit in (("size_mb", "MB"), ("parameters", "")):
+        cells = [f"{number(scores['models'][name].get(cost))} {unit}".strip() for name in shown]
+        lines.append(f"| {cost} | {' | '.join(cells)} |")
+    return lines
+
+
+def _steps(store: Store, made_of: list[Manifest]) -> list[str]:
+    lines = []
+    for one in made_of:
+        lines.append(f"- {one.kind} `{one.key[:12]}`, bytes `{one.digest[:12]}`")
+        lines += [f"  - {source}: {licence or 'licence not stated'}" for source, licence in _sources(store, one)]
+    return lines
+
+
+def _sources(store: Store, manifest: Manifest) -> list[tuple[str, str | None]]:
+    """(what a dataset was read from, its licence), from its data card."""
+    if manifest.type != "dataset":
+        return []
+    records = store.fetch_records(manifest)
+    if records is None or not (records / "card.json").exists():
+        return []
+    found = json.loads((records / "card.json").read_text(encoding="utf-8"))["sources"]
+    # Where a file lies on the machine that read it is nobody's business; what it is called may help.
+    return [(str(one["source"]).rpartition("/")[2] or "source", one["licence"]) for one in found]
+
+
+def _loader(folder: Path, card: ModelCard) -> str:
+    """Code that runs the model without Forgeline; empty for encoder-decoders in ONNX, whose decoding is a loop."""
+    if card.format is None:
+        return TRANSFORMERS.format(auto_class=card.objective.auto_class, max_length=card.max_length).rstrip()
+    if "decoder_input_ids" in card.objective.inputs or not (folder / "tokenizer.json").exists():
+        return ""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return ONNXRUNTIME.format(max_length=card.max_length, pad=config.get("pad_token_id") or 0).rstrip()
