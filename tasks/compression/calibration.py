@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tasks.compression.reconstruction import check_calibration
 from tasks.training.layers import layer_stacks
 from tasks.training.model_inputs import model_inputs
 
@@ -59,9 +60,10 @@ def second_moments(
 ) -> dict[str, torch.Tensor]:
     """Of each module the sum over tokens of x x^T, float64 [in, in]; without `full` its diagonal, [in].
 
-    Padding does not count.
+    Padding does not count. Raises StageError where `full` moments would be of fewer tokens than a module has inputs.
     """
     found: dict[str, torch.Tensor] = {}
+    tokens = dict.fromkeys(modules, 0)
     mask: torch.Tensor | None = None
     padded = layer_stacks(model)[0][0] if model.config.is_encoder_decoder else ""
 
@@ -72,12 +74,15 @@ def second_moments(
         rows = rows.reshape(-1, rows.shape[-1]).float()
         moment = (rows.T @ rows if full else rows.square().sum(0)).double()
         found[name] = found[name] + moment if name in found else moment
+        tokens[name] += len(rows)
 
     with _hooked(modules, add), torch.no_grad():
         model.train(False)
         for batch in batches:
             mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
             model(**model_inputs(batch, model))
+    for name, moment in found.items() if full else ():
+        check_calibration(name, tokens[name], len(moment))
     return found
 
 

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from infra.errors import StageError
 from tasks.compression.onnx_export import WEIGHTED
+from tasks.compression.reconstruction import check_calibration
 
 Batch = Mapping[str, npt.NDArray[Any]]
 Array = npt.NDArray[Any]
@@ -78,7 +79,10 @@ def matching(names: Iterable[str], patterns: Sequence[str], *, where: str) -> li
 
 
 def input_moments(file: Path, wanted: Sequence[Layer], batches: Iterable[Batch]) -> dict[str, npt.NDArray[np.float64]]:
-    """By layer, the sum over tokens of x x^T [in, in] of what it reads, padding left out."""
+    """By layer, the sum over tokens of x x^T [in, in] of what it reads, padding left out.
+
+    Raises StageError where there are fewer tokens than a layer of tokens has inputs; a head reads one row a text.
+    """
     import onnxruntime
 
     model = onnx.load(str(file))
@@ -88,14 +92,19 @@ def input_moments(file: Path, wanted: Sequence[Layer], batches: Iterable[Batch])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
     sums: dict[str, npt.NDArray[np.float64]] = {}
+    tokens = dict.fromkeys(tensors, 0)
     for batch in batches:
         values = session.run(tensors, {name: batch[name] for name in names})
         mask = batch["attention_mask"] == 1
         for name, value in zip(tensors, values, strict=True):
             rows = value.reshape(-1, value.shape[-1])  # Gemm reads the tokens of all examples in one row after another
-            rows = rows[mask.ravel()] if len(rows) == mask.size else rows
+            of_tokens = len(rows) == mask.size
+            rows = rows[mask.ravel()] if of_tokens else rows
             moment = rows.T.astype(np.float64) @ rows
             sums[name] = sums[name] + moment if name in sums else moment
+            tokens[name] += len(rows) if of_tokens else len(moment)
+    for layer in wanted:
+        check_calibration(layer.name, tokens[layer.inputs], len(sums[layer.inputs]))
     return {layer.name: sums[layer.inputs] for layer in wanted}
 
 

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 
+from infra.errors import StageError
+
 
 class Columns(Protocol):
     """What happens to the columns."""
@@ -23,6 +25,16 @@ class Columns(Protocol):
     def project(self, column: torch.Tensor, place: int) -> torch.Tensor:
         """What becomes of the column at `place` of the block, [out]."""
         ...
+
+
+def check_calibration(layer: str, tokens: int, width: int) -> None:
+    """Raises StageError where fewer tokens were read than a layer has inputs: most of H would be the damping alone."""
+    if tokens < width:
+        raise StageError(
+            f"{tokens} tokens are too few to see how the {width} inputs of {layer} go together",
+            where="samples",
+            hint="Raise `samples`, or give more or longer training examples.",
+        )
 
 
 def inverse_factor(moments: torch.Tensor, damping: float = 0.01) -> torch.Tensor:

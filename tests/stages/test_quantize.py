@@ -305,6 +305,22 @@ def test_a_model_with_nothing_left_to_quantize_is_refused(
         run(jobs, exported, inputs, tmp_path, keep_float=["*"])
 
 
+def test_a_head_that_reads_a_row_a_text_needs_no_more_texts_than_others(exported: Any, tiny: ModuleType) -> None:
+    folder = exported["bert"][1]
+    wanted = [layer for layer in layers(graph_of(folder)) if layer.name == "classifier"]
+    (moments,) = input_moments(folder / "model.onnx", wanted, as_arrays(batches_of(tiny))).values()
+    assert moments.shape == (32, 32) and 0 < np.linalg.matrix_rank(moments) <= 20, "of twenty texts"
+
+
+def test_too_few_examples_to_calibrate_on_are_refused(
+    jobs: ModuleType, exported: Any, inputs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        StageError, match=r"32 tokens are too few to see how the 64 inputs of model.layers.0.mlp.down_p"
+    ):
+        run(jobs, exported, inputs, tmp_path, scheme="int4", method="gptq", data="d", samples=1)
+
+
 @pytest.mark.parametrize(
     ("params", "says"),
     [
