@@ -163,7 +163,10 @@ def tiles(run: dict[str, Any], stages: list[dict[str, Any]], scores: Named, verd
 
 
 def verdict_view(stage: str, verdict: dict[str, Any]) -> dict[str, Any]:
-    """A gate's verdict with a sentence for each requirement; one is written where the gate gave none."""
+    """A gate's verdict with a sentence for each requirement; one is written where the gate gave none.
+
+    A frontier's has the candidates it chose from, too.
+    """
     rows = [r for r in as_list(verdict.get("requirements")) if isinstance(r, dict)]
     return {
         "stage": stage,
@@ -179,6 +182,18 @@ def verdict_view(stage: str, verdict: dict[str, Any]) -> dict[str, Any]:
                 "numbers": [(key, _value(r[key])) for key in NUMBERS if _told(r.get(key))],
             }
             for r in rows
+        ],
+        "cost": metric_title(str(verdict.get("smallest") or "")),
+        "candidates": [
+            {
+                "name": str(one.get("name")),
+                "outcome": "passed" if one.get("passed") else "refused",
+                "chosen": bool(verdict.get("passed")) and one.get("name") == model_name(verdict.get("candidate")),
+                "cost": number(one.get("cost")),
+                "on_front": bool(one.get("on_front")),
+            }
+            for one in as_list(verdict.get("candidates"))
+            if isinstance(one, dict)
         ],
     }
 

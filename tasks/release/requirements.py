@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,31 @@ def judge(
         passed=passed,
         sentence=_sentence(requirement, candidate, against, mine, theirs, float(point), bound, passed),
     )
+
+
+def require_models(stage: str, models: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> None:
+    """Raises StageError where a field names a model that an evaluation does not hold."""
+    for field, names in wanted.items():
+        for name in names:
+            if name not in models:
+                close = difflib.get_close_matches(name, models, n=1)
+                guess = f"Did you mean {close[0]}? " if close else ""
+                raise StageError(
+                    f"{stage!r} evaluated no model named {name!r}",
+                    where=field,
+                    hint=f"{guess}It has: {', '.join(models)}.",
+                )
+
+
+def read_replicates(scores: Path) -> dict[str, Replicates]:
+    """Bootstrap replicates of an evaluation's payload: model -> metric -> [R]."""
+    from safetensors.numpy import load_file
+
+    found: dict[str, dict[str, Array]] = {}
+    for name, values in load_file(scores / "replicates.safetensors").items():
+        model, _, metric = name.partition("/")  # a label may have a slash, a stage's name has none
+        found.setdefault(model, {})[metric] = values
+    return dict(found)
 
 
 def value_of(model: Mapping[str, Any], metric: str) -> float:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from infra.errors import StageError
-from tasks.release.requirements import RELATIVE, Replicates, Requirement, judge
+from tasks.release.requirements import RELATIVE, Requirement, judge, read_replicates, require_models
 from tasks.stage import Input, Job, Stage, StageParams
 
 
@@ -38,16 +35,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     params, source = job.params, job.input("scores")
     scores = json.loads((source.path / "scores.json").read_text(encoding="utf-8"))
     models = scores["models"]
-    for field, name in (("candidate", params.candidate), ("against", params.against)):
-        if name is not None and name not in models:
-            close = difflib.get_close_matches(name, models, n=1)
-            guess = f"Did you mean {close[0]}? " if close else ""
-            raise StageError(
-                f"{source.stage!r} evaluated no model named {name!r}",
-                where=field,
-                hint=f"{guess}It has: {', '.join(models)}.",
-            )
-    replicates = _replicates(source.path / "replicates.safetensors")
+    wanted = {"candidate": [params.candidate], "against": [params.against] if params.against else []}
+    require_models(source.stage, models, wanted)
+    replicates = read_replicates(source.path)
     outcomes = [judge(r, scores, replicates, params.candidate, params.against) for r in params.require]
     passed = all(outcome.passed for outcome in outcomes)
     verdict: dict[str, Any] = {
@@ -65,16 +55,6 @@ def run(job: Job[Params]) -> dict[str, float]:
         "requirements": float(len(outcomes)),
         "met": float(sum(o.passed for o in outcomes)),
     }
-
-
-def _replicates(file: Path) -> dict[str, Replicates]:
-    from safetensors.numpy import load_file
-
-    found: dict[str, Any] = {}
-    for name, values in load_file(file).items():
-        model, _, metric = name.partition("/")  # a label may have a slash, a stage's name has none
-        found.setdefault(model, {})[metric] = values
-    return found
 
 
 STAGE = Stage(kind="gate", version=1, makes="verdict", params=Params, run=run, refuses=True)

@@ -7,20 +7,25 @@ why it ships, what it was made of, how to load it without Forgeline.
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from infra.errors import GateRefused
+from infra.errors import GateRefused, StageError
 from tasks.release.model_page import model_page
 from tasks.release.promotion import publish
-from tasks.stage import Input, Job, Stage, StageParams
+from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
+
+if TYPE_CHECKING:
+    from infra.store import Store
 
 
 class Params(StageParams):
     """What becomes what."""
 
-    model: Annotated[str, Input("model", "onnx")] = Field(description="Model to promote.")
+    model: Annotated[str | None, Input("model", "onnx")] = Field(
+        None, description="Model to promote. None: the one that the verdict let through."
+    )
     gate: Annotated[str, Input("verdict")] = Field(description="Verdict on that very model.")
     ref: str = Field(
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$",
@@ -29,17 +34,19 @@ class Params(StageParams):
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    model, gate = job.input("model").manifest, job.input("gate")
+    gate = job.input("gate")
     verdict = json.loads((gate.path / "verdict.json").read_text(encoding="utf-8"))
     if not verdict["passed"]:
         failed = [r["sentence"] for r in verdict["requirements"] if not r["passed"]]
         raise GateRefused("the gate refused the candidate", where=f"stage {gate.stage}", hint=" ".join(failed))
     judged = verdict["candidate"]
+    given = job.input("model") if job.params.model is not None else _let_through(job.store, judged)
+    model = given.manifest
     if judged["digest"] != model.digest:
         raise GateRefused(
             f"the verdict is on {judged['name']!r} ({judged['digest'][:12]}), not on this model ({model.digest[:12]})",
             where="model",
-            hint=f"Promote {judged['name']!r}, or make {job.input('model').stage!r} the gate's candidate.",
+            hint=f"Promote {judged['name']!r}, or make {given.stage!r} the gate's candidate.",
         )
     release = {
         "ref": job.params.ref,
@@ -47,9 +54,21 @@ def run(job: Job[Params]) -> dict[str, float]:
         "verdict": gate.manifest.digest,
     }
     (job.output / "release.json").write_text(json.dumps(release, indent=2) + "\n", encoding="utf-8")
-    page = model_page(job.store, job.params.ref, job.input("model"), verdict, gate.manifest)
+    page = model_page(job.store, job.params.ref, given, verdict, gate.manifest)
     (job.output / "README.md").write_text(page, encoding="utf-8")
     return {}
+
+
+def _let_through(store: Store, judged: dict[str, str]) -> InputArtifact:
+    """The artifact a verdict is on. Raises StageError where the store no longer has it."""
+    manifest = store.manifest(judged["kind"], judged["key"])
+    if manifest is None:
+        raise StageError(
+            f"{judged['name']!r}, which was let through, is no longer in the store",
+            where="gate",
+            hint="Run the pipeline again: it is made anew.",
+        )
+    return InputArtifact(judged["name"], store.fetch(manifest), manifest)
 
 
 STAGE = Stage(kind="promote", version=2, makes="release", params=Params, run=run, publish=publish)

@@ -23,8 +23,8 @@ from tasks.evaluation.tagging import spans
 from tasks.model_card import ModelCard, read_card
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.token_classification import TokenClassification
+from tasks.release.requirements import read_replicates
 from tasks.stage import stages
-from tasks.stages.gate import _replicates
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
 
@@ -344,7 +344,7 @@ def test_a_class_of_any_name_can_be_required(tmp_path: Path) -> None:
     """`f1@size` is no size, of which less were better, and `f1@a/b` not the metric `b` of a model `int8/f1@a`."""
     assert greater_is_better("f1@size") and not greater_is_better("size")
     save_file({"int8/f1@a/b": np.ones(3)}, tmp_path / "replicates.safetensors")
-    assert list(_replicates(tmp_path / "replicates.safetensors")["int8"]) == ["f1@a/b"]
+    assert list(read_replicates(tmp_path)["int8"]) == ["f1@a/b"]
 
 
 def test_changed_texts_are_refused(jobs: ModuleType, tokenizer: Any, data: Any) -> None:

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from infra.errors import StageError
-from tasks.release.requirements import Requirement, judge
-from tasks.stages.gate import Params, _replicates
+from tasks.release.requirements import Requirement, judge, read_replicates
+from tasks.stages.gate import Params
 
 
 def scores(**models: dict[str, float]) -> dict[str, Any]:
@@ -134,5 +134,5 @@ def test_params_that_make_no_sense() -> None:
 def test_a_label_with_a_slash_is_a_metric_of_its_model(tmp_path: Path) -> None:
     file = tmp_path / "replicates.safetensors"
     save_file({"big/f1@rock/pop": np.arange(3.0), "small/f1_macro": np.ones(3)}, file)
-    found = _replicates(file)
+    found = read_replicates(file.parent)
     assert list(found) == ["big", "small"] and found["big"]["f1@rock/pop"].tolist() == [0, 1, 2]

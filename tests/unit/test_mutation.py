@@ -109,6 +109,11 @@ MORE = """\
     prune: {model: student, data: functions, method: magnitude, pattern: "2:4"}
   four:
     quantize: {model: onnx, scheme: int4, method: gptq, data: functions, keep_sensitive: 1}
+  smallest:
+    frontier:
+      scores: scores
+      against: teacher
+      require: [{metric: f1_macro, max_drop: 0.02, confidence: 0.95}]
   shared:
     multitask:
       model: base
