@@ -466,6 +466,23 @@ def test_a_refusal_names_the_requirement_that_was_not_met(tmp_path: Path) -> Non
     assert "The gate refused" in text
 
 
+def test_a_frontier_shows_every_candidate_and_which_was_chosen(tmp_path: Path) -> None:
+    run, folder = quickstart_run(tmp_path)
+    verdict = json.loads((tmp_path / "gate/payload/verdict.json").read_text())
+    costs = {"tiny": (0.5, False, True), "int8": (0.78, True, True), "lean": (3.1, True, False)}
+    verdict["candidates"] = [
+        {"name": name, "cost": cost, "passed": passed, "on_front": front}
+        for name, (cost, passed, front) in costs.items()
+    ]
+    folder.write("gate", "payload/verdict.json", {**verdict, "smallest": "size_mb"})
+    text = Page(render_report(run, folder.load)).text
+    start = text.index("The smallest that is good enough")
+    assert text[start:].startswith(
+        "The smallest that is good enough Candidate Size MB Outcome Pareto front "
+        "tiny 0.500 refused on it int8 0.780 chosen on it lean 3.100 passed"
+    ), text[start : start + 200]
+
+
 @pytest.mark.parametrize("damage", ["{", "[]", "null", "3", '{"models": {"a": {}}}', '{"models": 3}', "\x00\xff"])
 def test_damaged_evidence_never_stops_the_report(tmp_path: Path, damage: str) -> None:
     run, folder = quickstart_run(tmp_path)
