@@ -79,16 +79,28 @@ class OnnxRuntime:
 
 
 def onnx_parameters(file: Path) -> int:
-    """Numbers in a graph's weights: its initializers of a weight type, without quantization scales and zero points."""
+    """Numbers in a graph's weights: its initializers of a weight type, without quantization scales and zero points.
+
+    What is packed into bytes counts as the matrix it stands for.
+    """
     import onnx
 
     weights = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
     weights |= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
     graph = onnx.load(str(file), load_external_data=False).graph
-    return sum(
+    packed, count = set(), 0
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            packed |= set(node.input[1:])
+            sizes = {attribute.name: attribute.i for attribute in node.attribute}
+            count += sizes["K"] * sizes["N"]
+    return count + sum(
         int(np.prod(tensor.dims))
         for tensor in graph.initializer
-        if tensor.data_type in weights and len(tensor.dims) > 0 and not tensor.name.endswith(("_scale", "_zero_point"))
+        if tensor.data_type in weights
+        and len(tensor.dims) > 0
+        and tensor.name not in packed
+        and not tensor.name.endswith(("_scale", "_zero_point"))
     )
 
 

@@ -24,6 +24,7 @@ from tasks.compression.four_bits import quantize_int4, quantized
 from tasks.compression.onnx_export import export_onnx
 from tasks.compression.onnx_layers import fold_transposes, input_moments, layers, matching, weight
 from tasks.compression.sensitivity import movement, outputs
+from tasks.evaluation.runtime import onnx_parameters
 from tasks.model_card import ModelCard, read_card, write_card
 from tasks.objectives import SpecialIds, objective
 from tasks.stages import quantize
@@ -147,6 +148,7 @@ def test_the_runtime_computes_with_the_values_the_codes_stand_for(
     quantize_int4(folder / "model.onnx", tmp_path / "model.onnx", chosen, group)
     nodes = [node.op_type for node in graph_of(tmp_path).node]
     assert nodes.count("MatMulNBits") == len(chosen) and "Gemm" not in nodes
+    assert onnx_parameters(tmp_path / "model.onnx") == onnx_parameters(folder / "model.onnx"), "as many, in fewer bits"
     copy = type_of(model)
     for layer in chosen:
         dense = torch.from_numpy(quantized(weight(graph, layer), group, None).dense())
