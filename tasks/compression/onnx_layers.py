@@ -46,8 +46,8 @@ def layers(graph: onnx.GraphProto) -> list[Layer]:
     return found
 
 
-def fold_transposes(model: onnx.ModelProto) -> bool:
-    """Hold transposed weights as weights of their own, in place; whether there were any.
+def fold_transposes(model: onnx.ModelProto) -> list[tuple[str, str]]:
+    """Hold transposed weights as weights of their own, in place; (name of a weight, name of its transpose) of each.
 
     The exporter leaves them to the runtime where words in and out share one matrix. Quantization, which looks for
     products with constants, would pass them over.
@@ -62,7 +62,7 @@ def fold_transposes(model: onnx.ModelProto) -> bool:
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
-    return bool(folded)
+    return [(node.input[0], node.output[0]) for node in folded]
 
 
 def matching(names: Iterable[str], patterns: Sequence[str], *, where: str) -> list[str]:

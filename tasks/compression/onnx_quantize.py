@@ -81,6 +81,34 @@ def quantize_static_int8(
         )
 
 
+def share_tables(file: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    """Let products with a transposed weight read the table that its lookups read, in place, instead of one of their own.
+
+    pairs: (weight, its transpose), before they were quantized. The runtime turns the table once, when it loads the
+    graph. Tables that are not both quantized, or not with one scale each, stay as they are.
+    """
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(str(file))
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for weight, transpose in pairs:
+        parts = [(f"{weight}_{part}", f"{transpose}_{part}") for part in ("quantized", "scale", "zero_point")]
+        if not all(name in tensors for pair in parts for name in pair):
+            continue
+        if any(tensors[name].dims for _, name in parts[1:]):
+            continue
+        renamed = {old: new for new, old in parts[1:]}
+        for node in graph.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+        for _, name in parts:
+            graph.initializer.remove(tensors[name])
+        (table, turned), *_ = parts
+        graph.node.insert(0, helper.make_node("Transpose", [table], [turned], perm=[1, 0]))
+    onnx.save(model, str(file))
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """It advises a pre-processing step that changes nothing for a graph which torch has already optimised."""

@@ -84,6 +84,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     import onnx
 
     from tasks.compression.onnx_layers import fold_transposes, layers, matching
+    from tasks.compression.onnx_quantize import share_tables
     from tasks.compression.sensitivity import sensitivities
     from tasks.model_card import read_card, write_card
     from tasks.release.model_files import ONNX, copy_companions, shipped_bytes
@@ -96,7 +97,8 @@ def run(job: Job[Params]) -> dict[str, float]:
         )
     file, target = source.path / ONNX, job.output / ONNX
     graph = onnx.load(str(file))
-    if fold_transposes(graph):
+    tied = fold_transposes(graph)
+    if tied:
         file = job.scratch / ONNX
         onnx.save(graph, str(file))
     found = layers(graph.graph)
@@ -121,6 +123,8 @@ def run(job: Job[Params]) -> dict[str, float]:
             hint="Keep fewer of them.",
         )
     _quantize(params, file, target, found, kept, batches)
+    if tied and params.scheme == "dynamic_int8":
+        share_tables(target, tied)
     before, after = shipped_bytes(source.path), shipped_bytes(job.output)
     if after >= before:
         raise StageError(
