@@ -82,7 +82,7 @@ def quantize_static_int8(
 
 
 def share_tables(file: Path, pairs: Sequence[tuple[str, str]]) -> None:
-    """Let products with a transposed weight read the table that its lookups read, in place, instead of one of their own.
+    """Let products with a transposed weight read the table that its lookups read, not one of their own; in place.
 
     pairs: (weight, its transpose), before they were quantized. The runtime turns the table once, when it loads the
     graph. Tables that are not both quantized, or not with one scale each, stay as they are.

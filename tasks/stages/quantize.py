@@ -198,4 +198,4 @@ def _calibration(job: Job[Params], names: list[str]) -> list[Batch]:
     return [{name: batch[name].numpy() for name in names} for batch in batches]
 
 
-STAGE = Stage(kind="quantize", version=2, makes="onnx", params=Params, run=run)
+STAGE = Stage(kind="quantize", version=3, makes="onnx", params=Params, run=run)
