@@ -47,7 +47,7 @@ parity: .venv/ready-dev
 data-figures: data .venv/ready-dev
 	$(BIN)/python -m tests.bench.data_configs
 
-# Every objective through every stage with every family, and docs/benchmarks-objectives.md made of their scores: about 40
+# Every objective through every stage with every family, and docs/benchmarks-objectives.md made of their scores: about 60
 # minutes on 2 cores. What ran is kept in .forgeline/objectives, so a killed command goes on. CELLS="spam/bert" selects.
 objectives: .venv/ready-dev
 	$(BIN)/python -m tests.bench.objectives $(CELLS)
