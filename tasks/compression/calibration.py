@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ def second_moments(
         found[name] = found[name] + moment if name in found else moment
         tokens[name] += len(rows)
 
-    with _hooked(modules, add), torch.no_grad():
+    with inputs_given_to(modules, add), torch.no_grad():
         model.train(False)
         for batch in batches:
             mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
@@ -87,7 +87,9 @@ def second_moments(
 
 
 @contextmanager
-def _hooked(modules: Mapping[str, nn.Module], add: Any) -> Iterator[None]:
+def inputs_given_to(modules: Mapping[str, nn.Module], add: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """Within, every time one of the modules is called, `add` gets its name and its first input."""
+
     def hook(name: str) -> Any:
         return lambda module, inputs: add(name, inputs[0])
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from tasks.compression.calibration import Batch
+from tasks.compression.calibration import Batch, inputs_given_to
 from tasks.training.model_inputs import model_inputs
 
 if TYPE_CHECKING:
@@ -26,27 +25,15 @@ def gate_importance(
     and the part's `width` places of activation x gradient; the importance is the sum of its square over examples.
     """
     modules = dict(model.named_modules())
-    activations: dict[int, torch.Tensor] = {}
-    scores: list[torch.Tensor | float] = [0.0] * len(outward)
-
-    def keep(place: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            activations[place] = inputs[0]
-
-        return hook
-
-    hooks = [modules[name].register_forward_pre_hook(keep(i)) for i, name in enumerate(outward)]
-    try:
+    activations: dict[str, torch.Tensor] = {}
+    scores: dict[str, torch.Tensor] = {}
+    with inputs_given_to({name: modules[name] for name in outward}, activations.__setitem__):
         model.train(False)
         for batch in batches:
             total, _ = objective.loss(objective.output(model(**model_inputs(batch, model))), batch)
-            ordered = [activations[i] for i in range(len(outward))]
-            gradients = torch.autograd.grad(total, ordered)
-            for i, (activation, gradient) in enumerate(zip(ordered, gradients, strict=True)):
-                slopes = (activation * gradient).detach().double().sum(1)
-                slopes = slopes.reshape(len(slopes), -1, width).sum(-1)
-                scores[i] = scores[i] + slopes.square().sum(0)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return [score for score in scores if isinstance(score, torch.Tensor)]
+            gradients = torch.autograd.grad(total, [activations[name] for name in outward])
+            for name, gradient in zip(outward, gradients, strict=True):
+                slopes = (activations[name] * gradient).detach().double().sum(1)
+                squares = slopes.reshape(len(slopes), -1, width).sum(-1).square().sum(0)
+                scores[name] = scores[name] + squares if name in scores else squares
+    return list(scores.values())

@@ -10,16 +10,12 @@ point by name.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from tasks.compression.onnx_export import WEIGHTED
-
-Batch = Mapping[str, npt.NDArray[Any]]
+from tasks.compression.onnx_layers import Batch
 
 
 def quantize_dynamic_int8(

@@ -6,14 +6,13 @@ against those of the model as it was: mean squared difference, relative to the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Batch = Mapping[str, npt.NDArray[Any]]
+from tasks.compression.onnx_layers import Batch
 
 
 def outputs(file: Path, batches: Sequence[Batch]) -> list[npt.NDArray[np.float32]]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from infra.store import Store
     from tasks.stage import InputArtifact
 
+    MadeOf = list[tuple[Manifest, list[tuple[str, str | None]]]]
+
 TRANSFORMERS = """from transformers import AutoTokenizer, {auto_class}
 
 tokenizer = AutoTokenizer.from_pretrained(".")
@@ -44,13 +46,13 @@ print(session.run(["logits"], {{i.name: given[i.name] for i in session.get_input
 def model_page(store: Store, ref: str, model: InputArtifact, verdict: dict[str, Any], gate: Manifest) -> str:
     """The page, in Markdown. What the store no longer has is left out."""
     card = read_card(model.path)
-    made_of = list(lineage(store, model.manifest))
-    lines = [*_metadata(store, card, made_of), "", f"# {ref}", "", *_about(model.path, card)]
+    made_of = [(one, _sources(store, one)) for one in lineage(store, model.manifest)]
+    lines = [*_metadata(card, made_of), "", f"# {ref}", "", *_about(model.path, card)]
     scores = _scores(store, gate)
     if scores is not None:
         lines += ["", "## How good it is", "", *_quality(scores, verdict)]
     lines += ["", "## Why it ships", "", *[f"- {one['sentence']}" for one in verdict["requirements"]]]
-    lines += ["", "## What it was made of", "", *_steps(store, made_of)]
+    lines += ["", "## What it was made of", "", *_steps(made_of)]
     loader = _loader(model.path, card)
     if loader:
         lines += ["", "## How to load it", "", "In its folder, without Forgeline:", "", "```python", loader, "```"]
@@ -71,8 +73,8 @@ def lineage(store: Store, manifest: Manifest) -> Iterator[Manifest]:
             waiting += [source for source in found if source is not None]
 
 
-def _metadata(store: Store, card: ModelCard, made_of: list[Manifest]) -> list[str]:
-    licences = sorted({licence for one in made_of for _, licence in _sources(store, one) if licence})
+def _metadata(card: ModelCard, made_of: MadeOf) -> list[str]:
+    licences = sorted({licence for _, sources in made_of for _, licence in sources if licence})
     tags = ["forgeline", card.objective.name, *([card.format] if card.format else [])]
     lines = ["---", "library_name: " + ("onnx" if card.format else "transformers"), "tags:"]
     lines += [f"- {tag}" for tag in [*tags, *([card.quantization] if card.quantization else [])]]
@@ -122,11 +124,11 @@ def _quality(scores: dict[str, Any], verdict: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _steps(store: Store, made_of: list[Manifest]) -> list[str]:
+def _steps(made_of: MadeOf) -> list[str]:
     lines = []
-    for one in made_of:
+    for one, sources in made_of:
         lines.append(f"- {one.kind} `{one.key[:12]}`, bytes `{one.digest[:12]}`")
-        lines += [f"  - {source}: {licence or 'licence not stated'}" for source, licence in _sources(store, one)]
+        lines += [f"  - {source}: {licence or 'licence not stated'}" for source, licence in sources]
     return lines
 
 

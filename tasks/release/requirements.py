@@ -144,6 +144,22 @@ def read_replicates(scores: Path) -> dict[str, Replicates]:
     return dict(found)
 
 
+def verdict_on(
+    candidate: str, against: str | None, scores: Mapping[str, Any], evaluation: str, outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """verdict.json: who was judged on what, and how each requirement came out. evaluation: digest of the scores."""
+    models = scores["models"]
+    return {
+        "passed": all(outcome.passed for outcome in outcomes),
+        "candidate": {"name": candidate, **models[candidate]["artifact"]},
+        "against": {"name": against, **models[against]["artifact"]} if against else None,
+        "data": scores["data"],
+        "scores": evaluation,
+        "resamples": scores["resamples"],
+        "requirements": [outcome.to_json() for outcome in outcomes],
+    }
+
+
 def value_of(model: Mapping[str, Any], metric: str) -> float:
     """A metric or cost of one model of scores.json. Raises StageError, with the names there are, on an unknown one."""
     known = available(model)

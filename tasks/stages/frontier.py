@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from infra.errors import StageError
-from tasks.release.requirements import Requirement, judge, read_replicates, require_models, value_of
+from tasks.release.requirements import Requirement, judge, read_replicates, require_models, value_of, verdict_on
 from tasks.stage import Input, Job, Stage, StageParams
 
 
@@ -59,14 +59,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     quality = {name: _goodness(scores, name) for name in names}
     chosen = min(passing or names, key=lambda n: (costs[n], -quality[n]) if passing else (-quality[n], costs[n]))
     front = pareto_front({name: _axes(scores, name, costs[name]) for name in names})
-    verdict: dict[str, Any] = {
-        "passed": bool(passing),
-        "candidate": {"name": chosen, **models[chosen]["artifact"]},
-        "against": {"name": params.against, **models[params.against]["artifact"]},
-        "data": scores["data"],
-        "scores": source.manifest.digest,
-        "resamples": scores["resamples"],
-        "requirements": [outcome.to_json() for outcome in outcomes[chosen]],
+    verdict = verdict_on(chosen, params.against, scores, source.manifest.digest, outcomes[chosen]) | {
         "smallest": params.smallest,
         "candidates": [
             {

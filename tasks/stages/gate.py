@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from tasks.release.requirements import RELATIVE, Requirement, judge, read_replicates, require_models
+from tasks.release.requirements import RELATIVE, Requirement, judge, read_replicates, require_models, verdict_on
 from tasks.stage import Input, Job, Stage, StageParams
 
 
@@ -39,19 +39,10 @@ def run(job: Job[Params]) -> dict[str, float]:
     require_models(source.stage, models, wanted)
     replicates = read_replicates(source.path)
     outcomes = [judge(r, scores, replicates, params.candidate, params.against) for r in params.require]
-    passed = all(outcome.passed for outcome in outcomes)
-    verdict: dict[str, Any] = {
-        "passed": passed,
-        "candidate": {"name": params.candidate, **models[params.candidate]["artifact"]},
-        "against": {"name": params.against, **models[params.against]["artifact"]} if params.against else None,
-        "data": scores["data"],
-        "scores": source.manifest.digest,
-        "resamples": scores["resamples"],
-        "requirements": [outcome.to_json() for outcome in outcomes],
-    }
+    verdict = verdict_on(params.candidate, params.against, scores, source.manifest.digest, outcomes)
     (job.output / "verdict.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
     return {
-        "passed": float(passed),
+        "passed": float(verdict["passed"]),
         "requirements": float(len(outcomes)),
         "met": float(sum(o.passed for o in outcomes)),
     }
