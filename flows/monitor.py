@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from flows.live import LiveView
 from infra.errors import ForgelineError
 from tasks.execute import StageResult
+from tasks.pipeline import StageNode
 from tasks.run_record import RunRecord
+from tasks.stopped import stopped_by
 
 TAIL_BYTES = 4096
 
@@ -18,8 +20,8 @@ TAIL_BYTES = 4096
 class Monitor:
     """Receives what `execute_stage` reports; safe from many threads."""
 
-    def __init__(self, live: LiveView, record: RunRecord) -> None:
-        self.live, self.record = live, record
+    def __init__(self, live: LiveView, record: RunRecord, nodes: Collection[StageNode]) -> None:
+        self.live, self.record, self.nodes = live, record, nodes
         self.failures: dict[str, ForgelineError] = {}
         self.refused: set[str] = set()
         self._folders: dict[str, Path] = {}
@@ -61,8 +63,15 @@ class Monitor:
         self.failures.pop(stage, None)
         if result.refused:
             self.refused.add(stage)
+            self.skip(stopped_by(self.refused, self.nodes))
         state = "refused" if result.refused else "reused" if result.action == "reuse" else "done"
         self.live.update(stage, state=state, reason=result.reason)
+
+    def skip(self, stopped: Mapping[str, str]) -> None:
+        """Stages do not run, each because of the gate named beside it."""
+        for name, gate in stopped.items():
+            self.record.skip(name, f"{gate} refused")
+            self.live.update(name, state="skipped", reason=f"{gate} refused")
 
 
 def last_event(path: Path) -> dict[str, Any] | None:

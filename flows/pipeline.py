@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prefect import flow
+from prefect import allow_failure, flow
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed
@@ -34,8 +34,9 @@ def run_with_prefect(
     known: artifacts of refs; filled with each stage's artifact as it is made.
     """
 
+    nodes = list(pipeline.stages.values())
     # One thread a stage: those that wait for others, or for a slot, hold theirs.
-    runner: Any = ThreadPoolTaskRunner(max_workers=len(pipeline.stages))
+    runner: Any = ThreadPoolTaskRunner(max_workers=len(nodes))
 
     @flow(
         name=pipeline.name,
@@ -48,9 +49,13 @@ def run_with_prefect(
     def run_stages() -> State[Any]:
         futures: dict[str, PrefectFuture[Any]] = {}
         try:
-            for node in pipeline.stages.values():
-                wrapped = stage_task(node, known, context, on_end, read_progress, updates)
-                futures[node.name] = wrapped.submit(return_state=False, wait_for=[futures[name] for name in node.needs])
+            for node in nodes:
+                wrapped = stage_task(node, nodes, known, context, on_end, read_progress, updates)
+                optional = {item.stage for item in node.inputs if item.optional}
+                before: list[Any] = [
+                    allow_failure(futures[name]) if name in optional else futures[name] for name in node.needs
+                ]
+                futures[node.name] = wrapped.submit(return_state=False, wait_for=before)
             wait(list(futures.values()))
         except BaseException:
             context.cancelled.set()

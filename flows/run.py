@@ -28,6 +28,7 @@ from tasks.execute import RunContext, StageResult
 from tasks.pipeline import Pipeline
 from tasks.plan import PlannedStage, make_plan, resolve_refs
 from tasks.run_record import RunRecord, new_run_id
+from tasks.stopped import only_dropped
 
 REPAIR_ROUNDS = 2
 EXIT_SECONDS = 2.0
@@ -53,11 +54,12 @@ def run_pipeline(
     plan = _plan_around_damage(pipeline, store)
     record = RunRecord(new_run_id(), pipeline, store)
     with LiveView([(line.node.name, line.node.stage.kind) for line in plan], quiet=quiet) as live:
-        if all(line.action == "reuse" for line in plan):
+        if all(line.action in ("reuse", "skip") for line in plan):
             for line in plan:
-                _note_reused(line, record, store, live)
-            record.finish("ok")
-            return record, 0
+                _note_settled(line, record, store, live)
+            status, code = _refused_or_ok(pipeline, {line.node.name for line in plan if line.refused})
+            record.finish(status)
+            return record, code
         return record, _run_flow(pipeline, plan, store, record, live, last_words)
 
 
@@ -71,14 +73,17 @@ def _plan_around_damage(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
                 raise
 
 
-def _note_reused(line: PlannedStage, record: RunRecord, store: Store, live: LiveView) -> None:
-    assert line.artifact is not None
+def _note_settled(line: PlannedStage, record: RunRecord, store: Store, live: LiveView) -> None:
+    if line.artifact is None:
+        record.skip(line.node.name, line.reason)
+        live.update(line.node.name, state="skipped", reason=line.reason)
+        return
     manifest = store.manifest(line.artifact.kind, line.artifact.key)
     assert manifest is not None
     if line.node.stage.publish:
         line.node.stage.publish(store, manifest)
-    record.note(line.node.name, StageResult("reuse", manifest, line.reason))
-    live.update(line.node.name, state="reused", reason=line.reason)
+    record.note(line.node.name, StageResult("reuse", manifest, line.reason, line.refused))
+    live.update(line.node.name, state="refused" if line.refused else "reused", reason=line.reason)
 
 
 def _run_flow(
@@ -93,7 +98,7 @@ def _run_flow(
     folder = home() / "runs" / run
     folder.mkdir(parents=True)
     record.save()
-    monitor = Monitor(live, record)
+    monitor = Monitor(live, record, pipeline.stages.values())
     slots = Slots(len(os.sched_getaffinity(0)))
     context = RunContext(
         run=run,
@@ -120,7 +125,7 @@ def _run_flow(
         for warning in context.tracking.close(1.0 if context.cancelled.is_set() else 20.0):
             live.message(warning)
         ended.set()
-    status, code = _verdict(monitor, context.cancelled)
+    status, code = _verdict(pipeline, monitor, context.cancelled)
     record.finish(status)
     return code
 
@@ -147,7 +152,7 @@ def _quarantined(monitor: Monitor, store: Store) -> bool:
     return bool(corrupt)
 
 
-def _verdict(monitor: Monitor, cancelled: threading.Event) -> tuple[str, int]:
+def _verdict(pipeline: Pipeline, monitor: Monitor, cancelled: threading.Event) -> tuple[str, int]:
     failures = monitor.failures.values()
     if cancelled.is_set():
         return "interrupted", 130
@@ -155,7 +160,12 @@ def _verdict(monitor: Monitor, cancelled: threading.Event) -> tuple[str, int]:
         return "failed", 3
     if failures:
         return "interrupted", Preempted.exit_code
-    return ("refused", GateRefused.exit_code) if monitor.refused else ("ok", 0)
+    return _refused_or_ok(pipeline, monitor.refused)
+
+
+def _refused_or_ok(pipeline: Pipeline, refused: set[str]) -> tuple[str, int]:
+    """How a run without failures ended: a gate that only dropped a candidate refused nothing."""
+    return ("ok", 0) if only_dropped(refused, pipeline.stages.values()) else ("refused", GateRefused.exit_code)
 
 
 def _stop_when_cancelled(context: RunContext, record: RunRecord, ended: threading.Event, last_words: LastWords) -> None:

@@ -34,7 +34,7 @@ from infra.store import Store
 from infra.wandb_replay import WandbReplay
 from tasks.explain import why_it_runs
 from tasks.pipeline import StageNode
-from tasks.plan import Resolved, latest_ref, resolve, stored
+from tasks.plan import Resolved, latest_ref, refuses, resolve, stored
 from tasks.worker import METRICS_FILE, read_outcome
 
 POLL_SECONDS = 0.2
@@ -59,7 +59,7 @@ class RunContext:
     """What all stages of one run share.
 
     inputs_store: where inputs are read, if not in the store that is written. relaunch: start a job that was cut short
-    again, as long as it gets on.
+    again, as long as it gets on. refused: gates that have said no.
     """
 
     run: str
@@ -72,6 +72,7 @@ class RunContext:
     notify: Notify
     tracking: WandbReplay
     cancelled: threading.Event = field(default_factory=threading.Event)
+    refused: set[str] = field(default_factory=set)
     inputs_store: Store | None = None
     relaunch: bool = True
 
@@ -223,7 +224,7 @@ def _job(
 ) -> dict[str, Any]:
     inputs: dict[str, list[dict[str, Any]]] = {}
     taken: dict[str, int] = {}
-    for item in node.inputs:
+    for item in resolved.items:
         name = item.field
         ref = resolved.inputs[name][taken.get(name, 0)]
         taken[name] = taken.get(name, 0) + 1
@@ -263,7 +264,7 @@ def _finish(node: StageNode, result: StageResult, context: RunContext) -> StageR
         refs.advance(context.store, name, manifest.ref, note=f"run {context.run}")
     if node.stage.publish:
         node.stage.publish(context.store, manifest)
-    return replace(result, refused=node.stage.refuses and not manifest.metrics.get("passed"))
+    return replace(result, refused=refuses(node, manifest))
 
 
 def refusal(node: StageNode, context: RunContext) -> GateRefused:

@@ -32,7 +32,7 @@ def why_it_runs(pipeline: str, node: StageNode, resolved: Resolved, store: Store
     if old["version"] != new["version"]:
         reasons.append(f"stage version {old['version']} -> {new['version']}")
     reasons += [f"{path} {a} -> {b}" for path, a, b in param_changes(old["params"], new["params"])]
-    reasons += _input_changes(old["inputs"], new["inputs"], before.inputs, node, resolved, store)
+    reasons += _input_changes(old["inputs"], new["inputs"], before.inputs, resolved, store)
     if old["sources"] != new["sources"]:
         files = {s.path: s.sha256 for s in resolved.sources}
         reasons.append(f"sources changed: {_file_changes(_recorded_sources(store, before), files)}")
@@ -57,15 +57,14 @@ def _input_changes(
     old: list[dict[str, Any]],
     new: list[dict[str, Any]],
     old_refs: dict[str, Any],
-    node: StageNode,
     resolved: Resolved,
     store: Store,
 ) -> Iterator[str]:
     before, now = {e["field"]: e for e in old}, {e["field"]: e for e in new}
-    names = {item.path: item.stage for item in node.inputs}
+    names = {item.path: item.stage for item in resolved.items}
     # Inputs of one field stand in one list, in the order of the fields' paths.
-    fields = [item.field for item in node.inputs]
-    position_of = {item.path: fields[:i].count(fields[i]) for i, item in enumerate(node.inputs)}
+    fields = [item.field for item in resolved.items]
+    position_of = {item.path: fields[:i].count(fields[i]) for i, item in enumerate(resolved.items)}
     for path in sorted({*before, *now}):
         if path not in before:
             yield f"input {path} added: {names[path]}"

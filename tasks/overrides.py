@@ -13,6 +13,7 @@ from typing import Any
 from infra.config_check import did_you_mean
 from infra.errors import Problem
 from infra.yaml_source import Document, dotted, parse_scalar
+from tasks.stopped import AFTER
 
 ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -27,8 +28,9 @@ def apply_override(document: Document, override: str, problems: list[Problem]) -
         return
     if parts[0] == "stages" and len(parts) > 2:
         body = document.data.get("stages", {}).get(parts[1]) if isinstance(document.data.get("stages"), dict) else None
-        if isinstance(body, dict) and len(body) == 1 and parts[2] not in body:
-            parts.insert(2, next(iter(body)))
+        kinds = [key for key in body if key != AFTER] if isinstance(body, dict) else []
+        if len(kinds) == 1 and parts[2] not in (*kinds, AFTER):
+            parts.insert(2, kinds[0])
     target: Any = document.data
     for i, part in enumerate(parts):
         last = i == len(parts) - 1

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Set
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from infra.execution import Execution
 from infra.tracking import TrackingSettings
 from infra.yaml_source import Document, dotted, parse_yaml
 from tasks.overrides import apply_override, refuse_environment, with_environment
+from tasks.search import SEARCH, Search, Writing, write_out
 from tasks.stage import Input, InputField, Located, Stage, StageParams, input_fields, stages
+from tasks.stopped import AFTER
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 DEFAULT_STORE = ".forgeline/store"
@@ -58,7 +61,7 @@ class PipelineFile(BaseModel):
 
 @dataclass(frozen=True)
 class StageNode:
-    """One stage of a pipeline, checked. `needs` are the stages it waits for, in field order."""
+    """One stage of a pipeline, checked. `needs` are the stages it waits for: its inputs', then the gates of `after`."""
 
     name: str
     stage: Stage[Any]
@@ -66,6 +69,7 @@ class StageNode:
     execution: Execution
     inputs: tuple[InputField, ...]
     needs: tuple[str, ...]
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ def _check(
     for section in data.keys() - {"store", "tracking", "execution"}:
         refuse_environment(data[section], (section,), document, problems)
     unset, before = {problem.field for problem in problems}, len(problems)
+    searches = write_out(document, problems)
     file = check(PipelineFile, data, (), document, problems)
     raw_stages = data.get("stages")
     raw_execution = data.get("execution") or {}
@@ -127,11 +132,11 @@ def _check(
         for name, body in raw_stages.items():
             node = _stage(name, body, path, settings.get(name, Execution()), document, problems)
             if node is not None:
-                nodes[name] = node
+                nodes[name] = _with_optional(node, {model for search in searches for model in search.candidates})
         _check_references(nodes, raw_stages, document, problems)
         nodes = _in_order(nodes, document, problems)
     # What is wrong with a field because its variable is not set has been said already.
-    problems[before:] = [problem for problem in problems[before:] if problem.field not in unset]
+    problems[before:] = _told_once([problem for problem in problems[before:] if problem.field not in unset], searches)
     if file is None or problems:
         return None
     return Pipeline(
@@ -144,6 +149,18 @@ def _check(
         path=path,
         overrides=overrides,
     )
+
+
+def _told_once(problems: list[Problem], searches: list[Writing]) -> list[Problem]:
+    """Without the same fault of a search's step in each of the stages it was written out to."""
+    searched = {stage: search.name for search in searches for stage in search.stages}
+    once: dict[tuple[str, str, str], Problem] = {}
+    for problem in problems:
+        parts = problem.field.split(".")
+        if len(parts) > 1 and parts[1] in searched:
+            parts[1] = searched[parts[1]]
+        once.setdefault((problem.where, problem.message, ".".join(parts)), problem)
+    return list(once.values())
 
 
 def _executions(
@@ -201,12 +218,14 @@ def _stage(
         message = "a stage name has lower-case letters, digits, - and _ only"
         problems.append(Problem(document.place(path), dotted(path), message))
         return None
-    if not isinstance(body, dict) or len(body) != 1:
-        kinds = ", ".join(stages())
-        message = f"a stage is `{name}: {{kind: params}}` with exactly one kind; kinds: {kinds}"
+    if isinstance(body, dict) and SEARCH in body:
+        return None  # one that could not be written out, which has been told
+    kinds = [key for key in body if key != AFTER] if isinstance(body, dict) else []
+    if len(kinds) != 1:
+        message = f"a stage is `{name}: {{kind: params}}` with exactly one kind; kinds: {', '.join(stages())}"
         problems.append(Problem(document.place(path), dotted(path), message))
         return None
-    kind, raw = next(iter(body.items()))
+    kind, raw = kinds[0], body[kinds[0]]
     if kind not in stages():
         message = f"unknown stage kind; {did_you_mean(kind, stages())}"
         problems.append(Problem(document.place((*path, kind)), dotted((*path, kind)), message))
@@ -219,8 +238,16 @@ def _stage(
         where = (*path, kind, *fault.path)
         problems.append(Problem(document.place(where), dotted(where), fault.message))
     inputs = tuple(input_fields(params))
-    needs = dict.fromkeys(i.stage for i in inputs if not i.stage.startswith("ref:"))
-    return StageNode(name, stage, params, execution, inputs, tuple(needs))
+    after = body.get(AFTER) or []
+    after = tuple(after) if isinstance(after, list) else (after,)
+    needs = dict.fromkeys(i.stage for i in inputs if not i.stage.startswith("ref:")) | dict.fromkeys(after)
+    return StageNode(name, stage, params, execution, inputs, tuple(needs), after)
+
+
+def _with_optional(node: StageNode, candidates: Set[str]) -> StageNode:
+    """The stage, which does without candidates that were dropped where it takes a list of them."""
+    inputs = (replace(item, optional="[" in item.path and item.stage in candidates) for item in node.inputs)
+    return replace(node, inputs=tuple(inputs))
 
 
 def _rooted(raw: Any, model: type[BaseModel], folder: Path) -> Any:
@@ -250,6 +277,12 @@ def _check_references(
     nodes: dict[str, StageNode], raw_stages: dict[str, Any], document: Document, problems: list[Problem]
 ) -> None:
     for node in nodes.values():
+        for gate in node.after:
+            if gate not in nodes or not nodes[gate].stage.refuses:
+                gates = ", ".join(n.name for n in nodes.values() if n.stage.refuses) or "none"
+                path = ("stages", node.name, AFTER)
+                message = f"{gate!r} is no stage that can say no; those of this file: {gates}"
+                problems.append(Problem(document.place(path), dotted(path), message))
         for item in node.inputs:
             path = ("stages", node.name, node.stage.kind, *_split_path(item.path))
             place = document.place(path)
@@ -284,9 +317,11 @@ def _in_order(nodes: dict[str, StageNode], document: Document, problems: list[Pr
 
 def schema() -> dict[str, Any]:
     """JSON Schema of a pipeline file, for editors (`yaml-language-server: $schema=...`) and `forgeline schema`."""
+    bodies: dict[str, Any] = {kind: stage.params for kind, stage in stages().items()} | {SEARCH: Search}
+    after: Any = (str | list[str], Field(default=[], description="Gates without whose consent it does not run."))
     kinds = [
-        create_model(f"{kind.title()}Stage", __config__=ConfigDict(extra="forbid"), **{kind: (stage.params, ...)})  # type: ignore[call-overload]
-        for kind, stage in stages().items()
+        create_model(f"{kind.title()}Stage", __config__=ConfigDict(extra="forbid"), **{kind: (body, ...), AFTER: after})
+        for kind, body in bodies.items()
     ]
     union: Any = kinds[0]
     for model in kinds[1:]:

@@ -18,21 +18,23 @@ from infra.errors import StageError, StoreError, UsageError
 from infra.keys import content_digest, digest
 from tasks.explain import why_it_runs
 from tasks.pipeline import Pipeline, StageNode
-from tasks.stage import SourceFile, identity_params
+from tasks.stage import InputField, SourceFile, identity_params
+from tasks.stopped import stopped_by
 
 if TYPE_CHECKING:
     from infra.store import Store
 
-Action = Literal["run", "reuse", "resume", "unknown"]
+Action = Literal["run", "reuse", "resume", "skip", "unknown"]
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A stage whose inputs are known: its key, and the identity payload the key is the hash of."""
+    """A stage whose inputs are known: its key, the identity payload the key is the hash of, and the inputs it has."""
 
     key: str
     identity: dict[str, Any]
     inputs: dict[str, list[ArtifactRef]]
+    items: tuple[InputField, ...]
     sources: list[SourceFile] = field(default_factory=list)
 
 
@@ -46,6 +48,7 @@ class PlannedStage:
     key: str | None = None
     artifact: ArtifactRef | None = None
     step: int | None = None
+    refused: bool = False
 
     def to_json(self) -> dict[str, Any]:
         action = f"resume @ step {self.step}" if self.action == "resume" else self.action
@@ -59,10 +62,11 @@ class PlannedStage:
 
 
 def resolve(node: StageNode, made: dict[str, ArtifactRef], sources: list[SourceFile] | None = None) -> Resolved:
-    """Key and identity of a stage, given the artifacts of the stages and refs it names."""
+    """Key and identity of a stage, given the artifacts of the stages and refs it names; optional ones may lack."""
     inputs: dict[str, list[ArtifactRef]] = {}
     entries = []
-    for item in node.inputs:
+    items = tuple(item for item in node.inputs if item.stage in made or not item.optional)
+    for item in items:
         ref = made[item.stage]
         if ref.type not in item.types:
             raise UsageError(
@@ -82,7 +86,7 @@ def resolve(node: StageNode, made: dict[str, ArtifactRef], sources: list[SourceF
         "inputs": entries,
         "sources": content_digest((s.path, s.sha256) for s in sources) if node.stage.sources else None,
     }
-    return Resolved(digest(identity), identity, inputs, sources)
+    return Resolved(digest(identity), identity, inputs, items, sources)
 
 
 def _sources(node: StageNode) -> list[SourceFile]:
@@ -110,6 +114,11 @@ def stored(store: Store, kind: str, resolved: Resolved) -> Manifest | None:
             hint="The store was tampered with or written by an incompatible version; quarantine that artifact.",
         )
     return manifest
+
+
+def refuses(node: StageNode, manifest: Manifest) -> bool:
+    """Whether the artifact is a gate's no."""
+    return node.stage.refuses and not manifest.metrics.get("passed")
 
 
 def resolve_refs(pipeline: Pipeline, store: Store) -> dict[str, ArtifactRef]:
@@ -141,7 +150,12 @@ def make_plan(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
     known = resolve_refs(pipeline, store)
     planned: list[PlannedStage] = []
     waiting: dict[str, str] = {}
+    refused: set[str] = set()
     for node in pipeline.stages.values():
+        stopped = stopped_by(refused, pipeline.stages.values())
+        if node.name in stopped:
+            planned.append(PlannedStage(node, "skip", f"{stopped[node.name]} refused"))
+            continue
         blocker = next((waiting[n] for n in node.needs if n in waiting), None)
         if blocker is not None:
             waiting[node.name] = blocker
@@ -153,6 +167,8 @@ def make_plan(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
             waiting[node.name] = node.name
         else:
             known[node.name] = line.artifact
+            if line.refused:
+                refused.add(node.name)
     return planned
 
 
@@ -160,7 +176,9 @@ def _plan_stage(pipeline: Pipeline, node: StageNode, store: Store, known: dict[s
     resolved = resolve(node, known)
     manifest = stored(store, node.stage.kind, resolved)
     if manifest is not None:
-        return PlannedStage(node, "reuse", "nothing changed", resolved.key, manifest.ref)
+        return PlannedStage(
+            node, "reuse", "nothing changed", resolved.key, manifest.ref, refused=refuses(node, manifest)
+        )
     steps = CheckpointStore(store, node.stage.kind, resolved.key).steps()
     if steps:
         return PlannedStage(node, "resume", "it was interrupted", resolved.key, step=max(steps))

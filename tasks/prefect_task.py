@@ -13,19 +13,20 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from prefect import Task, task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
 from infra.artifacts import ArtifactRef
 from infra.errors import ForgelineError
 from tasks.execute import RunContext, StageResult, execute_stage, refusal
 from tasks.pipeline import StageNode
+from tasks.stopped import stopped_by
 
 PROGRESS_INTERVAL = 5.0
 log = logging.getLogger(__name__)
@@ -33,13 +34,18 @@ log = logging.getLogger(__name__)
 
 def stage_task(
     node: StageNode,
+    nodes: Collection[StageNode],
     made: dict[str, ArtifactRef],
     context: RunContext,
     on_end: Callable[[str, StageResult | ForgelineError], None],
     read_progress: Callable[[str], float | None],
     updates: UiUpdates,
 ) -> Task[[], Any]:
-    """A Prefect task that executes `node`. On success the stage's reference is put into `made` for those that wait."""
+    """A Prefect task that executes `node`. On success the stage's reference is put into `made` for those that wait.
+
+    Prefect starts it once all it needs has ended well, and what is optional has ended somehow. `nodes`: all of the
+    pipeline, which tell whether what is optional was stopped by a gate, or failed.
+    """
 
     @task(
         name=node.name,
@@ -53,6 +59,8 @@ def stage_task(
         log_prints=False,
     )
     def run_stage() -> State[Any]:
+        if failed := [name for name in node.needs if name not in made | stopped_by(context.refused, nodes)]:
+            return Failed(name="NotReady", message=f"{', '.join(failed)} failed")
         progress = _ProgressArtifact(context.pipeline, node.name, read_progress, updates)
         context.notify(node.name, on_poll=progress.update)
         try:
@@ -67,6 +75,7 @@ def stage_task(
         progress.finish()
         updates.later(lambda: _table(context, node, result))
         if result.refused:
+            context.refused.add(node.name)
             raise refusal(node, context)
         name = {"reuse": "Reused", "resume": "Resumed", "run": "Completed"}[result.action]
         return Completed(name=name, message=f"{result.manifest.type} {result.manifest.key[:12]}", data=node.name)

@@ -75,6 +75,10 @@ class RunRecord:
             metrics=manifest.metrics,
         )
 
+    def skip(self, name: str, reason: str) -> None:
+        """A stage does not run."""
+        self._stages[name].update(action="skipped", reason=reason)
+
     def finish(self, status: str) -> None:
         """Close the record: `ok`, `failed`, `refused` or `interrupted`."""
         with self._lock:

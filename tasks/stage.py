@@ -188,11 +188,15 @@ class Stage(Generic[P]):
 
 @dataclass(frozen=True)
 class InputField:
-    """One reference found in a stage's params: dotted field path, the text given, the types it accepts."""
+    """One reference found in a stage's params: dotted field path, the text given, the types it accepts.
+
+    optional: the stage does without it where a gate stopped what would have made it.
+    """
 
     path: str
     text: str
     types: tuple[str, ...]
+    optional: bool = False
 
     @property
     def field(self) -> str:

@@ -312,3 +312,46 @@ def test_a_failing_stage_lets_the_other_branch_finish(finished: Finished, start:
     ended = {"corpus": "reuse", "tokenizer": "reuse", "tokens": "reuse", "base": "run", "functions": "failed"}
     assert result.actions == {name: ended.get(name, "skipped") for name in result.actions}
     assert "at least two classes" in result.stderr
+
+
+SEARCH = """\
+  small:
+    search:
+      model: teacher
+      steps:
+        - choose:
+            half: {distill: {data: functions, layers: 1, max_steps: 2, learning_rate: 1e-2}}
+            lean: {prune: {data: functions, keep: 0.5, samples: 16}}
+        - export: {}
+        - choose: {fp32: null, int8: {quantize: {}}}
+      screen: {data: functions.validation, require: [{metric: parameters, max_ratio: 0.8}]}
+  found:
+    evaluate: {models: [teacher, small], data: functions.test, latency: {repeats: 3, max_seconds: 0.05}, resamples: 100}
+  smallest:
+    frontier: {scores: found, against: teacher, require: [{metric: accuracy, min: 0.0}]}
+  found_release:
+    promote: {gate: smallest, ref: tiny/smallest}
+"""
+
+
+def test_a_search_goes_on_without_what_its_screen_dropped(
+    finished: Finished, start: Start, copy: Store, tmp_path: Path
+) -> None:
+    """Of the teacher's parameters half its layers are fewer than 80 %, half its FFN neurons more."""
+    text = finished.file.read_text().replace("execution:\n", f"{SEARCH}execution:\n")
+    file = finished.file.with_name("searched.yaml")
+    file.write_text(text.replace("name: tiny\n", "name: searched\n"))
+    result = start(file, copy.url).end().must(0)
+    dropped = {name for name, action in result.actions.items() if action == "skipped"}
+    assert dropped == {"small-lean-export", "small-lean-int8"}
+    assert result.actions["small-lean-passes"] == "refused" and result.json["status"] == "ok"
+    found = next(stage["artifact"] for stage in result.json["stages"] if stage["name"] == "found")
+    folder = copy.fetch(copy.manifest("evaluate", found["key"]))
+    assert set(json.loads((folder / "scores.json").read_text())["models"]) == {
+        "teacher", "small-half-export", "small-half-int8",
+    }  # fmt: skip
+    assert refs.get(copy, "tiny/smallest").artifact.kind == "quantize"
+    again = start(file, copy.url).end().must(0)
+    assert set(again.actions.values()) == {"reuse", "refused", "skipped"} and again.seconds < 5, "nothing to start for"
+    strict = start(file, copy.url, "stages.small.screen.require.0.max_ratio=0.01").end().must(4)
+    assert strict.json["status"] == "refused" and strict.actions["found_release"] == "skipped"

@@ -174,6 +174,7 @@ def commit(store: Store, folder: Path, node: StageNode, resolved: Resolved, cont
         payload_dir=payload,
         records_dir=records if node.stage.sources else None,
         identity=resolved.identity,
+        metrics={"passed": 1.0} if node.stage.refuses else {},
     )
 
 
@@ -204,7 +205,7 @@ def build(folder: Path) -> Quickstart:
 
 def _elsewhere(quickstart: Quickstart, node: StageNode) -> ArtifactRef:
     """Another artifact of the type a stage makes, for inputs that no other stage of the pipeline fits."""
-    resolved = Resolved(f"elsewhere-{node.stage.makes}", {}, {})
+    resolved = Resolved(f"elsewhere-{node.stage.makes}", {}, {}, ())
     return commit(quickstart.store, quickstart.folder, node, resolved, f"elsewhere {node.stage.makes}").ref
 
 
