@@ -19,6 +19,7 @@ from infra.errors import ForgelineError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flows.search import Load
     from infra.store import Store
     from tasks.pipeline import Pipeline
     from tasks.run_record import RunRecord
@@ -122,9 +123,15 @@ def _count(text: str) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> Pipeline:
+    from flows.search import with_known_trials
+
+    return with_known_trials(_loader(arguments))
+
+
+def _loader(arguments: argparse.Namespace) -> Load:
     from tasks.pipeline import load_pipeline
 
-    return load_pipeline(arguments.file, arguments.overrides, arguments.store)
+    return lambda results: load_pipeline(arguments.file, arguments.overrides, arguments.store, results)
 
 
 def _open_store(arguments: argparse.Namespace) -> Store:
@@ -135,13 +142,15 @@ def _open_store(arguments: argparse.Namespace) -> Store:
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    pipeline = _load(arguments)
+    from tasks.search import Results
+
+    pipeline = _loader(arguments)(Results())
     print(f"{arguments.file}: ok, {len(pipeline.stages)} stages")
     return 0
 
 
 def print_schema(arguments: argparse.Namespace) -> int:
-    from tasks.pipeline import schema
+    from tasks.pipeline_schema import schema
 
     print(json.dumps(schema(), indent=2))
     return 0
@@ -165,18 +174,34 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from flows.run import run_pipeline, stage_summary
-
-    pipeline = _load(arguments)
+    from flows.run import run_pipeline
+    from flows.search import run_trials
 
     def say(record: RunRecord) -> None:
         if arguments.json:
             print(json.dumps(record.summary()), flush=True)
 
+    last: list[RunRecord] = []
+
+    def once(pipeline: Pipeline) -> int:
+        record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=say)
+        _say_how_it_ended(record, report=not arguments.no_report)
+        last[:] = [record]
+        return code
+
     # As Ctrl-C: its own way of ending would leave a Prefect server behind, and a record that says "running".
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=say)
-    written = None if arguments.no_report else _write_report(record.data, record.store, None)
+    pipeline, code = run_trials(_loader(arguments), once, _say)
+    if pipeline is not None:
+        code = once(pipeline)
+    say(last[0])
+    return code
+
+
+def _say_how_it_ended(record: RunRecord, *, report: bool) -> None:
+    from flows.run import stage_summary
+
+    written = _write_report(record.data, record.store, None) if report else None
     for entry in record.data["stages"]:
         if entry["error"]:
             error = entry["error"]
@@ -185,8 +210,6 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{record.data['status']}: {stage_summary(record.data)}, {record.data['seconds']:.1f} s", file=sys.stderr)
     if written:
         print(f"report: {written}", file=sys.stderr)
-    say(record)
-    return code
 
 
 def _say(text: str) -> None:

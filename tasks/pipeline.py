@@ -12,7 +12,6 @@ the environment put into it: `tasks/overrides.py`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Set
@@ -21,20 +20,22 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field
 
 from infra.config_check import check, did_you_mean
 from infra.errors import ConfigError, Problem
 from infra.execution import Execution
 from infra.tracking import TrackingSettings
 from infra.yaml_source import Document, dotted, parse_yaml
+from tasks.execution_settings import executions
 from tasks.overrides import apply_override, refuse_environment, with_environment
-from tasks.search import SEARCH, Search, Writing, write_out
-from tasks.stage import Input, InputField, Located, Stage, StageParams, input_fields, stages
+from tasks.search import SEARCH, Results, Writing, write_out
+from tasks.stage import InputField, Located, Stage, StageParams, input_fields, stages
 from tasks.stopped import AFTER
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 DEFAULT_STORE = ".forgeline/store"
+NOTHING_TRIED = Results()
 
 
 def default_store() -> str:
@@ -84,10 +85,16 @@ class Pipeline:
     text: str
     path: Path
     overrides: tuple[str, ...] = field(default=())
+    searches: tuple[Writing, ...] = field(default=())
 
 
-def load_pipeline(path: Path, overrides: list[str] | None = None, store: str | None = None) -> Pipeline:
-    """Read, override and check a pipeline file. Raises ConfigError listing every fault."""
+def load_pipeline(
+    path: Path, overrides: list[str] | None = None, store: str | None = None, results: Results = NOTHING_TRIED
+) -> Pipeline:
+    """Read, override and check a pipeline file. Raises ConfigError listing every fault.
+
+    results: what the candidates of its searches reached, on which the next ones depend.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -101,7 +108,7 @@ def load_pipeline(path: Path, overrides: list[str] | None = None, store: str | N
     problems: list[Problem] = []
     for override in overrides or []:
         apply_override(document, override, problems)
-    pipeline = _check(document, path, store, tuple(overrides or []), problems)
+    pipeline = _check(document, path, store, tuple(overrides or []), problems, results)
     if problems or pipeline is None:
         raise ConfigError(sorted(problems, key=_line))
     return pipeline
@@ -113,7 +120,12 @@ def _line(problem: Problem) -> tuple[str, int]:
 
 
 def _check(
-    document: Document, path: Path, store: str | None, overrides: tuple[str, ...], problems: list[Problem]
+    document: Document,
+    path: Path,
+    store: str | None,
+    overrides: tuple[str, ...],
+    problems: list[Problem],
+    results: Results,
 ) -> Pipeline | None:
     data = document.data
     for section in ("store", "tracking", "execution"):
@@ -122,13 +134,13 @@ def _check(
     for section in data.keys() - {"store", "tracking", "execution"}:
         refuse_environment(data[section], (section,), document, problems)
     unset, before = {problem.field for problem in problems}, len(problems)
-    searches = write_out(document, problems)
+    searches = write_out(document, problems, results)
     file = check(PipelineFile, data, (), document, problems)
     raw_stages = data.get("stages")
     raw_execution = data.get("execution") or {}
     nodes: dict[str, StageNode] = {}
     if isinstance(raw_stages, dict):
-        settings = _executions(raw_execution, raw_stages, path.parent, document, problems)
+        settings = executions(raw_execution, raw_stages, path.parent, document, problems)
         for name, body in raw_stages.items():
             node = _stage(name, body, path, settings.get(name, Execution()), document, problems)
             if node is not None:
@@ -148,6 +160,7 @@ def _check(
         text=document.text,
         path=path,
         overrides=overrides,
+        searches=tuple(searches),
     )
 
 
@@ -161,53 +174,6 @@ def _told_once(problems: list[Problem], searches: list[Writing]) -> list[Problem
             parts[1] = searched[parts[1]]
         once.setdefault((problem.where, problem.message, ".".join(parts)), problem)
     return list(once.values())
-
-
-def _executions(
-    raw: Any, raw_stages: dict[str, Any], folder: Path, document: Document, problems: list[Problem]
-) -> dict[str, Execution]:
-    if not isinstance(raw, dict):
-        return {}
-    raw = {name: _with_config_file(settings, name, folder, document, problems) for name, settings in raw.items()}
-    for name in raw:
-        if name != "default" and name not in raw_stages:
-            message = f"no such stage; {did_you_mean(name, ['default', *raw_stages])}"
-            problems.append(Problem(document.place(("execution", name)), f"execution.{name}", message))
-    default = raw.get("default") or {}
-    check(Execution, default, ("execution", "default"), document, problems)
-    found = {}
-    for name in raw_stages:
-        own = raw.get(name) or {}
-        if own and check(Execution, own, ("execution", name), document, problems) is None:
-            continue
-        if isinstance(default, dict) and isinstance(own, dict):
-            merged = check(Execution, _merged(default, own), ("execution", name), document, [])
-            if merged is not None:
-                found[name] = merged
-    return found
-
-
-def _with_config_file(settings: Any, name: str, folder: Path, document: Document, problems: list[Problem]) -> Any:
-    """Settings whose `deepspeed` names a JSON file, with what that file holds instead."""
-    if not isinstance(settings, dict) or not isinstance(settings.get("deepspeed"), str):
-        return settings
-    place, path = ("execution", name, "deepspeed"), folder / Path(settings["deepspeed"]).expanduser()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not valid JSON ({error})"
-        problems.append(Problem(document.place(place), dotted(place), f"cannot read {path}: {reason}"))
-        content = {}
-    return {**settings, "deepspeed": content}
-
-
-def _merged(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`own` over `default`, nested mappings field by field."""
-    both = {
-        k: _merged(default[k], v) if isinstance(v, dict) and isinstance(default.get(k), dict) else v
-        for k, v in own.items()
-    }
-    return {**default, **both}
 
 
 def _stage(
@@ -280,9 +246,9 @@ def _check_references(
         for gate in node.after:
             if gate not in nodes or not nodes[gate].stage.refuses:
                 gates = ", ".join(n.name for n in nodes.values() if n.stage.refuses) or "none"
-                path = ("stages", node.name, AFTER)
+                where = ("stages", node.name, AFTER)
                 message = f"{gate!r} is no stage that can say no; those of this file: {gates}"
-                problems.append(Problem(document.place(path), dotted(path), message))
+                problems.append(Problem(document.place(where), dotted(where), message))
         for item in node.inputs:
             path = ("stages", node.name, node.stage.kind, *_split_path(item.path))
             place = document.place(path)
@@ -313,26 +279,3 @@ def _in_order(nodes: dict[str, StageNode], document: Document, problems: list[Pr
         message = f"stages need each other in a circle: {' -> '.join(loop)} (each needs the next); remove one arrow"
         problems.append(Problem(place, f"stages.{loop[0]}", message))
         return {}
-
-
-def schema() -> dict[str, Any]:
-    """JSON Schema of a pipeline file, for editors (`yaml-language-server: $schema=...`) and `forgeline schema`."""
-    bodies: dict[str, Any] = {kind: stage.params for kind, stage in stages().items()} | {SEARCH: Search}
-    after: Any = (str | list[str], Field(default=[], description="Gates without whose consent it does not run."))
-    kinds = [
-        create_model(f"{kind.title()}Stage", __config__=ConfigDict(extra="forbid"), **{kind: (body, ...), AFTER: after})
-        for kind, body in bodies.items()
-    ]
-    union: Any = kinds[0]
-    for model in kinds[1:]:
-        union = union | model
-    full = create_model(
-        "Pipeline",
-        __base__=PipelineFile,
-        stages=(dict[str, union], Field(description="Stage name -> {kind: params}.")),
-        execution=(dict[str, Execution], Field(default={}, description="`default` and stage names -> settings.")),
-    )
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **full.model_json_schema()}
-
-
-__all__ = ["Input", "Pipeline", "StageNode", "load_pipeline", "schema"]

@@ -16,70 +16,41 @@ A step is a stage without its model, which is what the step before it left, or a
 model as it is). Anywhere in a stage's params `choose: [...]` stands for one of its values. Each combination is a
 candidate, called by what was chosen: `small-half-lean-keep05-int8`. What candidates share they share by name, so it is
 made once. With `screen` each model that another step will work on is first held against `model` on that data; where
-the gate says no, none of what was to be made of it is.
+the gate says no, none of what was to be made of it is. With `trials` only some candidates are tried, and numbers may
+come from a range (`keep: {between: [0.4, 0.9]}`): see `tasks/search_trials.py`.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
-
-from pydantic import Field
 
 from infra.config_check import check, did_you_mean
 from infra.errors import Problem
 from infra.yaml_source import Document, Path, dotted
-from tasks.release.requirements import Requirement
-from tasks.stage import Input, StageParams, stages
+from tasks.search_space import Choice, Option, Pick, Screen, Search, drawn_path, every_path, options_of
+from tasks.search_trials import Result, draw
+from tasks.stage import Input, stages
 from tasks.stopped import AFTER
 
-SEARCH, CHOOSE = "search", "choose"
+SEARCH = "search"
 MOST = 200
 """Candidates beyond which a space is taken for a mistake."""
 
 
-class Screen(StageParams):
-    """Whether a model is worth going on with, on data that is not what decides in the end."""
-
-    data: str = Field(
-        description="Data with the split (`texts.validation`); not the split the candidates are judged on."
-    )
-    require: list[Requirement] = Field(
-        min_length=1, description="All of these must hold, against the model searched from."
-    )
-
-
-class Search(StageParams):
-    """From which model, by which steps."""
-
-    model: str = Field(description="Stage that makes the model to begin with.")
-    steps: list[dict[str, Any]] = Field(min_length=1, description="Stages without their model, or `choose` among such.")
-    screen: Screen | None = Field(None, description="Test that a model must pass to be worked on. None: none.")
-
-
 @dataclass(frozen=True)
-class _Branch:
-    """A model on its way: the stage that makes it, what was chosen for it, the gate it has to pass."""
+class Results:
+    """What is known of candidates that were tried: search -> candidate -> result.
 
-    model: str
-    chosen: tuple[str, ...] = ()
-    gate: str | None = None
+    closed: no more are drawn; candidates are those with a result.
+    """
 
-
-@dataclass(frozen=True)
-class _Choice:
-    """One way to take a step: what it is called, the stage's kind (None: no stage) and params, where they stand."""
-
-    labels: tuple[str, ...]
-    kind: str | None
-    params: dict[str, Any]
-    place: Path
+    of: Mapping[str, Mapping[str, Result]] = field(default_factory=dict)
+    closed: bool = False
 
 
-def write_out(document: Document, problems: list[Problem]) -> list[Writing]:
+def write_out(document: Document, problems: list[Problem], results: Results) -> list[Writing]:
     """Replace every `search` among the stages of `document` with the stages it stands for; faults go to `problems`.
 
     One with a fault stays where it is.
@@ -95,10 +66,10 @@ def write_out(document: Document, problems: list[Problem]) -> list[Writing]:
             continue
         before = len(problems)
         space = check(Search, body[SEARCH], ("stages", name, SEARCH), document, problems)
-        made = Writing(name, space, given, document, problems) if space and len(body) == 1 else None
         if len(body) > 1:
             path = ("stages", name)
             problems.append(Problem(document.place(path), dotted(path), "a search stands alone, without another kind"))
+        made = Writing(name, space, given, document, problems, results) if space and len(body) == 1 else None
         if made is None or len(problems) > before:
             written[name] = body
             continue
@@ -112,83 +83,107 @@ def write_out(document: Document, problems: list[Problem]) -> list[Writing]:
 
 
 class Writing:
-    """The stages of one search, and the names of its candidates."""
+    """The stages of one search, and the names of its candidates.
+
+    trials: of a search that tries some, the evaluation of each candidate. undecided: more are to be drawn once those
+    have a result.
+    """
 
     def __init__(
-        self, name: str, space: Search, given: dict[str, Any], document: Document, problems: list[Problem]
+        self,
+        name: str,
+        space: Search,
+        given: dict[str, Any],
+        document: Document,
+        problems: list[Problem],
+        results: Results,
     ) -> None:
         self.name, self.space, self.document, self.problems = name, space, document, problems
         self.stages: dict[str, Any] = {}
         self.candidates: list[str] = []
+        self.trials: dict[str, str] = {}
+        self.undecided = False
         root = ("stages", name, SEARCH)
         if space.model not in given and not space.model.startswith("ref:"):
             self._fault((*root, "model"), f"no stage named {space.model!r}; {did_you_mean(space.model, given)}")
-        branches = [_Branch(space.model)]
-        for i, step in enumerate(space.steps):
-            choices = list(self._choices(step, (*root, "steps", i)))
-            if len(branches) * len(choices) > MOST:
-                self._fault((*root, "steps", i), f"more than {MOST} candidates; take some choices out")
-                return
-            last = i == len(space.steps) - 1
-            branches = [self._take(branch, choice, last=last) for branch in branches for choice in choices]
-        self.candidates = list(dict.fromkeys(branch.model for branch in branches if branch.model != space.model))
+        steps = [options_of(step, (*root, "steps", i), self._fault) for i, step in enumerate(space.steps)]
+        for path in self._paths(steps, results) if all(steps) else ():
+            if len(self.candidates) == MOST:
+                self._fault((*root, "steps"), f"more than {MOST} candidates; take choices out, or give `trials`")
+                break
+            candidate = self._write(path)
+            if candidate and candidate not in self.candidates:
+                self.candidates.append(candidate)
+        if space.trials:
+            for candidate in self.candidates:
+                self.trials[candidate] = f"{candidate}-trial"
+                trial = {"evaluate": {"models": [candidate], "data": space.trials.data}}
+                self._add(self.trials[candidate], trial, (*root, "trials"))
         for taken in sorted(self.stages.keys() & given.keys()):
             self._fault(root, f"writes a stage {taken!r}, but there is one of that name; call one of them otherwise")
 
-    def _choices(self, step: dict[str, Any], path: Path) -> Iterator[_Choice]:
-        options = step.get(CHOOSE, {"": step})
-        if not isinstance(options, dict) or len(step) != 1 or not options:
-            self._fault(path, "a step is `{kind: params}` or `choose: {name: {kind: params}, other: null}`")
-            return
-        for label, body in options.items():
-            place = (*path, CHOOSE, label) if CHOOSE in step else path
-            named = (label,) if label else ()
-            if body is None:
-                yield _Choice((), None, {}, place)
-                continue
-            kind = next(iter(body)) if isinstance(body, dict) and len(body) == 1 else None
-            if kind not in stages():
-                self._fault(place, f"a step is `{{kind: params}}`; {did_you_mean(str(kind), stages())}")
-                continue
-            for labels, params in _combinations(body[kind] or {}):
-                yield _Choice((*named, *labels), kind, params, (*place, kind))
+    def _paths(self, steps: list[list[Option]], results: Results) -> Iterable[tuple[Choice, ...]]:
+        if self.space.trials is None:
+            return every_path(steps)
+        known = results.of.get(self.name, {})
 
-    def _take(self, branch: _Branch, choice: _Choice, *, last: bool) -> _Branch:
-        """The branch with the choice taken, its stage written."""
-        if choice.kind is None:
-            return branch
-        chosen = (*branch.chosen, *choice.labels)
-        name = "-".join((self.name, *chosen, *(() if choice.labels else (choice.kind,))))
-        field = _model_field(choice.kind, choice.params)
-        if field is None:
-            self._fault(choice.place, "works on no model, so it is no step of a search")
-        elif name in self.stages:
-            self._fault(choice.place, f"two candidates would be called {name!r}; call their choices otherwise")
-        else:
-            gates = {AFTER: branch.gate} if branch.gate else {}
-            self.stages[name] = {choice.kind: {field: branch.model, **choice.params}, **gates}
-            self._stands((name, choice.kind), choice.place)
-        gate = None
-        if self.space.screen and not last and stages()[choice.kind].makes == "model":
-            gate = self._screened(name, self.space.screen)
-        return replace(branch, model=name, chosen=chosen, gate=gate)
+        def one(pick: Pick) -> tuple[Choice, ...]:
+            return drawn_path(steps, pick)
 
-    def _screened(self, name: str, screen: Screen) -> str:
-        scores, gate = f"{name}-screen", f"{name}-passes"
+        def called(path: tuple[Choice, ...]) -> str | None:
+            names = self._named(path)
+            return names[-1][1] if names else None
+
+        paths, complete = draw(self.space.trials, known, one, called)
+        self.undecided = not complete and not results.closed
+        return [path for path in paths if called(path) in known] if results.closed else paths
+
+    def _named(self, path: tuple[Choice, ...]) -> list[tuple[Choice, str]]:
+        """The stages of a path: the choice each comes of, and what it is called by that and those before."""
+        labels: list[str] = []
+        named = []
+        for choice in path:
+            if choice.kind is not None:
+                labels += choice.labels
+                named.append((choice, "-".join((self.name, *labels, *(() if choice.labels else (choice.kind,))))))
+        return named
+
+    def _write(self, path: tuple[Choice, ...]) -> str | None:
+        """Write the stages of a path. Returns the last one's name, the candidate's; None if there is none."""
+        model, gate = self.space.model, None
+        for choice, name in self._named(path):
+            assert choice.kind is not None
+            field = _model_field(choice.kind, choice.params)
+            if field is None:
+                self._fault(choice.place, "works on no model, so it is no step of a search")
+                return None
+            self._add(name, {choice.kind: {field: model, **choice.params}, **_waiting_for(gate)}, choice.place)
+            last = choice.place[3:5] == ("steps", len(self.space.steps) - 1)
+            screened = self.space.screen and not last and stages()[choice.kind].makes == "model"
+            gate = self._screened(name, self.space.screen, gate) if screened and self.space.screen else None
+            model = name
+        return None if model == self.space.model else model
+
+    def _screened(self, name: str, screen: Screen, before: str | None) -> str:
+        """Write the test of a model. Returns its gate's name."""
+        scores, gate, path = f"{name}-screen", f"{name}-passes", ("stages", self.name, SEARCH, "screen")
+        models = {"models": [self.space.model, name], "data": screen.data}
         require = [requirement.model_dump(exclude_none=True) for requirement in screen.require]
-        self.stages[scores] = {"evaluate": {"models": [self.space.model, name], "data": screen.data}}
-        self.stages[gate] = {
-            "gate": {"scores": scores, "candidate": name, "against": self.space.model, "require": require}
-        }
-        for stage in (scores, gate):
-            self._stands((stage,), ("stages", self.name, SEARCH, "screen"))
+        verdict = {"scores": scores, "candidate": name, "against": self.space.model, "require": require}
+        self._add(scores, {"evaluate": models, **_waiting_for(before)}, path)
+        self._add(gate, {"gate": verdict}, path)
         return gate
 
-    def _stands(self, stage: Path, where: Path) -> None:
-        """Faults of a written stage are told where its step stands in the file."""
+    def _add(self, name: str, body: dict[str, Any], place: Path) -> None:
+        """A stage of the search; what is wrong with it is told where `place` stands in the file."""
+        if name in self.stages and self.stages[name] != body:
+            self._fault(place, f"two candidates would be called {name!r}; call their choices otherwise")
+            return
+        self.stages[name] = body
         places = self.document.places
-        below = {path[len(where) :]: place for path, place in places.items() if path[: len(where)] == where}
-        places.update({("stages", *stage, *rest): place for rest, place in below.items()})
+        below = {path[len(place) :]: line for path, line in places.items() if path[: len(place)] == place}
+        root = ("stages", name, next(iter(body)))
+        places.update({(*root, *rest): line for rest, line in below.items()})
 
     def _fault(self, path: Path, message: str) -> None:
         problem = Problem(self.document.place(path), dotted(path), message)
@@ -196,29 +191,13 @@ class Writing:
             self.problems.append(problem)
 
 
-def _combinations(value: Any, field: str = "") -> list[tuple[tuple[str, ...], Any]]:
-    """Every way to take the choices in `value`: what they are called, and the value without them."""
-    if isinstance(value, dict) and value.keys() == {CHOOSE}:
-        options = value[CHOOSE]
-        named = options.items() if isinstance(options, dict) else ((_label(field, one), one) for one in options)
-        return [((label,), option) for label, option in named]
-    if isinstance(value, dict):
-        parts = [[(key, one) for one in _combinations(item, key)] for key, item in value.items()]
-        return [
-            (tuple(label for _, (labels, _) in taken for label in labels), {key: plain for key, (_, plain) in taken})
-            for taken in itertools.product(*parts)
-        ]
-    return [((), value)]
-
-
-def _label(field: str, value: Any) -> str:
-    """`keep` 0.75 as keep075, `scheme` int4 as int4."""
-    text = value if isinstance(value, str) else f"{field}{value}"
-    return re.sub(r"[^a-z0-9_]", "", text.lower())
+def _waiting_for(gate: str | None) -> dict[str, str]:
+    return {AFTER: gate} if gate else {}
 
 
 def _model_field(kind: str, params: dict[str, Any]) -> str | None:
     """The first input of a stage that takes a model and is not given: there the search puts its own."""
+    name: str
     for name, info in stages()[kind].params.model_fields.items():
         marker = next((m for m in info.metadata if isinstance(m, Input)), None)
         if marker and name not in params and {"model", "onnx"} & {*marker.types}:

@@ -355,3 +355,30 @@ def test_a_search_goes_on_without_what_its_screen_dropped(
     assert set(again.actions.values()) == {"reuse", "refused", "skipped"} and again.seconds < 5, "nothing to start for"
     strict = start(file, copy.url, "stages.small.screen.require.0.max_ratio=0.01").end().must(4)
     assert strict.json["status"] == "refused" and strict.actions["found_release"] == "skipped"
+
+
+TRIED = """\
+  formats:
+    search:
+      model: onnx
+      steps:
+        - quantize: {per_channel: {choose: [true, false]}, keep_float: {choose: {all: [], most: ["lm_head*"]}}}
+      trials: {data: functions.validation, number: 2, at_once: 1}
+  tried:
+    evaluate: {models: [onnx, formats], data: functions.test, latency: {repeats: 3, max_seconds: 0.05}, resamples: 100}
+"""
+
+
+def test_trials_run_in_rounds_and_are_replayed_from_the_store(finished: Finished, start: Start, copy: Store) -> None:
+    file = finished.file.with_name("tried.yaml")
+    file.write_text(finished.file.read_text().replace("execution:\n", f"{TRIED}execution:\n"))
+    result = start(file, copy.url).end().must(0)
+    assert [line.split("formats: ")[1] for line in result.stderr.splitlines() if line.startswith("search ")] == [
+        "trials 1 to 1 of 2", "trials 2 to 2 of 2",
+    ]  # fmt: skip
+    trials = [name for name in result.actions if name.endswith("-trial")]
+    assert (
+        len(trials) == 2 and {result.actions[name] for name in trials} == {"reuse"} and result.actions["tried"] == "run"
+    )
+    again = start(file, copy.url).end().must(0)
+    assert set(again.actions.values()) == {"reuse"} and again.actions.keys() == result.actions.keys()

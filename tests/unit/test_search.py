@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from infra.errors import ConfigError
 from tasks.pipeline import Pipeline, load_pipeline
+from tasks.search import Results
 from tasks.stage import identity_params
 from tasks.stopped import only_dropped, stopped_by
 
@@ -181,8 +182,8 @@ def test_settings_and_overrides_of_a_search_are_those_of_all_its_stages(tmp_path
         (("whole: null", "whole: {gate: {}}"), "p.yaml:14: stages.small.search.steps[0].choose.whole.gate: works on no model, so it is no step of a search"),
         (("choose: {fp32: null, int8: {quantize: {}}}", "choose: []"), "p.yaml:20: stages.small.search.steps[3]: a step is `{kind: params}` or `choose: {name: {kind: params}, other: null}`"),
         (("- export: {}", "- exprt: {}"), "p.yaml:19: stages.small.search.steps[2]: a step is `{kind: params}`; did you mean export?"),
-        (("wide: null", "half: {distill: {data: texts, layers: 2, max_steps: 2}}"), "p.yaml:17: stages.small.search.steps[1].choose.half.distill: two candidates would be called 'small-half'; call their choices otherwise"),
-        (("[0.75, 0.5]", str([n / 1000 for n in range(1, 150)])), "p.yaml:16: stages.small.search.steps[1]: more than 200 candidates; take some choices out"),
+        (("wide: null", "half: {distill: {data: texts, layers: 2, max_steps: 2}}"), "p.yaml:15: stages.small.search.steps[0].choose.half.distill: two candidates would be called 'small-half'; call their choices otherwise"),
+        (("[0.75, 0.5]", str([n / 1000 for n in range(1, 150)])), "p.yaml:12: stages.small.search.steps: more than 200 candidates; take choices out, or give `trials`"),
         (("model: teacher\n      steps", "model: taecher\n      steps"), "p.yaml:11: stages.small.search.model: no stage named 'taecher'; did you mean teacher?"),
         (("  teacher:\n", "  small-half: {export: {model: theirs}}\n  teacher:\n"), "p.yaml:11: stages.small.search: writes a stage 'small-half', but there is one of that name; call one of them otherwise"),
         (("  small:\n", "  small:\n    export: {}\n"), "p.yaml:9: stages.small: a search stands alone, without another kind"),
@@ -207,3 +208,70 @@ def test_waiting_for_a_gate_changes_no_identity(pipeline: Pipeline) -> None:
     node: Any = pipeline.stages["small-half-export"]
     assert node.needs == ("small-half", "small-half-passes")
     assert "after" not in identity_params(node.params)
+
+
+TRIALS = (
+    HEAD
+    + """\
+  small:
+    search:
+      model: teacher
+      steps:
+        - prune: {data: texts, keep: {between: [0.3, 0.9]}, method: {choose: [ffn_width, layers]}}
+        - choose: {fp32: null, onnx: {export: {}}}
+      trials: {data: texts.validation, number: 16, at_once: 4}
+"""
+    + TAIL
+)
+
+
+def tried(folder: Path, results: Results) -> tuple[list[str], bool]:
+    (folder / "p.yaml").write_text(TRIALS)
+    pipeline = load_pipeline(folder / "p.yaml", results=results)
+    assert models(pipeline)[1:] == pipeline.searches[0].candidates
+    return pipeline.searches[0].candidates, pipeline.searches[0].undecided
+
+
+def reached(candidate: str) -> tuple[float, float] | None:
+    """Made-up quality and size; what was cut most was dropped."""
+    keep = float(f"0.{candidate.split('keep0')[1].split('-')[0]}")
+    return None if keep < 0.4 else (keep, 10.0)
+
+
+def test_trials_follow_from_results_and_from_nothing_else(tmp_path: Path) -> None:
+    known: dict[str, Any] = {}
+    sizes = []
+    while True:
+        found, undecided = tried(tmp_path, Results({"small": known}))
+        sizes.append(len(found))
+        if not undecided:
+            break
+        known = {name: reached(name) for name in found}
+    assert sizes[0] == 4 and sizes[-1] == len(set(found)) == 16 and sizes == sorted(sizes)
+    assert all(0.3 <= float(f"0.{name.split('keep0')[1].split('-')[0]}") <= 0.9 for name in found)
+    assert tried(tmp_path, Results({"small": known}))[0] == found, "replayed"
+    turned = {name: (-values[0], values[1]) if values else None for name, values in known.items()}
+    assert tried(tmp_path, Results({"small": turned}))[0] != found, "what was reached decides what is tried"
+
+
+def test_a_search_cut_short_is_one_of_what_was_tried(tmp_path: Path) -> None:
+    first, _ = tried(tmp_path, Results())
+    known = {name: reached(name) for name in first[:2]}
+    assert tried(tmp_path, Results({"small": known}, closed=True)) == (first[:2], False)
+
+
+def test_a_space_that_is_used_up_ends_the_trials(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(TRIALS.replace("{between: [0.3, 0.9]}", "0.5"))
+    known: dict[str, Any] = {}
+    while (pipeline := load_pipeline(tmp_path / "p.yaml", results=Results({"small": known}))).searches[0].undecided:
+        known = dict.fromkeys(pipeline.searches[0].candidates, (0.5, 10.0))
+    assert sorted(known) == [
+        "small-ffn_width", "small-ffn_width-onnx", "small-layers", "small-layers-onnx",
+    ]  # fmt: skip
+
+
+def test_a_range_without_trials_is_refused(tmp_path: Path) -> None:
+    text = HEAD + SPACE.replace("keep: {choose: [0.75, 0.5]}", "keep: {between: [0.3, 0.9]}") + TAIL
+    assert faults(tmp_path, text) == [
+        "p.yaml:10: stages.small.search: a range (`between`) has no end of candidates: give `trials`, or `choose` from values"
+    ]
