@@ -64,9 +64,12 @@ def test_the_pipeline_of_the_objectives_page_is_one(readme: Any, tmp_path: Path)
 
 
 def test_the_pipeline_of_the_compression_page_is_one_and_names_every_choice(readme: Any, tmp_path: Path) -> None:
-    (pipeline,) = readme.blocks("yaml", "docs/compression.md")
-    (tmp_path / "pipeline.yaml").write_text(pipeline)
-    load_pipeline(tmp_path / "pipeline.yaml")
+    pipeline, *fragments = readme.blocks("yaml", "docs/compression.md")
+    data = yaml.safe_load(pipeline)
+    for fragment in fragments:
+        data["stages"] |= yaml.safe_load(fragment)
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(data))
+    assert "small-half-lean-keep05-int8" in load_pipeline(tmp_path / "pipeline.yaml").stages
     page = (ROOT / "docs/compression.md").read_text(encoding="utf-8")
     choices = {"prune": "method", "quantize": "scheme"}
     for kind, field in choices.items():
