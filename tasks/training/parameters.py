@@ -69,8 +69,7 @@ class Parameters:
             before, kept = values.clone(), self.copies[part][name]
             self._set_local(trained[name], kept)
             kept.copy_(before)
-        if self.zero_stage in (1, 2):
-            self._zero.update_lp_params()
+        self._renew()
 
     def whole(self, name: str, part: str) -> torch.Tensor:
         """One trained parameter ("weights") or a moment of it: whole, fp32, on every rank; not to be changed.
@@ -109,8 +108,15 @@ class Parameters:
                 self._clear_moment(parameter, moment, gone)
             for kept in self.copies.values():
                 kept[name].masked_fill_(gone, 0.0)
+        self._renew()
+
+    def _renew(self) -> None:
+        """Give the forward pass the weights that were set. Collective."""
         if self.zero_stage in (1, 2):
             self._zero.update_lp_params()
+        elif self.zero_stage == 3 and (small := self._zero.persistent_parameters):  # these stay gathered between steps
+            small[0].partition(small)
+            small[0].all_gather(small)
 
     def _begin(self, parameter: Any) -> int:
         """Place in a parameter of the first element that this rank keeps of it."""
