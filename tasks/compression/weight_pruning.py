@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -54,8 +55,11 @@ class Sparsity:
 
 
 def _highest(rows: torch.Tensor, count: int) -> torch.Tensor:
-    order = torch.argsort(rows, dim=1, descending=True, stable=True)[:, :count]
-    return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order, True)
+    if count == 0:
+        return torch.zeros_like(rows, dtype=torch.bool)
+    lowest = rows.kthvalue(rows.shape[1] - count + 1, dim=1, keepdim=True).values
+    above, equal = rows > lowest, rows == lowest
+    return above | (equal & (equal.cumsum(1) <= count - above.sum(1, keepdim=True)))
 
 
 def prune_weights(
@@ -88,10 +92,37 @@ def prune_weights(
 
 
 def hold_zeros(model: PreTrainedModel, masks: Mapping[str, torch.Tensor]) -> None:
-    """Make a training leave pruned weights at zero: without a gradient neither AdamW nor Lion moves or decays them."""
-    for name, parameter in model.named_parameters():
-        if name in masks and parameter.requires_grad:
-            parameter.register_hook(masks[name].to(parameter.dtype).mul)  # type: ignore[no-untyped-call]
+    """Make a training leave pruned weights at zero: without a gradient neither AdamW nor Lion moves or decays them.
+
+    A layer's mask becomes its buffer `kept`, so it goes to the model's device and into checkpoints.
+    """
+    for name, mask in masks.items():
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        layer.register_buffer("kept", mask)
+        layer.get_parameter("weight").register_hook(partial(_masked, layer))  # type: ignore[no-untyped-call]
+
+
+def release_zeros(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Take the masks of `hold_zeros` out of the model again; by parameter name, on the CPU."""
+    masks = {}
+    for name, layer in model.named_modules():
+        if "kept" in dict(layer.named_buffers(recurse=False)):
+            masks[f"{name}.weight"] = layer.get_buffer("kept").cpu()
+            del layer.kept
+    return masks
+
+
+def sparsity_of(model: PreTrainedModel, masks: Mapping[str, torch.Tensor]) -> float:
+    """Share of zeros among the weights that were pruned, counted in the model that ships; no removed one came back."""
+    weights = dict(model.named_parameters())
+    back = [name for name, mask in masks.items() if weights[name].detach()[~mask].any()]
+    assert not back, f"pruned weights were trained: {back}"
+    zeros = sum(int((weights[name] == 0).sum()) for name in masks)
+    return zeros / sum(mask.numel() for mask in masks.values())
+
+
+def _masked(layer: torch.nn.Module, gradient: torch.Tensor) -> torch.Tensor:
+    return gradient * layer.get_buffer("kept")
 
 
 def _lowest_kept(weights: Sequence[torch.Tensor], sparsity: Sparsity) -> float:

@@ -2,7 +2,8 @@
 
 `ffn_width`, `heads` and `layers` take whole parts out: the model is smaller and faster in every runtime. `magnitude`,
 `wanda` and `sparsegpt` set single weights to zero, in every layer alike or n of every m (`pattern`), and healing keeps
-them zero: the file stays as large, and nothing runs faster unless a runtime makes use of zeros.
+them zero: the file stays as large, and nothing runs faster unless a runtime makes use of zeros. With a `schedule` they
+go little by little while the model heals; `movement` looks at that training, and always has one.
 Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 """
 
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 from pydantic import Field, model_validator
 
 from infra.execution import Execution
+from tasks.compression.pruning_schedule import PruningSchedule
 from tasks.stage import Fault, Input, Job, Stage, StageParams
 from tasks.training.deepspeed_config import training_faults
 from tasks.training.settings import TeacherParams, TrainingParams
@@ -21,10 +23,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from tasks.compression.gradual_pruning import GradualMethod
     from tasks.compression.weight_pruning import Method, Sparsity
     from tasks.objectives import Objective
 
-SINGLE_WEIGHTS = ("magnitude", "wanda", "sparsegpt")
+AT_ONCE = ("magnitude", "wanda", "sparsegpt")
+GRADUAL = ("magnitude", "movement")
+SINGLE_WEIGHTS = {*AT_ONCE, *GRADUAL}
 
 
 class Healing(TeacherParams, TrainingParams):
@@ -40,12 +45,12 @@ class Params(StageParams):
 
     model: Annotated[str, Input("model")] = Field(description="The model to prune.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples that show what matters.")
-    method: Literal["ffn_width", "heads", "layers", "magnitude", "wanda", "sparsegpt"] = Field(
+    method: Literal["ffn_width", "heads", "layers", "magnitude", "wanda", "sparsegpt", "movement"] = Field(
         "ffn_width",
         description="What is removed. `ffn_width`: feed-forward neurons, as many in every layer; `heads`: attention "
         "heads, the same; `layers`: whole layers. The others: single weights of linear layers; the smallest, those of "
-        "the smallest |weight| x |input| in their row (Sun et al., 2023), or those that the rest can best make up for "
-        "(Frantar and Alistarh, 2023).",
+        "the smallest |weight| x |input| in their row (Sun et al., 2023), those that the rest can best make up for "
+        "(Frantar and Alistarh, 2023), or those that the healing moves towards zero (Sanh et al., 2020).",
     )
     keep: float | None = Field(
         None,
@@ -61,23 +66,35 @@ class Params(StageParams):
     )
     scope: Literal["layer", "model"] = Field(
         "layer",
-        description="What weights are compared with, for `magnitude`: those of their layer, or those of all layers.",
+        description="What weights are compared with, for `magnitude` and `movement`: those of their layer, or of all.",
     )
     samples: int = Field(256, ge=1, description="Training examples that the importance is measured on.")
     heal: Healing | None = Field(None, description="Training after the cut. None: none.")
+    schedule: PruningSchedule | None = Field(
+        None, description="How weights go during `heal`, for `magnitude` and `movement`. None: at once, before it."
+    )
 
     @model_validator(mode="after")
     def _together(self) -> Params:
-        if self.scope == "model" and (self.method != "magnitude" or self.pattern):
-            raise ValueError("`scope: model` is for `method: magnitude` without `pattern`")
-        if self.pattern is None:
-            return self
-        if self.method not in SINGLE_WEIGHTS:
-            raise ValueError(f"`pattern` is for single weights: choose {', '.join(SINGLE_WEIGHTS)}")
-        if self.keep is not None:
+        gradual = " or ".join(GRADUAL)
+        if self.scope == "model" and (self.method not in GRADUAL or self.pattern):
+            raise ValueError(f"`scope: model` is for `method: {gradual}`, without `pattern`")
+        if self.pattern and self.method not in AT_ONCE:
+            raise ValueError(f"`pattern` is for single weights that go at once: choose {', '.join(AT_ONCE)}")
+        if self.pattern and self.keep is not None:
             raise ValueError("`pattern` says how many weights stay: leave out `keep`")
         if self.share >= 1:
             raise ValueError(f"`pattern: {self.pattern}` removes nothing: the first number is what stays of the second")
+        if self.method == "movement" and not (self.heal and self.schedule):
+            raise ValueError("`movement` removes what a training moves towards zero: give `heal` and `schedule`")
+        if self.schedule is None:
+            return self
+        if self.method not in GRADUAL or self.pattern:
+            raise ValueError(f"`schedule` is for `method: {gradual}`, without `pattern`: the others prune at once")
+        if self.heal is None:
+            raise ValueError("`schedule` removes weights while the model heals: give `heal`")
+        if self.heal.keep == "best" or self.heal.patience is not None:
+            raise ValueError("`schedule` is done late in `heal`: leave out its `keep: best` and `patience`")
         return self
 
     @property
@@ -101,7 +118,8 @@ def check(params: Params, execution: Execution) -> list[Fault]:
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.calibration import calibration_batches
     from tasks.compression.distill import Lesson
-    from tasks.compression.weight_pruning import hold_zeros, prune_weights
+    from tasks.compression.gradual_pruning import GradualPruning
+    from tasks.compression.weight_pruning import hold_zeros, prune_weights, release_zeros, sparsity_of
     from tasks.model_card import read_card
     from tasks.objectives import SpecialIds
     from tasks.training.evidence import finish
@@ -120,28 +138,44 @@ def run(job: Job[Params]) -> dict[str, float]:
     before = count_parameters(model)
     batches = calibration_batches(objective, features.train, SpecialIds.of(model.config), params.samples)
     masks: dict[str, torch.Tensor] = {}
+    gradual: GradualPruning | None = None
+    whole = params.scope == "model"
     if params.method not in SINGLE_WEIGHTS:
         model = _smaller(params, model, batches, objective)
         assert count_parameters(model) < before, "pruning removed nothing"
+    elif params.schedule:
+        method = cast("GradualMethod", params.method)
+        gradual = GradualPruning(model, method, params.schedule, params.share, whole_model=whole)
     else:
-        whole = params.scope == "model"
-        method = cast("Method", params.method)
-        masks = prune_weights(model, batches, method, _sparsity(params), whole_model=whole)
-        hold_zeros(model, masks)
+        masks = prune_weights(model, batches, cast("Method", params.method), _sparsity(params), whole_model=whole)
     if params.heal is None:
         result = TrainResult.untrained(model, objective, features.validation)
     else:
+        hold_zeros(model, masks)
         lesson = None
         if params.heal.teacher is not None:
             teacher = load_model(job.input("heal.teacher").path, objective.auto_class)
             lesson = Lesson(model, teacher, objective, params.heal, training_device(job.execution))
         parts = lesson.parts if lesson else None
-        result = train(job, model, objective, *features, params.heal, loss_fn=lesson, parts=parts)
+        tuning = gradual.tuning if gradual else None
+        result = train(
+            job,
+            model,
+            objective,
+            *features,
+            params.heal,
+            loss_fn=lesson,
+            parts=parts,
+            tuning=tuning,
+            after_step=gradual,
+        )
         if lesson:
             lesson.finished(result.model)
+        masks = release_zeros(model)
     metrics = finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
     metrics |= {"parameters_before": float(before), "parameters_ratio": count_parameters(result.model) / before}
-    return metrics | ({"sparsity": _sparsity_of(result.model, masks)} if masks else {})
+    # The trained model is whole on rank 0 only.
+    return metrics | ({"sparsity": sparsity_of(result.model, masks)} if masks and not job.rank else {})
 
 
 def _smaller(
@@ -164,15 +198,6 @@ def _sparsity(params: Params) -> Sparsity:
 
     n, m = map(int, (params.pattern or "0:0").split(":"))
     return Sparsity(params.share, n, m)
-
-
-def _sparsity_of(model: PreTrainedModel, masks: dict[str, torch.Tensor]) -> float:
-    """Share of zeros among the weights that were pruned, counted in the model that ships; no removed one came back."""
-    weights = dict(model.named_parameters())
-    back = [name for name, mask in masks.items() if weights[name].detach()[~mask].any()]
-    assert not back, f"pruned weights were trained: {back}"
-    zeros = sum(int((weights[name] == 0).sum()) for name in masks)
-    return zeros / sum(mask.numel() for mask in masks.values())
 
 
 STAGE = Stage(kind="prune", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=check)

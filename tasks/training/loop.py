@@ -30,6 +30,7 @@ from tasks.training.divergence import SpikeDetector
 from tasks.training.engine import Engine
 from tasks.training.loader import Loader, Micro
 from tasks.training.parameter_groups import Tuning
+from tasks.training.parameters import Parameters
 from tasks.training.ranks import Ranks, training_device
 from tasks.training.record import Record
 from tasks.training.result import TrainResult
@@ -46,6 +47,8 @@ MEETING_SECONDS = 600.0
 LossFn = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 """(logits, batch) -> summed loss over the units the objective counts in the batch."""
 PartsFn = Callable[[Mapping[str, torch.Tensor]], list[float]]
+AfterStep = Callable[[int, int, Parameters], None]
+"""(steps done, steps in all, parameters): changes weights, as a function of these and of buffers of the model."""
 
 
 def train(
@@ -61,6 +64,7 @@ def train(
     rebuild: Callable[[], PreTrainedModel] | None = None,
     sampler: Callable[[BatchSplit], Sampler] | None = None,
     parts: PartsFn | None = None,
+    after_step: AfterStep | None = None,
 ) -> TrainResult:
     """Train `model` in place, resuming from the job's newest checkpoint; every rank calls it alike.
 
@@ -69,6 +73,7 @@ def train(
     rebuild: an empty model of the same form, where its class and config do not make one (adapters).
     sampler: which examples meet in a step, where it is not one permutation of them all (several tasks).
     parts: what `loss_fn` averages over beside the units, counted and given to it like `Objective.parts`.
+    after_step: what changes the weights after each step, once there was an update (pruning).
     Raises Preempted after committing the state if the job was asked to stop, StageError if the loss diverges beyond
     what `params.divergence` allows, if the global batch does not divide, if there are fewer examples than share a loss,
     or if checkpoints cannot be stored for long; OutOfMemory where fewer examples at once may fit.
@@ -89,7 +94,19 @@ def train(
     total = params.max_steps or steps_for_epochs(len(train_features), params.epochs or 1, split.global_batch)
     with Watchdog() as watchdog:
         watchdog.expect(MEETING_SECONDS)  # a node that never comes is waited for by the others
-        given = (train_features, validation_features, params, loss_fn, parts, tuning, rebuild, sampler, split, total)
+        given = (
+            train_features,
+            validation_features,
+            params,
+            loss_fn,
+            parts,
+            tuning,
+            rebuild,
+            sampler,
+            after_step,
+            split,
+            total,
+        )
         run = _Training(job, model, objective, *given, watchdog)
         watchdog.rest()
         return run.run()
@@ -111,6 +128,7 @@ class _Training:
         tuning: Tuning | None,
         rebuild: Callable[[], PreTrainedModel] | None,
         sampler: Callable[[BatchSplit], Sampler] | None,
+        after_step: AfterStep | None,
         split: BatchSplit,
         total: int,
         watchdog: Watchdog,
@@ -119,6 +137,7 @@ class _Training:
         self.validation_features = validation_features
         self.loss_fn: LossFn = loss_fn or (lambda logits, batch: objective.loss(logits, batch)[0])
         self.parts: PartsFn = parts or objective.parts
+        self.after_step = after_step
         self.model = model
         self.rebuild = rebuild or (lambda: type(model)(model.config))
         self.special = SpecialIds.of(model.config)
@@ -274,6 +293,8 @@ class _Training:
             state.updates += 1
             state.skipped_in_row = 0
             self.selection.updated()
+        if self.after_step and self.state.updates:
+            self.after_step(self.state.step, self.total, self.engine.parameters)
 
     def _gradients(
         self, micros: list[Micro], units: float, parts: list[float]

@@ -10,22 +10,52 @@ import torch
 from tasks.training.settings import OptimizerParams
 
 Groups = list[dict[str, Any]]
+SCORE = "score"
+"""The moment that says how far a weight moved away from zero, in groups that are `scored`."""
 
 
 def make_optimizer(params: OptimizerParams, groups: Groups) -> torch.optim.Optimizer:
     """Over `parameter_groups`, at a learning rate of zero until the loop sets one."""
+    optimizer: torch.optim.Optimizer
     if params.name == "lion":
-        return Lion(groups, params.betas)
-    if params.name == "muon":
-        return MuonWithAdamW(groups, params)
-    return torch.optim.AdamW(groups, lr=0.0, betas=params.betas, eps=params.eps, fused=True)
+        optimizer = Lion(groups, params.betas)
+    elif params.name == "muon":
+        optimizer = MuonWithAdamW(groups, params)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=params.betas, eps=params.eps, fused=True)
+    if any(group["scored"] for group in groups):
+        _Movement(optimizer)
+    return optimizer
 
 
 def moments(params: OptimizerParams, group: dict[str, Any]) -> tuple[str, ...]:
     """Names of what the optimizer keeps of each parameter of a group, of the parameter's shape."""
+    score = (SCORE,) if group["scored"] else ()
     if params.name == "lion":
-        return ("exp_avg",)
-    return ("momentum_buffer",) if group["muon"] else ("exp_avg", "exp_avg_sq")
+        return ("exp_avg", *score)
+    return ("momentum_buffer", *score) if group["muon"] else ("exp_avg", "exp_avg_sq", *score)
+
+
+class _Movement:
+    """Adds - w dL/dw of each update, with the weight before it and the gradient it uses, to the score of a weight."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.moved: list[tuple[torch.Tensor, torch.Tensor]] = []
+        optimizer.register_step_pre_hook(self._before)
+        optimizer.register_step_post_hook(self._after)
+
+    @torch.no_grad()
+    def _before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        scored = [p for group in optimizer.param_groups if group["scored"] for p in group["params"]]
+        self.moved = [(p, -p * p.grad) for p in scored if p.grad is not None]
+
+    @torch.no_grad()
+    def _after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # Only now: AdamW makes its moments where a parameter has no state yet.
+        for parameter, moved in self.moved:
+            state = optimizer.state[parameter]
+            state[SCORE] = state[SCORE].add_(moved) if SCORE in state else moved
+        self.moved = []
 
 
 class Lion(torch.optim.Optimizer):

@@ -21,12 +21,14 @@ class Tuning:
     layer_decay: a layer's rate is this times that of the layer above it (Howard and Ruder, 2018; BEiT, ELECTRA).
     thaw_over: share of the steps over which the parameters in `thawing` begin to learn, from the top down.
     rates: of single parameters, by name, how many times the learning rate they have.
+    scored: parameters of which the optimizer adds up how far each weight moved away from zero.
     """
 
     layer_decay: float = 1.0
     thaw_over: float = 0.0
     thawing: frozenset[str] = field(default_factory=frozenset)
     rates: Mapping[str, float] = field(default_factory=dict)
+    scored: frozenset[str] = field(default_factory=frozenset)
 
 
 def parameter_groups(
@@ -36,10 +38,10 @@ def parameter_groups(
 
     Beside `params` and `weight_decay` (matrices only, never norms and biases) each says: `rate`, its share of the
     learning rate; `thaws`, the share of the steps after which it learns; `muon`, whether Muon updates it, which is for
-    the matrices of the layers.
+    the matrices of the layers; `scored`, as in `Tuning`.
     """
     tuning = tuning or Tuning()
-    place = None if replace(tuning, rates={}) == Tuning() else depths(model)
+    place = None if replace(tuning, rates={}, scored=frozenset()) == Tuning() else depths(model)
     stacks = tuple(f"{name}." for name, _ in layer_stacks(model)) if optimizer.name == "muon" else ()
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -54,18 +56,20 @@ def parameter_groups(
                 thaws = _thaws(name, place, tuning)
         rate = tuning.rates.get(name, rate)
         muon = parameter.ndim == 2 and name.startswith(stacks)
+        scored = name in tuning.scored
         group = found.setdefault(
-            (not matrix, rate, thaws, muon),
+            (not matrix, rate, thaws, muon, scored),
             {
                 "params": [],
                 "weight_decay": optimizer.weight_decay if matrix else 0.0,
                 "rate": rate,
                 "thaws": thaws,
                 "muon": muon,
+                "scored": scored,
             },
         )
         group["params"].append(parameter)
-    return [found[key] for key in sorted(found, key=lambda key: (key[0], -key[1], key[2], key[3]))]
+    return [found[key] for key in sorted(found, key=lambda key: (key[0], -key[1], *key[2:]))]
 
 
 def group_rate(group: Mapping[str, Any], learning_rate: float, progress: float) -> float:

@@ -69,8 +69,75 @@ class Parameters:
             before, kept = values.clone(), self.copies[part][name]
             self._set_local(trained[name], kept)
             kept.copy_(before)
+        self._renew()
+
+    def whole(self, name: str, part: str) -> torch.Tensor:
+        """One trained parameter ("weights") or a moment of it: whole, fp32, on every rank; not to be changed.
+
+        Collective; after the first update, which makes moments.
+        """
+        parameter: Any = self._module.get_parameter(name)
+        if part == "weights":
+            value = self._whole(parameter)
+        elif self.zero_stage == 0:
+            value = self._optimizer.state[parameter][part]
+        else:
+            from deepspeed.utils import safe_get_full_optimizer_state
+
+            self._link_moments()
+            value = safe_get_full_optimizer_state(parameter, part)
+        assert value is not None, f"{name} is not trained"
+        return value.detach()
+
+    def remove(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Set weights, their moments and copies to zero where a mask (bool, in the parameter's shape) is True.
+
+        Collective; after the first update, which makes moments.
+        """
+        self._link_moments()
+        trained = dict(self._trained())
+        for name, values in self._local():
+            if name not in masks:
+                continue
+            parameter = trained[name]
+            begin = self._begin(parameter)
+            gone = masks[name].flatten()[begin : begin + values.numel()].to(values.device)
+            gone = torch.nn.functional.pad(gone, (0, values.numel() - gone.numel()))  # as ZeRO 3 pads partitions
+            self._set_local(parameter, values.masked_fill(gone, 0.0))
+            for moment in self._moments[parameter]:
+                self._clear_moment(parameter, moment, gone)
+            for kept in self.copies.values():
+                kept[name].masked_fill_(gone, 0.0)
+        self._renew()
+
+    def _renew(self) -> None:
+        """Give the forward pass the weights that were set. Collective."""
         if self.zero_stage in (1, 2):
             self._zero.update_lp_params()
+        elif self.zero_stage == 3 and (small := self._zero.persistent_parameters):  # these stay gathered between steps
+            small[0].partition(small)
+            small[0].all_gather(small)
+
+    def _begin(self, parameter: Any) -> int:
+        """Place in a parameter of the first element that this rank keeps of it."""
+        if self.zero_stage == 0:
+            return 0
+        if self.zero_stage == 3:
+            return self._partition(parameter)[0]
+        return int(parameter._hp_mapping.lp_fragment_address.start)
+
+    def _clear_moment(self, parameter: Any, moment: str, gone: torch.Tensor) -> None:
+        if self.zero_stage == 0:
+            state = self._optimizer.state[parameter]
+            if moment in state:
+                state[moment].view(-1).masked_fill_(gone, 0.0)
+        elif self.zero_stage == 3:
+            from deepspeed.utils import safe_get_local_optimizer_state, safe_set_local_optimizer_state
+
+            values = safe_get_local_optimizer_state(parameter, moment).masked_fill(gone, 0.0)
+            safe_set_local_optimizer_state(parameter, values, moment)
+        else:
+            parameter._hp_mapping.optim_fragment[moment].masked_fill_(gone, 0.0)
 
     def _local(self) -> list[tuple[str, torch.Tensor]]:
         """The weights this rank keeps in fp32, flat; at ZeRO 3 with its padding."""

@@ -231,10 +231,10 @@ def test_a_teacher_has_its_share_in_the_healing(jobs: ModuleType, inputs: dict[s
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"method": "ffn_width", "pattern": "2:4"}, "for single weights: choose magnitude, wanda"),
+        ({"method": "ffn_width", "pattern": "2:4"}, "go at once: choose magnitude, wanda"),
         ({"pattern": "2:4", "keep": 0.5}, "leave out `keep`"),
         ({"pattern": "4:4"}, "`pattern: 4:4` removes nothing"),
-        ({"scope": "model"}, "`scope: model` is for `method: magnitude`"),
+        ({"scope": "model"}, "`scope: model` is for `method: magnitude or movement`"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(given: dict[str, Any], says: str) -> None:

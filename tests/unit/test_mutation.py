@@ -44,8 +44,10 @@ FIXED = {
     "scratch.prompt": "it needs a network that knows something",
     "shared.r_drop": "it is not offered for several tasks",
     "shared.uncertainty_rate": "it needs `weighting: uncertainty`",
-    **{f"lean.{field}": "it is for single weights" for field in ("pattern", "scope")},
+    **{f"lean.{field}": "it is for single weights" for field in ("pattern", "scope", "schedule")},
+    **{f"{stage}.schedule": "it needs `heal`" for stage in ("sparse", "grouped")},
     **{f"grouped.{field}": "`pattern` rules it out" for field in ("keep", "scope")},
+    "gradual.pattern": "`schedule` rules it out",
     "onnx.format": ONE_CHOICE,
     **{f"int8.{field}": "it is for four bits" for field in ("method", "group_size")},
     **{f"int8.{field}": "the one needs the other" for field in ("data", "keep_sensitive")},
@@ -68,7 +70,7 @@ FIXED = {
     },
     **{
         f"{stage}.{field}": "it needs `eval_every`"
-        for stage in ("base", "teacher", "scratch", "student", "lean.heal", "shared")
+        for stage in ("base", "teacher", "scratch", "student", "lean.heal", "gradual.heal", "shared")
         for field in ("keep", "patience")
     },
     **{f"written.decoding.{field}": "sampling rules it out" for field in ("do_sample", "num_beams", "length_penalty")},
@@ -91,6 +93,7 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "Lora": [{}],
     "Objective": [{"name": "causal_lm"}],
     "Prompt": [{}],
+    "PruningSchedule": [{}],
 }
 # Stages that the quickstart does without.
 MORE = """\
@@ -107,6 +110,14 @@ MORE = """\
     prune: {model: student, data: functions, method: magnitude, keep: 0.5}
   grouped:
     prune: {model: student, data: functions, method: magnitude, pattern: "2:4"}
+  gradual:
+    prune:
+      model: student
+      data: functions
+      method: magnitude
+      keep: 0.5
+      heal: {max_steps: 5}
+      schedule: {every: 2, begin: 0.1}
   four:
     quantize: {model: onnx, scheme: int4, method: gptq, data: functions, keep_sensitive: 1}
   smallest:
