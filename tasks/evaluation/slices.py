@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class Slicing(StageParams):
     by: str = Field(min_length=1, description="Column of the dataset. Each of its values is a slice.")
     pattern: str | None = Field(
         None,
-        description="Regular expression: the value is what it first finds in the column, its first group if it has one.",
+        description="Regular expression: the value is what it first finds in the column, or its first group there.",
     )
     edges: list[float] = Field(
         default_factory=list,
@@ -53,7 +54,7 @@ class Slicing(StageParams):
     def _one_way(self) -> Slicing:
         if self.pattern is not None and self.edges:
             raise ValueError("`pattern` makes values and `edges` ranges: give one")
-        if any(low >= high for low, high in zip(self.edges, self.edges[1:], strict=False)):
+        if any(low >= high for low, high in pairwise(self.edges)):
             raise ValueError("`edges` must rise")
         try:
             re.compile(self.pattern or "")
@@ -80,7 +81,7 @@ class Slicing(StageParams):
     def ranges(self) -> list[str]:
         """Names of the ranges, rising."""
         told = [json.dumps(int(edge) if edge.is_integer() else edge) for edge in self.edges]
-        inner = [f"{low}..{high}" for low, high in zip(told, told[1:], strict=False)]
+        inner = [f"{low}..{high}" for low, high in pairwise(told)]
         return [f"<{told[0]}", *inner, f">={told[-1]}"] if told else []
 
 
@@ -128,7 +129,7 @@ def slice_name(slicing: str, value: str) -> str:
 def within(
     metrics: Callable[[Array], Mapping[str, Array]], mask: npt.NDArray[np.bool_], weights: Array
 ) -> dict[str, Array]:
-    """Metric -> [R] of the examples in `mask` [N] alone, under weights [R, N]; nan where a resample drew none of them."""
+    """Metric -> [R] of the examples in `mask` [N] alone, under weights [R, N]; nan where a resample drew none."""
     inside = weights * mask
     empty = inside.sum(1) == 0
     inside[empty] = mask  # any weights would do: metrics of nothing are not asked for

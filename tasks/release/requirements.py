@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class Outcome:
     passed: bool
     sentence: str
     slices: tuple[Outcome, ...] = ()
-    not_judged: Mapping[str, int] = field(default_factory=dict)
+    not_judged: Mapping[str, int] | None = None
 
     @property
     def margin(self) -> float:

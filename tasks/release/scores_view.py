@@ -93,7 +93,7 @@ def scores_view(stage: str, scores: dict[str, Any], labels: list[str] | None, sh
             shipped,
             as_object(scores.get("baselines")),
             set(labels or ()),
-        ),  # fmt: skip
+        ),
         baselines=_baselines(as_object(scores.get("baselines")), primary, models),
         cost=_cost(models, shipped),
         scatter=_scatter(models, primary, shipped, direction),

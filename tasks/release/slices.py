@@ -1,4 +1,4 @@
-"""What scores.json says of the slices its models were judged on, and of changed texts (`tasks/evaluation/slices.py`)."""
+"""What scores.json says of the slices its models were judged on, and of changed texts."""
 
 from __future__ import annotations
 

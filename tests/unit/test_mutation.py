@@ -72,6 +72,8 @@ FIXED = {
         for field in ("keep", "patience")
     },
     **{f"written.decoding.{field}": "sampling rules it out" for field in ("do_sample", "num_beams", "length_penalty")},
+    "divided.slices.package.edges": "`pattern` rules it out",
+    "divided.slices.length.pattern": "`edges` rule it out",
     "execution.launcher": ONE_CHOICE,
     "execution.offload_optimizer": "it needs a ZeRO stage",
     "execution.offload_parameters": "it needs a ZeRO stage",
@@ -91,6 +93,8 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "Lora": [{}],
     "Objective": [{"name": "causal_lm"}],
     "Prompt": [{}],
+    "Slicing": [{"by": "id"}],
+    "Perturbation": [{"noise": 0.1}],
 }
 # Stages that the quickstart does without.
 MORE = """\
@@ -101,6 +105,14 @@ MORE = """\
       decoding: {do_sample: true, temperature: 0.7, top_k: 5, top_p: 0.9, stop: [";"]}
       post_process: [strip]
       metrics: [exact_match]
+  divided:
+    evaluate:
+      models: [base]
+      data: functions.test
+      slices:
+        package: {by: id, pattern: "[a-z]+"}
+        length: {by: text, edges: [100, 200]}
+      perturbations: {typos: {noise: 0.1, synonyms: {get: [fetch]}, replace: 0.5}}
   asked:
     harness: {models: [base], tasks: asked}
   sparse:
@@ -256,7 +268,9 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         elif option is str and value is None:
             yield from WORDS
         elif typing.get_origin(option) is list and not value:
-            yield ["another"]
+            yield from (["another"], ["{text}"], [0.5])
+        elif typing.get_origin(option) is dict and (made := _nested(option)):
+            yield from ({**value, "another": one} for one in MODELS[made[0].__name__])
         elif typing.get_origin(option) is dict and not value:
             yield from ({"wall_clock_breakdown": True}, {"a": "b"})
 
@@ -270,6 +284,8 @@ def fields(model: type[BaseModel], data: dict[str, Any], path: Path_ = ()) -> It
         if value and nested == [Objective]:  # its options are those of the one that is named
             nested = [objective_class(value["name"])]
         items = enumerate(value) if isinstance(value, list) else [(None, value)]
+        if info and nested and any(typing.get_origin(option) is dict for option in options(info.annotation)):
+            items = value.items()
         for i, item in items:
             if nested and isinstance(item, dict):
                 yield from fields(nested[0], item, (*path, name) if i is None else (*path, name, i))
@@ -278,8 +294,8 @@ def fields(model: type[BaseModel], data: dict[str, Any], path: Path_ = ()) -> It
 def _nested(annotation: Any) -> list[type[BaseModel]]:
     found = []
     for option in options(annotation):
-        if typing.get_origin(option) is list:
-            found += _nested(typing.get_args(option)[0])
+        if typing.get_origin(option) in (list, dict):
+            found += _nested(typing.get_args(option)[-1])
         elif isinstance(option, type) and issubclass(option, BaseModel):
             found.append(option)
     return found
@@ -374,7 +390,7 @@ def test_each_identity_field_runs_its_stage_and_no_other(quickstart: Quickstart)
             pipeline = first_valid(quickstart, full, values)
             if pipeline is None:
                 # A group of fields that cannot be left out has no other value as a whole; its fields are walked.
-                if not isinstance(value[0] if isinstance(value, list) else value, dict):
+                if not isinstance(value[0] if isinstance(value, list) and value else value, dict):
                     fixed.add(field)
                 continue
             hits, misses = judge(quickstart, pipeline, name)
