@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from infra.errors import StageError
 from tasks.evaluation.forked import Forked, forked
+from tasks.evaluation.perturbations import Perturbation
+from tasks.evaluation.slices import Masks
 from tasks.evaluation.subject import Subject
 
 if TYPE_CHECKING:
@@ -59,11 +61,14 @@ def compare(
     seed: int,
     cores: int,
     has_train: bool,
+    masks: Masks,
+    perturbations: Mapping[str, Perturbation],
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, Measured], dict[str, float]]:
     """(model name -> what was measured, baselines). Raises StageError if two models saw different examples."""
     make: dict[str, Callable[[], Any]] = {
-        model.stage: partial(Subject, model, data, split, timing.threads) for model in models
+        model.stage: partial(Subject, model, data, split, timing.threads, masks, perturbations, seed)
+        for model in models
     }
     steps, done = len(models) * 3, 0
     extra = {BASELINES: make[models[0].stage]} if has_train else {}

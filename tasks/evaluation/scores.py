@@ -12,6 +12,7 @@ import numpy.typing as npt
 from infra.errors import StageError
 from tasks.evaluation.bootstrap import interval
 from tasks.evaluation.direction import greater_is_better
+from tasks.evaluation.slices import Masks, slice_name
 from tasks.release.model_files import shipped_bytes
 
 if TYPE_CHECKING:
@@ -24,13 +25,25 @@ SNIPPET = 400
 
 
 def scores_of(
-    objective: Objective, artifacts: Mapping[str, InputArtifact], measured: Mapping[str, Measured]
+    objective: Objective,
+    artifacts: Mapping[str, InputArtifact],
+    measured: Mapping[str, Measured],
+    masks: Masks,
 ) -> dict[str, Any]:
     """scores.json without its `data` and `baselines`; `n` is the number of examples. Undefined numbers are null."""
+    sizes = {slice_name(by, one): int(mask.sum()) for by, slices in masks.items() for one, mask in slices.items()}
     n = len(next(iter(next(iter(measured.values())).predictions.values())))
     models = {}
     for name, found in measured.items():
-        metrics = {m: _metric(objective, m, value, found.replicates[m], n) for m, value in found.point.items()}
+        metrics = {
+            m: estimate(
+                value,
+                found.replicates[m],
+                next((size for name, size in sizes.items() if m.endswith(name)), n),
+                rises=rises(objective, m),
+            )
+            for m, value in found.point.items()
+        }
         models[name] = {
             **about_model(artifacts[name], metrics, found.parameters),
             "latency_ms": {str(size): _quantiles(times) for size, times in found.latency_ms.items()},
@@ -66,9 +79,10 @@ def about_model(artifact: InputArtifact, metrics: Mapping[str, Any], parameters:
     }
 
 
-def _metric(objective: Objective, name: str, value: float, drawn: npt.NDArray[np.float64], n: int) -> dict[str, Any]:
-    rises = objective.greater_is_better if name == objective.primary_metric else greater_is_better(name)
-    return estimate(value, drawn, n, rises=rises)
+def rises(objective: Objective, metric: str) -> bool:
+    """Whether more of a metric is better, of all examples or of a slice."""
+    primary = metric.partition("[")[0] == objective.primary_metric
+    return objective.greater_is_better if primary else greater_is_better(metric)
 
 
 def estimate(value: float, drawn: npt.NDArray[np.float64], n: int, *, rises: bool | None) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,13 @@ from infra.errors import StageError
 from tasks.evaluation.bootstrap import replicates
 from tasks.evaluation.class_names import same_labels, with_class_names
 from tasks.evaluation.memory import peak_mb, reset_peak, resident_mb
+from tasks.evaluation.perturbations import Perturbation, changed_texts, robustness
 from tasks.evaluation.runtime import TorchRuntime, import_runtime, load_runtime
+from tasks.evaluation.scores import rises
+from tasks.evaluation.slices import Masks, slice_name, within
 from tasks.model_card import read_card
 from tasks.objectives import SpecialIds
-from tasks.training.features import heldout_features
+from tasks.training.features import drawn_once
 from tasks.training.model_files import load_tokenizer
 
 if TYPE_CHECKING:
@@ -32,7 +36,16 @@ WARM_UP = 3
 class Subject:
     """One model and the examples it is judged on, tokenized with the model's own tokenizer."""
 
-    def __init__(self, model: InputArtifact, data: InputArtifact, split: str, threads: int) -> None:
+    def __init__(
+        self,
+        model: InputArtifact,
+        data: InputArtifact,
+        split: str,
+        threads: int,
+        masks: Masks,
+        perturbations: Mapping[str, Perturbation],
+        seed: int,
+    ) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         torch.set_num_threads(threads)
         self.artifact, self.data = model, data
@@ -41,7 +54,13 @@ class Subject:
         same_labels(model.stage, self.labels, self.objective.head(data).get("label2id"), where="models")
         self.tokenizer = load_tokenizer(model.path)
         self.special = special_ids(model.path, self.tokenizer)
-        self.heldout = heldout_features(self.objective, data, split, self.tokenizer, self.max_length)
+        plain = self.objective.features(data, split, self.tokenizer, self.max_length)
+        self.heldout = drawn_once(self.objective, plain)
+        self.masks = masks
+        self.changed = {
+            name: changed_texts(self.objective, plain, data, split, self.tokenizer, self.max_length, one, seed)
+            for name, one in perturbations.items()
+        }
         self.threads = threads
         self.runtime: Any = None
 
@@ -57,18 +76,23 @@ class Subject:
         return {name: tensor.numpy() for name, tensor in self.objective.collate(features, self.special).items()}
 
     def predict(self) -> dict[str, npt.NDArray[Any]]:
-        """Predictions for every example, in frozen order. Short examples run together, so that little is padding.
+        """Predictions for every example, in frozen order."""
+        self.predictions = self._predictions(self.heldout)
+        return self.predictions
+
+    def _predictions(self, examples: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
+        """One row an example, in their order. Short examples run together, so that little is padding.
 
         Raises StageError on NaN, of which metrics would make anything: the largest of them is class 0.
         """
-        order = np.argsort([self.objective.length(f) for f in self.heldout], kind="stable")
+        order = np.argsort([self.objective.length(f) for f in examples], kind="stable")
         parts: list[dict[str, npt.NDArray[Any]]] = []
         for start in range(0, len(order), BATCH):
-            batch = self.batch([self.heldout[int(i)] for i in order[start : start + BATCH]])
+            batch = self.batch([examples[int(i)] for i in order[start : start + BATCH]])
             parts.append(self.objective.predictions(self._forward(batch), batch))
         back = np.argsort(order, kind="stable")
-        self.predictions = {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
-        floats = [array for array in self.predictions.values() if array.dtype.kind == "f"]
+        found = {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+        floats = [array for array in found.values() if array.dtype.kind == "f"]
         broken = sum(np.isnan(array).reshape(len(order), -1).any(1) for array in floats)
         if count := np.count_nonzero(broken):
             raise StageError(
@@ -77,18 +101,37 @@ class Subject:
                 hint="Its weights are damaged, or its numbers overflow: see the losses of its training, and the scales "
                 "of its quantization.",
             )
-        return self.predictions
+        return found
 
     def peak_memory(self) -> float:
         """MB added at most by loading and running the model, over what the libraries and the examples take."""
         return max(0.0, peak_mb() - self.before)
 
     def score(self, resamples: int, seed: int) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
-        """Point estimates, and each metric on every bootstrap resample."""
-        found = replicates(
-            lambda weights: self.objective.metrics(self.predictions, weights), len(self.heldout), resamples, seed
-        )
-        return with_class_names(found[0], self.labels), with_class_names(found[1], self.labels)
+        """Point estimates, and each metric on every bootstrap resample: of all examples, slices, and changed texts."""
+        changed = {
+            name: self._predictions(drawn_once(self.objective, [texts.drawn(i, i) for i in range(len(texts))]))
+            for name, texts in self.changed.items()
+        }
+
+        def metrics(weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+            clean = self._metrics(self.predictions, weights)
+            found = dict(clean)
+            for slicing, slices in self.masks.items():
+                for value, mask in slices.items():
+                    inside = within(partial(self._metrics, self.predictions), mask, weights)
+                    found |= {f"{metric}{slice_name(slicing, value)}": drawn for metric, drawn in inside.items()}
+            for name, predictions in changed.items():
+                worse = self._metrics(predictions, weights)
+                found |= robustness(name, clean, worse, partial(rises, self.objective))
+            return found
+
+        return replicates(metrics, len(self.heldout), resamples, seed)
+
+    def _metrics(
+        self, predictions: dict[str, npt.NDArray[Any]], weights: npt.NDArray[np.float64]
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        return with_class_names(self.objective.metrics(predictions, weights), self.labels)
 
     def time(self, batch_size: int, repeats: int, warm: bool) -> list[float]:
         """Milliseconds of each of `repeats` forward passes over the first `batch_size` examples."""

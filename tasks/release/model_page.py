@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.model_card import ModelCard, read_card
 from tasks.release.model_files import shipped_bytes
 from tasks.release.readable import metric_title, number
+from tasks.release.slices import conditions
 
 if TYPE_CHECKING:
     from infra.artifacts import Manifest
@@ -108,13 +109,16 @@ def _quality(scores: dict[str, Any], verdict: dict[str, Any]) -> list[str]:
     """The candidate beside what it was held against, on the same examples."""
     names = [verdict[role]["name"] for role in ("candidate", "against") if verdict.get(role)]
     shown = [name for name in names if name in scores["models"]]
-    data = scores["data"]
+    data, primary = scores["data"], scores["primary_metric"]
     lines = [
         f"On {data['n']:,} examples that no training saw ({data['stage']}.{data['split']}), with 95% intervals:",
         "",
     ]
     lines += [f"| metric | {' | '.join(shown)} |", "|-" * (len(shown) + 1) + "|"]
+    others = tuple(conditions(scores))
     for metric in scores["models"][shown[0]]["metrics"] if shown else ():
+        if metric.endswith(others) and not metric.startswith((f"{primary}[", f"{primary}_drop[")):
+            continue
         values = [scores["models"][name]["metrics"].get(metric) or {} for name in shown]
         cells = [f"{number(v.get('value'))} ({number(v.get('low'))} to {number(v.get('high'))})" for v in values]
         lines.append(f"| {metric_title(metric)} | {' | '.join(cells)} |")

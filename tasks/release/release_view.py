@@ -179,6 +179,7 @@ def verdict_view(stage: str, verdict: dict[str, Any]) -> dict[str, Any]:
                 "sentence": str(
                     r.get("sentence") or f"{metric_title(str(r.get('metric', '')))} meets {r.get('rule', '')}"
                 ),
+                "slices": [str(as_object(one).get("sentence") or "") for one in as_list(r.get("slices"))],
                 "numbers": [(key, _value(r[key])) for key in NUMBERS if _told(r.get(key))],
             }
             for r in rows

@@ -3,6 +3,10 @@
 Quality metrics are judged with their sampling error: with `confidence` the bound of the paired bootstrap must meet the
 limit, not only the point estimate (percentile method; Efron, 1979). Costs are measured, not sampled, and take no
 confidence: `size_mb`, `parameters`, `peak_memory_mb`, `latency_p50_ms@1`, `latency_p99_ms@32`.
+
+`f1_macro[source=*]` is a requirement on every slice: the worst decides. Its confidence is that of all slices together,
+so each is held to its share of the doubt (Bonferroni). A slice with too few examples is never passed: named alone it
+is refused, among others it is told.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,12 @@ from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from tasks.evaluation.direction import greater_is_better
+from tasks.release.slices import every_slice, too_few
 from tasks.stage import StageParams
 
 ABSOLUTE = ("min", "max")
 RELATIVE = ("max_drop", "min_gain", "max_ratio", "min_ratio")
+AT_MOST = ("max", "max_drop", "max_ratio")
 Array = npt.NDArray[np.float64]
 Replicates = Mapping[str, Array]
 
@@ -32,7 +38,10 @@ class Requirement(StageParams):
     """One limit on one metric."""
 
     metric: str = Field(
-        min_length=1, description="A metric of the evaluation, or a cost such as `size_mb`, `latency_p50_ms@1`."
+        min_length=1,
+        description="A metric of the evaluation (of a slice: `f1_macro[source=tweets]`, of every one: "
+        "`f1_macro[source=*]`; on changed texts: `f1_macro_drop[typos]`), or a cost such as `size_mb`, "
+        "`latency_p50_ms@1`.",
     )
     min: float | None = Field(None, description="The candidate's value is at least this.")
     max: float | None = Field(None, description="The candidate's value is at most this.")
@@ -65,7 +74,11 @@ class Requirement(StageParams):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one requirement came out. `bound` is what was held against the limit: the point, or its confidence bound."""
+    """How one requirement came out. `bound` is what was held against the limit: the point, or its confidence bound.
+
+    Of a requirement on every slice: the outcome of the worst, in `slices` that of each, and in `not_judged` how many
+    examples those have that are too small.
+    """
 
     metric: str
     rule: str
@@ -77,9 +90,19 @@ class Outcome:
     bound: float
     passed: bool
     sentence: str
+    slices: tuple[Outcome, ...] = ()
+    not_judged: Mapping[str, int] | None = None
+
+    @property
+    def margin(self) -> float:
+        """How far on the right side of the limit."""
+        return self.limit - self.bound if self.rule in AT_MOST else self.bound - self.limit
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if self.slices:
+            return found | {"slices": [one.to_json() for one in self.slices]}
+        return {name: value for name, value in found.items() if name not in ("slices", "not_judged")}
 
 
 def judge(
@@ -93,18 +116,49 @@ def judge(
 
     Raises StageError on an unknown metric, an undefined value, or a confidence for a cost.
     """
+    every = every_slice(scores, requirement.metric)
+    if every is None:
+        return _judge(requirement, scores, replicates, candidate, against)
+    sure = requirement.confidence
+    share = None if sure is None else 1 - (1 - sure) / len(every.metrics)
+    each = [requirement.model_copy(update={"metric": metric, "confidence": share}) for metric in every.metrics]
+    outcomes = [_judge(one, scores, replicates, candidate, against) for one in each]
+    worst = min(outcomes, key=lambda outcome: (outcome.passed, outcome.margin))
+    few = ", ".join(f"{value} ({n})" for value, n in every.few.items())
+    told = f" Fewer than {every.asked} examples, so not judged: {few}." if few else ""
+    return replace(
+        worst,
+        metric=requirement.metric,
+        confidence=sure,
+        sentence=f"Of {len(outcomes)} slices the worst: {worst.sentence}{told}",
+        slices=tuple(outcomes),
+        not_judged=every.few,
+    )
+
+
+def _judge(
+    requirement: Requirement,
+    scores: Mapping[str, Any],
+    replicates: Mapping[str, Replicates],
+    candidate: str,
+    against: str | None,
+) -> Outcome:
     metric, rule = requirement.metric, requirement.rule
     mine = value_of(scores["models"][candidate], metric)
     theirs = value_of(scores["models"][against], metric) if against is not None and rule in RELATIVE else None
     rises = _rises(scores, candidate, metric)
     point = _quantity(rule, mine, theirs, rises)
-    at_most = rule in ("max", "max_drop", "max_ratio")
+    at_most = rule in AT_MOST
     bound = float(point)
     if requirement.confidence is not None:
         drawn = _drawn(replicates, metric, candidate)
         other = _drawn(replicates, metric, against) if theirs is not None and against is not None else None
         bound = _bound(_quantity(rule, drawn, other, rises), requirement.confidence, at_most)
     passed = bool(bound <= requirement.limit if at_most else bound >= requirement.limit)
+    sentence = _sentence(requirement, candidate, against, mine, theirs, float(point), bound, passed)
+    if few := too_few(scores, metric):
+        passed = False
+        sentence = f"{metric} is of {few[0]} examples, and at least {few[1]} are required: refused."
     return Outcome(
         metric=metric,
         rule=rule,
@@ -115,7 +169,7 @@ def judge(
         difference=None if theirs is None else mine - theirs,
         bound=bound,
         passed=passed,
-        sentence=_sentence(requirement, candidate, against, mine, theirs, float(point), bound, passed),
+        sentence=sentence,
     )
 
 
@@ -166,13 +220,15 @@ def value_of(model: Mapping[str, Any], metric: str) -> float:
     if metric not in known:
         close = difflib.get_close_matches(metric, known, n=1)
         guess = f"Did you mean {close[0]}? " if close else ""
-        raise StageError(f"the scores hold no {metric!r}", where="require", hint=f"{guess}Known: {', '.join(known)}.")
+        alike = [name for name in known if name.startswith(f"{metric.partition('[')[0]}[")] if "[" in metric else []
+        shown = alike or [name for name in known if not name.endswith("]")]
+        raise StageError(f"the scores hold no {metric!r}", where="require", hint=f"{guess}Known: {', '.join(shown)}.")
     value = known[metric]
     if value is None or not math.isfinite(value):
         raise StageError(
             f"{metric} is not defined on these examples",
             where="require",
-            hint="Is a class missing from the test split?",
+            hint="Is a class missing from the test split, or from the slice?",
         )
     return float(value)
 
@@ -246,7 +302,11 @@ def _sentence(
         "min": "at least", "max": "at most", "max_drop": "a drop of at most", "min_gain": "a gain of at least",
         "max_ratio": "at most", "min_ratio": "at least",
     }[requirement.rule]  # fmt: skip
-    sure = f"; with {requirement.confidence:.0%} confidence {bound:.4g}" if requirement.confidence is not None else ""
+    sure = (
+        f"; with {100 * requirement.confidence:.4g}% confidence {bound:.4g}"
+        if requirement.confidence is not None
+        else ""
+    )
     return f"{quantity}{sure}; {asked} {limit:.4g} is required: {'passed' if passed else 'refused'}."
 
 

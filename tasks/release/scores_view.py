@@ -19,6 +19,7 @@ from tasks.release.readable import (
     number,
     signed,
 )
+from tasks.release.slices import conditions
 from tasks.release.svg import padded
 
 
@@ -56,6 +57,7 @@ class ScoresView:
     first: str
     told: str
     quality: Table
+    conditions: Table | None
     baselines: list[tuple[str, str, str]]
     cost: Table
     scatter: Markup | None
@@ -83,7 +85,15 @@ def scores_view(stage: str, scores: dict[str, Any], labels: list[str] | None, sh
         direction=direction,
         first=next(iter(models)),
         told=_told(scores, models),
-        quality=_quality(models, primary, rises, shipped, as_object(scores.get("baselines")), set(labels or ())),
+        conditions=_by_condition(scores, models, primary, rises),
+        quality=_quality(
+            {name: _of_all(model, scores) for name, model in models.items()},
+            primary,
+            rises,
+            shipped,
+            as_object(scores.get("baselines")),
+            set(labels or ()),
+        ),
         baselines=_baselines(as_object(scores.get("baselines")), primary, models),
         cost=_cost(models, shipped),
         scatter=_scatter(models, primary, shipped, direction),
@@ -172,25 +182,51 @@ def _quality(
     first = next(iter(models.values()))
     rows = []
     for name, model in models.items():
-        cells = []
-        for metric in names:
-            own, base = estimate(model, metric), estimate(first, metric)
-            below = []
-            if own and own[1] != own[2]:
-                below.append(f"{number(own[1])} to {number(own[2])}")
-            if own and base and model is not first:
-                below.append(signed(own[0] - base[0]))
-            cells.append(
-                Cell(
-                    number(own[0] if own else None),
-                    tuple(below),
-                    bool(own) and own is not None and own[0] == best[metric],
-                )
-            )
+        cells = [
+            _cell(estimate(model, n), estimate(first, n) if model is not first else None, best[n], "") for n in names
+        ]
         own = estimate(model, primary)
         bar = charts.interval(*own, span, marks) if own else Markup("")
         rows.append(Row(name, str(model.get("type") or ""), name == shipped, bar, cells))
     return Table([metric_title(n) for n in names], rows)
+
+
+def _cell(
+    own: tuple[float, float, float] | None, base: tuple[float, float, float] | None, best: float | None, than: str
+) -> Cell:
+    """A metric with its interval and the difference to `base`, which is called `than`."""
+    if own is None:
+        return Cell(number(None))
+    below = [f"{number(own[1])} to {number(own[2])}"] if own[1] != own[2] else []
+    below += [f"{signed(own[0] - base[0])}{than}"] if base else []
+    return Cell(number(own[0]), tuple(below), own[0] == best)
+
+
+def _of_all(model: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
+    """The model with the metrics of all examples as they are."""
+    others = tuple(conditions(scores))
+    kept = {name: m for name, m in as_object(model.get("metrics")).items() if not str(name).endswith(others)}
+    return {**model, "metrics": kept}
+
+
+def _by_condition(scores: dict[str, Any], models: dict[str, dict[str, Any]], primary: str, rises: bool) -> Table | None:
+    """The primary metric of each model on every slice and on changed texts; None where there is neither."""
+    found = conditions(scores)
+    if not found:
+        return None
+    first, rows = next(iter(models.values())), []
+    for condition, told in {"": _told(scores, models), **found}.items():
+        own = {name: estimate(model, f"{primary}{condition}") for name, model in models.items()}
+        best = _best([e[0] if e else None for e in own.values()], rises)
+        changed = condition and "=" not in condition
+        cells = [
+            _cell(e, estimate(models[name], primary), best, " to unchanged")
+            if changed
+            else _cell(e, estimate(first, f"{primary}{condition}") if models[name] is not first else None, best, "")
+            for name, e in own.items()
+        ]
+        rows.append(Row(condition.strip("[]").replace("=", " = ", 1) or "all", told, False, Markup(""), cells))
+    return Table(list(models), rows)
 
 
 def _rises(models: dict[str, dict[str, Any]], metric: str) -> bool | None:

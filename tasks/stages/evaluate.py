@@ -2,7 +2,9 @@
 
 Payload: `scores.json`, `predictions.safetensors` (`<model>/<array>`, one row an example, in frozen order) and
 `replicates.safetensors` (`<model>/<metric>`, one value a bootstrap resample, the same resamples for every model: what a
-gate compares). Evidence in `records/`: `latency.json` (every single time), `samples.json`, `misclassified.json`.
+gate compares). Metrics of `slices` (`tasks/evaluation/slices.py`) and `perturbations`
+(`tasks/evaluation/perturbations.py`) lie beside those of all examples; scores.json says how large each slice is.
+Evidence in `records/`: `latency.json` (every single time), `samples.json`, `misclassified.json`.
 
 Latency is of one forward pass over the first examples, tokenized and padded: p50, p95 and p99 in ms, and `spread`, the
 middle half of the times over the median. Memory is what loading and running the model adds to the libraries; size is
@@ -19,12 +21,15 @@ from pydantic import Field
 
 from infra.errors import StageError
 from tasks.data.columns import has_split
+from tasks.evaluation.perturbations import Perturbation
+from tasks.evaluation.slices import Slicing
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
 if TYPE_CHECKING:
     from tasks.objectives import Objective
 
 SHOWN_WRONG = 24
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
 
 class Latency(StageParams):
@@ -47,7 +52,13 @@ class Params(StageParams):
     )
     latency: Latency = Field(default_factory=lambda: Latency(), description="Latency measurement.")
     resamples: int = Field(1000, ge=100, description="Bootstrap resamples behind each interval.")
-    seed: int = Field(0, ge=0, description="Seed of the resamples.")
+    seed: int = Field(0, ge=0, description="Seed of the resamples, and of what perturbations change.")
+    slices: dict[Name, Slicing] = Field(
+        default_factory=dict, description="Parts of the examples that are judged by themselves too."
+    )
+    perturbations: dict[Name, Perturbation] = Field(
+        default_factory=dict, description="Changes to the texts, on which every model is judged as well."
+    )
 
 
 def run(job: Job[Params]) -> dict[str, float]:
@@ -55,10 +66,12 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     from tasks.evaluation.comparison import Timing, compare
     from tasks.evaluation.scores import scores_of
+    from tasks.evaluation.slices import read_masks
 
     params, data, models = job.params, job.input("data"), job.inputs["models"]
     split = data.split or "test"
     chosen, labels = _agree(models)
+    masks = read_masks(data, split, params.slices)
     _import_for_children(models)
     latency = params.latency
     measured, baselines = compare(
@@ -70,12 +83,27 @@ def run(job: Job[Params]) -> dict[str, float]:
         seed=params.seed,
         cores=max(1, len(os.sched_getaffinity(0)) // latency.threads),
         has_train=split != "train" and has_split(data.path, data.manifest.type, "train"),
+        masks=masks,
+        perturbations=params.perturbations,
         progress=lambda done, total: job.progress(done, total),
     )
     artifacts = {model.stage: model for model in models}
-    scores = scores_of(chosen, artifacts, measured)
+    scores = scores_of(chosen, artifacts, measured, masks)
     scores["data"] = {"stage": data.stage, "split": split, "n": scores.pop("n"), "digest": data.manifest.digest}
     scores |= {"labels": labels, "baselines": baselines, "resamples": params.resamples, "seed": params.seed}
+    if masks:
+        scores["slices"] = {
+            name: {
+                **params.slices[name].model_dump(exclude_defaults=True),
+                "min_examples": params.slices[name].min_examples,
+                "n": {one: int(mask.sum()) for one, mask in slices.items()},
+            }
+            for name, slices in masks.items()
+        }
+    if params.perturbations:
+        scores["perturbations"] = {
+            name: one.model_dump(exclude_defaults=True) for name, one in params.perturbations.items()
+        }
     (job.output / "scores.json").write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     tensors = {f"{name}/{key}": array for name, m in measured.items() for key, array in m.predictions.items()}
     save_file(tensors, job.output / "predictions.safetensors")

@@ -39,12 +39,6 @@ def train_and_validation(
     check_data(objective, data)
     train = objective.features(data, data.split or "train", tokenizer, max_length)
     if augment is not None:
-        if not objective.augmentable:
-            raise StageError(
-                f"objective {objective.name} cannot learn from changed texts",
-                where="augment",
-                hint="What its examples are labelled with belongs to the words as they stand: leave `augment` out.",
-            )
         train = AugmentedTexts(objective, train, data, data.split or "train", tokenizer, max_length, augment, seed)
     watched = has_split(data.path, data.manifest.type, "validation")
     validation = heldout_features(objective, data, "validation", tokenizer, max_length) if watched else []
@@ -69,7 +63,11 @@ def heldout_features(
     max_length: int,
 ) -> Sequence[Feature]:
     """A split that is judged on: what is drawn anew for training (masks, spans) is drawn once, by the place in it."""
-    features = objective.features(data, split, tokenizer, max_length)
+    return drawn_once(objective, objective.features(data, split, tokenizer, max_length))
+
+
+def drawn_once(objective: Objective, features: Sequence[Feature]) -> Sequence[Feature]:
+    """Examples to be judged on, each noised by its place."""
     first = features[0]
     if objective.noised(first, 0) is first:
         return features
@@ -93,6 +91,12 @@ class AugmentedTexts(Sequence[Feature]):
         augment: Augment,
         seed: int,
     ) -> None:
+        if not objective.augmentable:
+            raise StageError(
+                f"objective {objective.name} cannot learn from changed texts",
+                where="augment",
+                hint="What its examples are labelled with belongs to the words as they stand: leave `augment` out.",
+            )
         if data.manifest.type != "dataset":
             raise StageError(
                 "token ids cannot be augmented", where="augment", hint="Train on the dataset, not on its packed tokens."

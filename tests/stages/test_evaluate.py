@@ -23,8 +23,11 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 from infra.errors import StageError
 from tasks.compression.onnx_export import export_onnx
+from tasks.data.augmentation import augmented
 from tasks.data.packing import PackedRows
+from tasks.evaluation.bootstrap import resample_weights
 from tasks.evaluation.forked import forked
+from tasks.evaluation.slices import MOST, Slicing, read_masks
 from tasks.model_card import ModelCard, write_card
 from tasks.objectives import objective
 from tasks.release.model_files import copy_companions, shipped_bytes
@@ -238,6 +241,164 @@ def test_models_of_other_labels_or_objectives_are_refused(
     write_card(other, ModelCard({"name": "causal_lm"}, 32, None))
     with pytest.raises(StageError, match="different objectives"):
         run(first, jobs.artifact(other, "model", stage="other"))
+
+
+def test_masks_are_of_the_rows_in_frozen_order(tiny: ModuleType, jobs: ModuleType, tmp_path: Path) -> None:
+    rows = [{"text": "x" * n, "kind": kind} for n, kind in ((1, "b"), (9, None), (2, "a"), (12, "b"))]
+    data = jobs.artifact(tiny.write_rows(tmp_path / "d", {"test": rows}), "dataset")
+    masks = read_masks(data, "test", {"kind": Slicing(by="kind"), "long": Slicing(by="text", edges=[5, 6, 10])})
+    told = {name: {one: mask.tolist() for one, mask in slices.items()} for name, slices in masks.items()}
+    assert told == {
+        "kind": {"(none)": [0, 1, 0, 0], "a": [0, 0, 1, 0], "b": [1, 0, 0, 1]},
+        "long": {"<5": [1, 0, 1, 0], "6..10": [0, 1, 0, 0], ">=10": [0, 0, 0, 1]},
+    }
+    with pytest.raises(StageError, match="no column 'kin'"):
+        read_masks(data, "test", {"kind": Slicing(by="kin")})
+    with pytest.raises(StageError, match="no columns to slice by"):
+        read_masks(jobs.artifact(tmp_path, "tokens"), "test", {"kind": Slicing(by="kind")})
+    many = [{"text": str(n)} for n in range(MOST + 1)]
+    data = jobs.artifact(tiny.write_rows(tmp_path / "m", {"test": many}), "dataset")
+    with pytest.raises(StageError, match=f"makes {MOST + 1} slices") as caught:
+        read_masks(data, "test", {"each": Slicing(by="text")})
+    assert "edges" in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def divided(tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Two models on slices by package and length, and on texts with typos."""
+    folder = tmp_path_factory.mktemp("divided")
+    inputs = {
+        "models": [
+            jobs.artifact(save(tiny, tiny_inputs, folder / "big"), "model", stage="big"),
+            jobs.artifact(save(tiny, tiny_inputs, folder / "small", layers=1), "model", stage="small"),
+        ],
+        "data": jobs.artifact(tiny_inputs / "dataset", "dataset", stage="functions"),
+    }
+    given = {
+        "models": ["big", "small"],
+        "data": "functions",
+        "latency": {"repeats": 2},
+        "resamples": 200,
+        "slices": {
+            "package": {"by": "id", "pattern": "^[a-z]+"},
+            "length": {"by": "text", "edges": [400], "min_examples": 5},
+        },
+        "perturbations": {"typos": {"noise": 0.3}, "same": {"delete": 0.5, "share": 0}},
+    }
+    job = jobs.make_job(folder / "job", evaluate.Params.model_validate(given), inputs)
+    evaluate.run(job)
+    job.scores = json.loads((job.output / "scores.json").read_text())
+    job.drawn = load_file(job.output / "replicates.safetensors")
+    job.rows = pq.read_table(tiny_inputs / "dataset/test/0.parquet").to_pylist()
+    return job
+
+
+@pytest.mark.parametrize("name", ["big", "small"])
+def test_metrics_of_slices_equal_scikit_learn_on_their_examples(divided: Any, name: str) -> None:
+    arrays = load_file(divided.output / "predictions.safetensors")
+    truth, guess = arrays[f"{name}/labels"], arrays[f"{name}/logits"].argmax(1)
+    metrics = divided.scores["models"][name]["metrics"]
+    for slicing, of in (
+        ("package", lambda row: row["id"].split("/")[0]),
+        ("length", lambda row: ">=400" if len(row["text"]) >= 400 else "<400"),
+    ):
+        slices = np.array([of(row) for row in divided.rows])
+        sizes = divided.scores["slices"][slicing]["n"]
+        assert sizes == {value: int((slices == value).sum()) for value in sizes} and len(sizes) > 1
+        assert sum(sizes.values()) == len(truth)
+        for value, n in sizes.items():
+            there, found = slices == value, metrics[f"f1_macro[{slicing}={value}]"]
+            expected = f1_score(
+                truth[there],
+                guess[there],
+                average="macro",
+                zero_division=0,
+                labels=sorted({*truth[there], *guess[there]}),
+            )
+            assert (found["value"], found["n"]) == (pytest.approx(expected), n)
+            assert found["low"] <= found["value"] <= found["high"] and found["greater_is_better"]
+    assert "recall@json[length=<400]" in metrics
+    assert divided.scores["slices"]["length"]["min_examples"] == 5
+
+
+def test_slices_and_changed_texts_share_the_resamples_of_the_whole(divided: Any) -> None:
+    """Hits of the slices of one slicing add up to those of all examples, resample by resample."""
+    drawn, n = divided.drawn, len(divided.rows)
+    guesses = load_file(divided.output / "predictions.safetensors")
+    (weights,) = resample_weights(n, 200, seed=0)
+    hits = np.zeros(200)
+    for value in divided.scores["slices"]["package"]["n"]:
+        inside = np.array([row["id"].startswith(f"{value}/") for row in divided.rows])
+        hits += np.nan_to_num(drawn[f"big/accuracy[package={value}]"]) * (weights @ inside)
+    np.testing.assert_allclose(hits, drawn["big/accuracy"] * n)
+    np.testing.assert_allclose(
+        drawn["big/accuracy"], weights @ (guesses["big/labels"] == guesses["big/logits"].argmax(1)) / n
+    )
+    for name in ("big", "small"):
+        worse = drawn[f"{name}/cross_entropy[typos]"] - drawn[f"{name}/cross_entropy"]
+        np.testing.assert_allclose(drawn[f"{name}/cross_entropy_drop[typos]"], worse)
+        assert not drawn[f"{name}/cross_entropy_drop[same]"].any(), "share 0 changes nothing"
+
+
+def test_changed_texts_are_judged_as_any_others(divided: Any) -> None:
+    """One example at a time, unpadded, through plain transformers; the same texts whatever the model."""
+    model = AutoModelForTokenClassification.from_pretrained(divided.inputs["models"][0].path).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(divided.inputs["models"][0].path)
+    nll = []
+    for i, row in enumerate(divided.rows):
+        text = augmented(row["text"], divided.params.perturbations["typos"], 0, i)
+        assert text != row["text"]
+        ids = torch.tensor([tokenizer(text, truncation=True, max_length=32)["input_ids"]])
+        with torch.no_grad():
+            logits = model(ids).logits[0].double().mean(0)
+        nll.append(-float(torch.log_softmax(logits, 0)[LABELS.index(row["label"])]))
+    found = divided.scores["models"]["big"]["metrics"]
+    assert found["cross_entropy[typos]"]["value"] == pytest.approx(np.mean(nll), rel=1e-4)
+    drop = found["cross_entropy_drop[typos]"]
+    assert drop["value"] == pytest.approx(np.mean(nll) - found["cross_entropy"]["value"], abs=1e-4)
+    assert drop["greater_is_better"] is False and drop["n"] == len(nll)
+
+
+def test_what_is_not_asked_for_leaves_nothing(evaluated: Any, divided: Any) -> None:
+    assert not {"slices", "perturbations"} & set(evaluated.scores)
+    known = evaluated.scores["models"]["big"]["metrics"]
+    assert not any("[" in name for name in known)
+    plain = {k: v for k, v in divided.scores["models"]["big"]["metrics"].items() if "[" not in k}
+    assert plain == known, "the metrics of all examples are the same beside those of slices"
+
+
+def test_only_texts_of_a_dataset_can_be_changed(
+    tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path: Path
+) -> None:
+    tiny.model("llama", AutoModelForCausalLM, vocabulary=320).save_pretrained(tmp_path / "lm")
+    for path in (tiny_inputs / "tokenizer").iterdir():
+        shutil.copy(path, tmp_path / "lm")
+    write_card(tmp_path / "lm", ModelCard({"name": "causal_lm"}, 32, None))
+    inputs = {
+        "models": [jobs.artifact(tmp_path / "lm", "model", stage="lm")],
+        "data": jobs.artifact(tiny_inputs / "tokens", "tokens", split="validation"),
+    }
+    given = {"models": ["lm"], "data": "tokens.validation", "resamples": 100, "latency": {"repeats": 2}}
+    with pytest.raises(StageError, match="perturbations: token ids cannot be") as caught:
+        jobs.run_stage(tmp_path / "a", "evaluate", {**given, "perturbations": {"typos": {"noise": 0.1}}}, **inputs)
+    assert "need a dataset" in str(caught.value)
+    with pytest.raises(StageError, match="slices: packed tokens have no columns"):
+        jobs.run_stage(tmp_path / "b", "evaluate", {**given, "slices": {"length": {"by": "text"}}}, **inputs)
+
+
+def test_gate_on_slices_and_changed_texts(divided: Any, jobs: ModuleType, tmp_path: Path) -> None:
+    scores = jobs.artifact(divided.output, "scores", stage="scores")
+    require = [
+        {"metric": "cross_entropy[length=*]", "max_drop": 5, "confidence": 0.95},
+        {"metric": "recall@json[length=<400]", "min": 0},
+        {"metric": "f1_macro_drop[typos]", "max": 1, "confidence": 0.95},
+        {"metric": "f1_macro_drop[typos]", "max_drop": -1},
+    ]
+    params = {"scores": "scores", "candidate": "small", "against": "big", "require": require}
+    job = jobs.make_job(tmp_path, gate.Params.model_validate(params), {"scores": scores})
+    assert gate.run(job) == {"passed": 0.0, "requirements": 4.0, "met": 3.0}
+    first, *_ = json.loads((job.output / "verdict.json").read_text())["requirements"]
+    assert [one["confidence"] for one in first["slices"]] == [0.975, 0.975]
 
 
 class Worker:

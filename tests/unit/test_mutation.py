@@ -74,6 +74,8 @@ FIXED = {
         for field in ("keep", "patience")
     },
     **{f"written.decoding.{field}": "sampling rules it out" for field in ("do_sample", "num_beams", "length_penalty")},
+    "divided.slices.package.edges": "`pattern` rules it out",
+    "divided.slices.length.pattern": "`edges` rule it out",
     "execution.launcher": ONE_CHOICE,
     "execution.offload_optimizer": "it needs a ZeRO stage",
     "execution.offload_parameters": "it needs a ZeRO stage",
@@ -94,6 +96,8 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "Objective": [{"name": "causal_lm"}],
     "Prompt": [{}],
     "PruningSchedule": [{}],
+    "Slicing": [{"by": "id"}],
+    "Perturbation": [{"noise": 0.1}],
 }
 # Stages that the quickstart does without.
 MORE = """\
@@ -104,6 +108,14 @@ MORE = """\
       decoding: {do_sample: true, temperature: 0.7, top_k: 5, top_p: 0.9, stop: [";"]}
       post_process: [strip]
       metrics: [exact_match]
+  divided:
+    evaluate:
+      models: [base]
+      data: functions.test
+      slices:
+        package: {by: id, pattern: "[a-z]+"}
+        length: {by: text, edges: [100, 200]}
+      perturbations: {typos: {noise: 0.1, synonyms: {get: [fetch]}, replace: 0.5}}
   asked:
     harness: {models: [base], tasks: asked}
   sparse:
@@ -268,7 +280,9 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         elif option is str and value is None:
             yield from WORDS
         elif typing.get_origin(option) is list and not value:
-            yield ["another"]
+            yield from (["another"], ["{text}"], [0.5])
+        elif typing.get_origin(option) is dict and (made := _nested(option)):
+            yield from ({**value, "another": one} for one in MODELS[made[0].__name__])
         elif typing.get_origin(option) is dict and not value:
             yield from ({"wall_clock_breakdown": True}, {"a": "b"})
 
@@ -282,6 +296,8 @@ def fields(model: type[BaseModel], data: dict[str, Any], path: Path_ = ()) -> It
         if value and nested == [Objective]:  # its options are those of the one that is named
             nested = [objective_class(value["name"])]
         items = enumerate(value) if isinstance(value, list) else [(None, value)]
+        if info and nested and any(typing.get_origin(option) is dict for option in options(info.annotation)):
+            items = value.items()
         for i, item in items:
             if nested and isinstance(item, dict):
                 yield from fields(nested[0], item, (*path, name) if i is None else (*path, name, i))
@@ -290,8 +306,8 @@ def fields(model: type[BaseModel], data: dict[str, Any], path: Path_ = ()) -> It
 def _nested(annotation: Any) -> list[type[BaseModel]]:
     found = []
     for option in options(annotation):
-        if typing.get_origin(option) is list:
-            found += _nested(typing.get_args(option)[0])
+        if typing.get_origin(option) in (list, dict):
+            found += _nested(typing.get_args(option)[-1])
         elif isinstance(option, type) and issubclass(option, BaseModel):
             found.append(option)
     return found
@@ -386,7 +402,7 @@ def test_each_identity_field_runs_its_stage_and_no_other(quickstart: Quickstart)
             pipeline = first_valid(quickstart, full, values)
             if pipeline is None:
                 # A group of fields that cannot be left out has no other value as a whole; its fields are walked.
-                if not isinstance(value[0] if isinstance(value, list) else value, dict):
+                if not isinstance(value[0] if isinstance(value, list) and value else value, dict):
                     fixed.add(field)
                 continue
             hits, misses = judge(quickstart, pipeline, name)

@@ -1,0 +1,136 @@
+"""Slices: parts of the frozen examples on which a model is judged by itself, because an average hides them.
+
+    slices:
+      source: {by: id, pattern: "[a-z]+"}       # what a regular expression finds in a column
+      language: {by: language}                  # each value of a column the dataset keeps
+      length: {by: text, edges: [60, 120]}      # ranges: <60, 60..120, >=120
+
+A metric of a slice is called `f1_macro[source=tweets]`, that of class spam `recall@spam[source=tweets]`. It is the
+metric where an example outside has weight 0, as one that a bootstrap did not draw; so all slices and all models share
+the resamples of the whole, and differences stay paired.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from infra.errors import StageError
+from tasks.stage import StageParams
+
+if TYPE_CHECKING:
+    from tasks.stage import InputArtifact
+
+Array = npt.NDArray[np.float64]
+Masks = dict[str, dict[str, npt.NDArray[np.bool_]]]
+"""slicing -> slice -> [N], whether an example is in it."""
+MOST = 50
+NO_VALUE = "(none)"
+
+
+class Slicing(StageParams):
+    """How the examples are divided."""
+
+    by: str = Field(min_length=1, description="Column of the dataset. Each of its values is a slice.")
+    pattern: str | None = Field(
+        None,
+        description="Regular expression: the value is what it first finds in the column, or its first group there.",
+    )
+    edges: list[float] = Field(
+        default_factory=list,
+        description="Ranges instead of values: below the first, from each to below the next, from the last on. A text "
+        "is measured in characters, because tokens are each model's own.",
+    )
+    min_examples: int = Field(30, ge=1, description="A slice with fewer is reported, and no gate lets it pass.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Slicing:
+        if self.pattern is not None and self.edges:
+            raise ValueError("`pattern` makes values and `edges` ranges: give one")
+        if any(low >= high for low, high in pairwise(self.edges)):
+            raise ValueError("`edges` must rise")
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            raise ValueError(f"`pattern` is no regular expression: {error}") from error
+        return self
+
+    def slice_of(self, value: Any) -> str:
+        """The slice of a row with this value. Raises TypeError on a value that is neither text, number nor bool."""
+        if value is None or value != value:
+            return NO_VALUE
+        if not isinstance(value, str | int | float):
+            raise TypeError(type(value).__name__)
+        if self.edges:
+            size = len(value) if isinstance(value, str) else value
+            return self.ranges[int(np.searchsorted(self.edges, size, side="right"))]
+        told = value if isinstance(value, str) else json.dumps(value)
+        if self.pattern is None:
+            return told
+        found = re.search(self.pattern, told)
+        return (found[1 if found.re.groups else 0] if found else None) or NO_VALUE
+
+    @property
+    def ranges(self) -> list[str]:
+        """Names of the ranges, rising."""
+        told = [json.dumps(int(edge) if edge.is_integer() else edge) for edge in self.edges]
+        inner = [f"{low}..{high}" for low, high in pairwise(told)]
+        return [f"<{told[0]}", *inner, f">={told[-1]}"] if told else []
+
+
+def read_masks(data: InputArtifact, split: str, slicings: Mapping[str, Slicing]) -> Masks:
+    """Which examples of the split each slice holds; slices without any are left out.
+
+    Raises StageError on packed tokens, which have no columns, on a column that is missing or holds no text or number,
+    and on one with too many values.
+    """
+    from tasks.training.text_features import read_split
+
+    if not slicings:
+        return {}
+    if data.manifest.type != "dataset":
+        raise StageError(
+            "packed tokens have no columns to slice by", where="slices", hint="Evaluate on the dataset, not its tokens."
+        )
+    table = read_split(data, split, columns=sorted({slicing.by for slicing in slicings.values()}))
+    return {name: _masks(name, slicing, table[slicing.by]) for name, slicing in slicings.items()}
+
+
+def _masks(name: str, slicing: Slicing, column: Sequence[Any]) -> dict[str, npt.NDArray[np.bool_]]:
+    try:
+        slices = [slicing.slice_of(value) for value in column]
+    except TypeError as error:
+        raise StageError(
+            f"column {slicing.by!r} holds {error}, neither text nor numbers", where=f"slices.{name}.by"
+        ) from error
+    found = set(slices)
+    if len(found) > MOST:
+        raise StageError(
+            f"column {slicing.by!r} makes {len(found)} slices, and {MOST} is the most",
+            where=f"slices.{name}",
+            hint="Divide it by `edges`, or take a part of it with `pattern`.",
+        )
+    order = [*slicing.ranges, NO_VALUE] if slicing.edges else sorted(found)
+    return {one: np.array([other == one for other in slices]) for one in order if one in found}
+
+
+def slice_name(slicing: str, value: str) -> str:
+    """What follows a metric's name."""
+    return f"[{slicing}={value}]"
+
+
+def within(
+    metrics: Callable[[Array], Mapping[str, Array]], mask: npt.NDArray[np.bool_], weights: Array
+) -> dict[str, Array]:
+    """Metric -> [R] of the examples in `mask` [N] alone, under weights [R, N]; nan where a resample drew none."""
+    inside = weights * mask
+    empty = inside.sum(1) == 0
+    inside[empty] = mask  # any weights would do: metrics of nothing are not asked for
+    return {name: np.where(empty, np.nan, values) for name, values in metrics(inside).items()}
