@@ -213,6 +213,15 @@ class Objective(StageParams):
         """What evaluation keeps of a batch, one row per example: enough to compute every metric later."""
         raise NotImplementedError
 
+    def choices(
+        self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]
+    ) -> npt.NDArray[np.integer] | None:
+        """What the model says, a row for each thing it decides: int [U] or [U, K]. None where its outputs are numbers.
+
+        By the share of equal rows two models agree (`tasks/compression/fidelity.py`).
+        """
+        return None
+
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Metric name -> [R] values, one for each row of example weights [R, N] (ones: the point estimate).
 

@@ -213,6 +213,17 @@ class TextClassification(Objective):
         kind = np.float32 if self.problem == "regression" else np.int64
         return {"labels": np.asarray(batch["labels"], kind), "logits": scores.numpy()}
 
+    def choices(
+        self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]
+    ) -> npt.NDArray[np.integer] | None:
+        """The class of each text, [B], or which labels it has, [B, C]."""
+        import numpy as np
+
+        scores = self.predictions(logits, batch)["logits"]
+        if self.problem == "regression":
+            return None
+        return (scores > 0).astype(np.int64) if self.problem == "multi_label" else scores.argmax(1)
+
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         from tasks.evaluation.classification import classification_metrics
         from tasks.evaluation.multi_label import multi_label_metrics
