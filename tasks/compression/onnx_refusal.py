@@ -1,7 +1,7 @@
 """Why a model has no ONNX graph, in words of the model: which operator, in which module.
 
 The exporter's own errors speak of nodes of a graph that users have never seen. What was under way when it gave up
-stands in the frames of its traceback: the node that was translated or, while the graph was captured, the module that ran.
+stands in its frames: the node that was translated, or the module that ran while the graph was captured.
 """
 
 from __future__ import annotations

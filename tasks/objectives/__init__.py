@@ -104,6 +104,14 @@ class Objective(StageParams):
         return ("input_ids", "attention_mask")
 
     @property
+    def reading(self) -> str:
+        """Python lines for a model's page that make predictions, `scores`, of `logits` and the `batch` of its inputs.
+
+        Of arrays of numpy and of torch alike. Empty: what the model gives is shown as it is.
+        """
+        return ""
+
+    @property
     def coupled(self) -> int:
         """How many consecutive examples of a step have one loss together; micro-batches never tear them apart."""
         return 1

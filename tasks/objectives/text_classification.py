@@ -81,6 +81,16 @@ class TextClassification(Objective):
         return "AutoModelForTokenClassification" if mean else "AutoModelForSequenceClassification"
 
     @property
+    def reading(self) -> str:
+        if self.pooling != "mean":
+            return ""
+        return (
+            'mask = batch["attention_mask"][..., None]\n'
+            "scores = (logits * mask).sum(1) / mask.sum(1)  # every token votes; a row a text, a column a label\n"
+            "print(scores)\n"
+        )
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         return ("input_ids", "attention_mask", *(("token_type_ids",) if self.pair else ()))
 
