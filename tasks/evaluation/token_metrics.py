@@ -35,7 +35,8 @@ def token_scores(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]
 
 def likeliest(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The likeliest token at each place that is counted, [U], from logits [B, T, V] and labels [B, T]."""
-    return logits[labels != IGNORED].argmax(-1)
+    found: npt.NDArray[np.int64] = logits[labels != IGNORED].argmax(-1)
+    return found
 
 
 def token_metrics(predictions: Mapping[str, npt.NDArray[np.generic]], weights: Array) -> dict[str, Array]:

@@ -61,7 +61,7 @@ class Params(StageParams):
         None,
         gt=0,
         le=1,
-        description="Refuse a graph that decides a smaller share of the held-out `data` as its parent.",
+        description="Refuse a graph that decides less than this share of the held-out `data` as its parent does.",
     )
     per_channel: bool = Field(False, description="For int8: a scale for each output channel instead of one a tensor.")
     reduce_range: bool = Field(
