@@ -53,7 +53,7 @@ def differences(parent: Array, given: Array, mask: Array) -> Array:
     """
     if given.shape != parent.shape:
         raise StageError(f"the graph gives logits of shape {given.shape}, the model {parent.shape}")
-    found = np.abs(given - parent)
+    found: Array = np.abs(given - parent)
     if parent.ndim == 3 and parent.shape[:2] == mask.shape:
         found[mask == 0] = 0
     found[~np.isfinite(found)] = np.inf
