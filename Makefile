@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run data data-figures objectives test soak bench-training bench-data bench-compression parity check setup lock clean
+.PHONY: run data data-figures objectives test soak proof-release bench-training bench-data bench-compression parity check setup lock clean
 
 run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
@@ -24,6 +24,11 @@ soak: .venv/ready-dev
 	FORGELINE_OUTAGE=60 $(BIN)/python -m pytest tests/e2e/test_checkpoint_faults.py -k outage
 	$(BIN)/python -m pytest -m soak tests
 	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/e2e/test_chain.py -k killed -s
+
+# Promoted models in fresh virtual environments without Forgeline, by the code of their own pages, against what their
+# evaluation recorded: a tiny pipeline, and MiniLM through a part of configs/compress_frontier.yaml. A few minutes.
+proof-release: data .venv/ready-dev
+	$(BIN)/python -m pytest -m release tests/e2e/test_release_alone.py -s
 
 # Training speed against bare loops, pairs taking turns: about 45 minutes on 2 cores that do nothing else.
 # ROWS="throughput-torch mfu" measures a selection; PAIRS and STEPS below the defaults make a trial that writes nothing.

@@ -14,7 +14,7 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from infra.errors import StageError
+from tasks.compression.fidelity import differences
+from tasks.compression.onnx_refusal import refusal
 from tasks.training.model_inputs import accepted
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class Logits(torch.nn.Module):
         given = dict(zip(self.names, tensors, strict=True))
         return self.objective.output(self.model(**given, use_cache=False))
 
+    def logits(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        """What the model says of a batch, as `tasks/evaluation/runtime.py` has it."""
+        with torch.inference_mode():
+            found: npt.NDArray[np.float32] = self(*(torch.from_numpy(batch[n]) for n in self.names)).float().numpy()
+        return found
+
 
 def export_onnx(model: PreTrainedModel, objective: Objective, file: Path, max_length: int) -> None:
     """Write `model` to `file` (weights beside it where they exceed 1.5 GB). Raises StageError if it cannot be captured.
@@ -68,11 +75,7 @@ def export_onnx(model: PreTrainedModel, objective: Objective, file: Path, max_le
             )
         except Exception as error:
             # Anything the model's Python does can go wrong here, in exception classes private to torch.
-            first = str(error).strip().partition("\n")[0]
-            raise StageError(
-                f"{type(model).__name__} cannot be captured as a graph: {first}",
-                hint="The model's code branches on the data or on a size; see the log for where.",
-            ) from error
+            raise refusal(error, model) from error
         assert program is not None
         _anonymous(program.model)
         _name_layers(program.model, module.model)
@@ -112,26 +115,15 @@ def random_batches(
 def largest_difference(
     model: PreTrainedModel, objective: Objective, file: Path, max_length: int, seed: int = 0
 ) -> float:
-    """Largest absolute difference of the logits of an ONNX file and its parent, over `random_batches`.
-
-    Where the logits are one row a token, padding positions are left out: they hold nothing defined. Not-a-number
-    anywhere counts as infinite.
-    """
+    """Largest absolute difference (`fidelity.differences`) of an ONNX file and its parent, over `random_batches`."""
     import onnxruntime
 
     module = Logits(model, objective).eval()
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     worst = 0.0
     for batch in random_batches(model.config, module.names, max_length, seed):
-        with torch.inference_mode():
-            expected = module(*(torch.from_numpy(batch[name]) for name in module.names)).float().numpy()
         given = session.run(["logits"], dict(batch))[0]
-        if given.shape != expected.shape:
-            raise StageError(f"the graph gives logits of shape {given.shape}, the model {expected.shape}")
-        difference = np.abs(given - expected)
-        if expected.ndim == 3 and expected.shape[:2] == batch["attention_mask"].shape:
-            difference = difference[batch["attention_mask"] == 1]
-        worst = max(worst, float(difference.max()) if np.isfinite(difference).all() else float("inf"))
+        worst = max(worst, float(differences(module.logits(batch), given, batch["attention_mask"]).max()))
     return worst
 
 

@@ -33,6 +33,12 @@ def token_scores(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]
     }
 
 
+def likeliest(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The likeliest token at each place that is counted, [U], from logits [B, T, V] and labels [B, T]."""
+    found: npt.NDArray[np.int64] = logits[labels != IGNORED].argmax(-1)
+    return found
+
+
 def token_metrics(predictions: Mapping[str, npt.NDArray[np.generic]], weights: Array) -> dict[str, Array]:
     """Metric name -> [R], under example weights [R, N]: nats a token, its exponential, the share of tokens told right.
 

@@ -104,6 +104,14 @@ class Objective(StageParams):
         return ("input_ids", "attention_mask")
 
     @property
+    def reading(self) -> str:
+        """Python lines for a model's page that make predictions, `scores`, of `logits` and the `batch` of its inputs.
+
+        Of arrays of numpy and of torch alike. Empty: what the model gives is shown as it is.
+        """
+        return ""
+
+    @property
     def coupled(self) -> int:
         """How many consecutive examples of a step have one loss together; micro-batches never tear them apart."""
         return 1
@@ -212,6 +220,15 @@ class Objective(StageParams):
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """What evaluation keeps of a batch, one row per example: enough to compute every metric later."""
         raise NotImplementedError
+
+    def choices(
+        self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]
+    ) -> npt.NDArray[np.integer] | None:
+        """What the model says, a row for each thing it decides: int [U] or [U, K]. None where its outputs are numbers.
+
+        By the share of equal rows two models agree (`tasks/compression/fidelity.py`).
+        """
+        return None
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Metric name -> [R] values, one for each row of example weights [R, N] (ones: the point estimate).

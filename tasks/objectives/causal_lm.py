@@ -152,6 +152,12 @@ class CausalLM(Objective):
             **({"bytes": np.asarray(batch["bytes"], np.int64)} if "bytes" in batch else {}),
         }
 
+    def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
+        """The likeliest token of each that is counted, [U]."""
+        from tasks.evaluation.token_metrics import likeliest
+
+        return likeliest(logits[:, :-1], batch["labels"][:, 1:])
+
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Nats a token, its exponential, the same in bits; and bits a byte, which compares tokenizers too."""
         import numpy as np

@@ -123,6 +123,12 @@ class MaskedLM(TokenLabels):
 
         return token_scores(logits, batch["labels"])
 
+    def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
+        """The likeliest token of each that is hidden, [U]."""
+        from tasks.evaluation.token_metrics import likeliest
+
+        return likeliest(logits, batch["labels"])
+
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Nats a hidden token, its exponential, and the share of hidden tokens told right."""
         from tasks.evaluation.token_metrics import token_metrics

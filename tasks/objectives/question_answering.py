@@ -170,6 +170,12 @@ class QuestionAnswering(Objective):
             "answerable": np.array([bool(references) for references in answers]),
         }
 
+    def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
+        """Where each question's answer begins and ends, [B, 2]."""
+        import numpy as np
+
+        return np.stack(self.best_spans(logits, batch)[:2], axis=1)
+
     def best_spans(
         self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:

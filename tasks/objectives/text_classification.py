@@ -81,6 +81,16 @@ class TextClassification(Objective):
         return "AutoModelForTokenClassification" if mean else "AutoModelForSequenceClassification"
 
     @property
+    def reading(self) -> str:
+        if self.pooling != "mean":
+            return ""
+        return (
+            'mask = batch["attention_mask"][..., None]\n'
+            "scores = (logits * mask).sum(1) / mask.sum(1)  # every token votes; a row a text, a column a label\n"
+            "print(scores)\n"
+        )
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         return ("input_ids", "attention_mask", *(("token_type_ids",) if self.pair else ()))
 
@@ -212,6 +222,17 @@ class TextClassification(Objective):
         scores = self.scores(torch.from_numpy(np.asarray(logits)), tensors)
         kind = np.float32 if self.problem == "regression" else np.int64
         return {"labels": np.asarray(batch["labels"], kind), "logits": scores.numpy()}
+
+    def choices(
+        self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]
+    ) -> npt.NDArray[np.integer] | None:
+        """The class of each text, [B], or which labels it has, [B, C]."""
+        import numpy as np
+
+        scores = self.predictions(logits, batch)["logits"]
+        if self.problem == "regression":
+            return None
+        return (scores > 0).astype(np.int64) if self.problem == "multi_label" else scores.argmax(1)
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         from tasks.evaluation.classification import classification_metrics

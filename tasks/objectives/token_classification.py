@@ -167,6 +167,10 @@ class TokenClassification(TokenLabels):
         """Counts of each example, int64: `words`, `correct` [B]; `true`, `guessed`, `right` [B, types or tags]."""
         return self._counted(batch["tags"], self.answers(logits, batch["starts"]))
 
+    def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
+        """The class of each word, [U]."""
+        return self.answers(logits, batch["starts"])[batch["starts"] >= 0]
+
     def _counted(self, truth: npt.NDArray[np.int64], guesses: npt.NDArray[np.int64]) -> Predictions:
         import numpy as np
 

@@ -28,7 +28,7 @@ TRANSFORMERS = """from transformers import AutoTokenizer, {auto_class}
 tokenizer = AutoTokenizer.from_pretrained(".")
 model = {auto_class}.from_pretrained(".").eval()
 batch = tokenizer(["A text."], padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
-print(model(**batch))
+output = model(**batch)
 """
 ONNXRUNTIME = """import numpy, onnxruntime
 from tokenizers import Tokenizer
@@ -39,8 +39,8 @@ tokenizer.enable_padding(pad_id={pad})
 session = onnxruntime.InferenceSession("model.onnx")
 texts = [(e.ids, e.attention_mask, e.type_ids) for e in tokenizer.encode_batch(["A text."])]
 arrays = [numpy.array(rows, numpy.int64) for rows in zip(*texts)]
-given = dict(zip(("input_ids", "attention_mask", "token_type_ids"), arrays))
-print(session.run(["logits"], {{i.name: given[i.name] for i in session.get_inputs()}})[0])
+batch = dict(zip(("input_ids", "attention_mask", "token_type_ids"), arrays))
+logits = session.run(["logits"], {{i.name: batch[i.name] for i in session.get_inputs()}})[0]
 """
 
 
@@ -150,9 +150,12 @@ def _sources(store: Store, manifest: Manifest) -> list[tuple[str, str | None]]:
 
 def _loader(folder: Path, card: ModelCard) -> str:
     """Code that runs the model without Forgeline; empty for encoder-decoders in ONNX, whose decoding is a loop."""
+    reading = card.objective.reading
     if card.format is None:
-        return TRANSFORMERS.format(auto_class=card.objective.auto_class, max_length=card.max_length).rstrip()
+        code = TRANSFORMERS.format(auto_class=card.objective.auto_class, max_length=card.max_length)
+        return code + (f"logits = output.logits.detach()\n{reading}" if reading else "print(output)\n").rstrip()
     if "decoder_input_ids" in card.objective.inputs or not (folder / "tokenizer.json").exists():
         return ""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return ONNXRUNTIME.format(max_length=card.max_length, pad=config.get("pad_token_id") or 0).rstrip()
+    code = ONNXRUNTIME.format(max_length=card.max_length, pad=config.get("pad_token_id") or 0)
+    return code + (reading or "print(logits)\n").rstrip()

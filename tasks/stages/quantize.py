@@ -1,18 +1,19 @@
-"""quantize: an ONNX model with its weights in eight or four bits.
+"""quantize: an ONNX model with its weights in sixteen, eight or four bits.
 
     quantize: {model: onnx}                                                    # dynamic_int8: no data needed
     quantize: {model: onnx, scheme: int4, method: gptq, data: texts}           # four bits, errors made up for
     quantize: {model: onnx, data: texts, keep_sensitive: 4}                    # the four worst layers stay in float
+    quantize: {model: onnx, data: texts, min_agreement: 0.99}                  # refused where answers differ more often
 
 Layers can stay in floating point by name (`keep_float`), or those whose quantization alone changes the model's answers
 most (`keep_sensitive`), which is measured on training examples.
 Evidence in `records/`: layers.json (what became of each layer; with `keep_sensitive` how far each alone moves the
-outputs).
+outputs); with `data` fidelity.json (how far the graph is from its parent on held-out examples).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,11 +30,11 @@ class Params(StageParams):
     """What is quantized and how."""
 
     model: Annotated[str, Input("onnx")] = Field(description="Exported model to quantize.")
-    scheme: Literal["dynamic_int8", "static_int8", "int4"] = Field(
+    scheme: Literal["dynamic_int8", "static_int8", "int4", "float16"] = Field(
         "dynamic_int8",
         description="`dynamic_int8`: weights int8, activations scaled to uint8 as they come. `static_int8`: "
         "activations scaled as calibration examples were. `int4`: weights in four bits, activations as they are; "
-        "embeddings int8.",
+        "embeddings int8. `float16`: weights and activations in half precision, token ids and outputs as they were.",
     )
     method: Literal["nearest", "gptq"] = Field(
         "nearest",
@@ -44,7 +45,9 @@ class Params(StageParams):
         32, description="For `int4`: weights of a row, side by side, that share a scale and a zero point."
     )
     data: Annotated[str | None, Input("dataset", "tokens")] = Field(
-        None, description="Calibration examples: its training split. None: none are needed."
+        None,
+        description="Calibration examples: its training split. Where it has a validation split, or another is named "
+        "(`texts.test`), the graph is held against its parent on that. None: neither.",
     )
     samples: int = Field(128, ge=1, description="Calibration examples, spread evenly over the training split.")
     keep_float: list[str] = Field(
@@ -53,6 +56,12 @@ class Params(StageParams):
     )
     keep_sensitive: int = Field(
         0, ge=0, description="So many layers stay in floating point: those which alone change the outputs most."
+    )
+    min_agreement: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Refuse a graph that decides less than this share of the held-out `data` as its parent does.",
     )
     per_channel: bool = Field(False, description="For int8: a scale for each output channel instead of one a tensor.")
     reduce_range: bool = Field(
@@ -69,12 +78,11 @@ class Params(StageParams):
             "static_int8": self.scheme == "static_int8",
             "gptq": self.method == "gptq",
             "keep_sensitive": self.keep_sensitive > 0,
+            "min_agreement": self.min_agreement is not None,
         }
         asking = [name for name, asks in why.items() if asks]
         if asking and self.data is None:
             raise ValueError(f"`{asking[0]}` is measured on examples: give `data`")
-        if self.data is not None and not asking:
-            raise ValueError("`data` is for `static_int8`, `gptq` and `keep_sensitive`, none of which is asked for")
         return self
 
 
@@ -98,11 +106,12 @@ def run(job: Job[Params]) -> dict[str, float]:
     file, target = source.path / ONNX, job.output / ONNX
     graph = onnx.load(str(file))
     tied = fold_transposes(graph)
-    if tied:
+    if tied and params.scheme != "float16":
         file = job.scratch / ONNX
         onnx.save(graph, str(file))
     found = layers(graph.graph)
-    batches = _calibration(job, [given.name for given in graph.graph.input]) if params.data is not None else []
+    calibrating = params.scheme == "static_int8" or params.method == "gptq" or params.keep_sensitive > 0
+    batches = _calibration(job, [given.name for given in graph.graph.input]) if calibrating else []
     kept = matching([layer.name for layer in found], params.keep_float, where=f"stages.{job.name}.keep_float")
     moved: dict[str, float] = {}
     if params.keep_sensitive:
@@ -132,6 +141,7 @@ def run(job: Job[Params]) -> dict[str, float]:
             where="model",
             hint="It holds no weight that ONNX Runtime quantizes (MatMul, Gemm, Gather).",
         )
+    faithful = _fidelity(job) if params.data is not None else {}
     told = [
         {
             "layer": layer.name,
@@ -145,6 +155,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     copy_companions(source.path, job.output)
     write_card(job.output, replace(card, quantization=params.scheme))
     return {
+        **faithful,
         "size_mb": after / 1e6,
         "size_ratio": after / before,
         "layers_quantized": float(len(found) - len(kept)),
@@ -156,6 +167,7 @@ def _quantize(
     params: Params, source: Path, target: Path, found: list[Layer], kept: list[str], batches: list[Batch]
 ) -> None:
     from tasks.compression.four_bits import quantize_int4
+    from tasks.compression.half_precision import convert_float16
     from tasks.compression.onnx_layers import input_moments
     from tasks.compression.onnx_quantize import quantize_dynamic_int8, quantize_static_int8
 
@@ -172,10 +184,43 @@ def _quantize(
         "reduce_range": params.reduce_range,
         "keep_float": kept,
     }
-    if params.scheme == "static_int8":
+    if params.scheme == "float16":
+        convert_float16(source, target, keep_float=kept)
+    elif params.scheme == "static_int8":
         quantize_static_int8(source, target, batches, **settings)
     else:
         quantize_dynamic_int8(source, target, **settings)
+
+
+def _fidelity(job: Job[Params]) -> dict[str, float]:
+    """How far the graph is from its parent. Raises StageError where they agree less than `min_agreement`."""
+    import json
+
+    from tasks.compression.fidelity import fidelity
+    from tasks.data.columns import has_split
+    from tasks.evaluation.runtime import OnnxRuntime
+
+    source, data, least = job.input("model"), job.input("data"), job.params.min_agreement
+    split = data.split or "validation"
+    if data.split is None and least is None and not has_split(data.path, data.manifest.type, split):
+        return {}
+    graphs = [OnnxRuntime(folder, job.cores) for folder in (source.path, job.output)]
+    found = fidelity(source, data, split, *(graph.logits for graph in graphs))
+    (job.records / "fidelity.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+    where = f"stages.{job.name}.min_agreement"
+    if least is not None and found.agreement is None:
+        raise StageError(
+            "this model's outputs are numbers, on which nothing can agree",
+            where=where,
+            hint="Leave it out, and let `evaluate` and `gate` judge the graph.",
+        )
+    if least is not None and found.agreement is not None and found.agreement < least:
+        raise StageError(
+            f"of what the model decides on {data.stage}.{split}, {found.agreement:.2%} stays, less than {least:.2%}",
+            where=where,
+            hint="Keep layers in float (`keep_sensitive: 4`), use another `scheme`, or ask for less.",
+        )
+    return found.metrics()
 
 
 def _calibration(job: Job[Params], names: list[str]) -> list[Batch]:
@@ -198,4 +243,4 @@ def _calibration(job: Job[Params], names: list[str]) -> list[Batch]:
     return [{name: batch[name].numpy() for name in names} for batch in batches]
 
 
-STAGE = Stage(kind="quantize", version=3, makes="onnx", params=Params, run=run)
+STAGE = Stage(kind="quantize", version=4, makes="onnx", params=Params, run=run)

@@ -88,6 +88,12 @@ class EncoderDecoder(TokenLabels):
         found = token_scores(logits, batch["labels"])
         return {**found, "bytes": batch["target_bytes"]} if "target_bytes" in batch else found
 
+    def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
+        """The likeliest of each target token, [U]."""
+        from tasks.evaluation.token_metrics import likeliest
+
+        return likeliest(logits, batch["labels"])
+
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Of target tokens, each given those before it: see `token_metrics`."""
         from tasks.evaluation.token_metrics import token_metrics

@@ -67,7 +67,7 @@ def test_export_equals_its_parent_on_shapes_it_was_not_traced_with(exported: Any
         assert given.shape == expected.shape == (*batch["input_ids"].shape, 5)
         real = batch["attention_mask"] == 1  # what stands at a padding token means nothing, and differs
         np.testing.assert_allclose(given[real], expected[real], atol=1e-5)
-    assert exported.metrics["largest_difference"] < 1e-5
+    assert exported.metrics["max_abs_diff"] < 1e-5
     assert onnx_parameters(exported.output / "model.onnx") == pytest.approx(torch_runtime.parameters, rel=0.01)
 
 
@@ -89,6 +89,34 @@ def test_language_models_are_exported_with_a_row_a_token(tiny: ModuleType, tmp_p
     assert largest_difference(model, objective("causal_lm"), tmp_path / "model.onnx", 48, seed=3) < 1e-5
 
 
+class Changed(torch.nn.Module):
+    """A layer, and then something that has no place in a graph."""
+
+    def __init__(self, layer: torch.nn.Module, change: Any) -> None:
+        super().__init__()
+        self.layer, self.change = layer, change
+
+    def forward(self, *given: Any) -> Any:
+        return self.change(self.layer(*given))
+
+
+REFUSED = [
+    (torch.special.i0e, r"no operator for `\S*i0e\S*`, which LlamaForCausalLM uses in `model.layers.1.mlp.up_proj`"),
+    (lambda x: x if float(x.detach().sum()) > 0 else -x, r"cannot be captured .* in `model.layers.1.mlp.up_proj`: "),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), REFUSED, ids=["operator", "branch"])
+def test_what_has_no_place_in_a_graph_is_named_with_its_module(
+    tiny: ModuleType, tmp_path: Path, change: Any, says: str
+) -> None:
+    model = tiny.model("llama", AutoModelForCausalLM)
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj = Changed(mlp.up_proj, change)
+    with pytest.raises(StageError, match=says):
+        export_onnx(model, objective("causal_lm"), tmp_path / "model.onnx", 48)
+
+
 def test_another_models_graph_is_refused(exported: Any, tiny: ModuleType, tmp_path: Path) -> None:
     other = save(tiny, tmp_path, "llama", CLASSIFIER, num_labels=5, initializer_range=0.2)
     model = AutoModelForTokenClassification.from_pretrained(other)
@@ -101,8 +129,8 @@ def test_tolerance_that_is_not_met_is_refused_and_equal_models_give_equal_bytes(
     moved = shutil.copytree(parent, tmp_path / "elsewhere")
     with pytest.raises(StageError, match=r"the export differs from the model by .*, more than 1e-12"):
         run(jobs, tmp_path, export, moved, "model", tolerance=1e-12)
-    proof = json.loads((tmp_path / "records/proof.json").read_text())
-    assert 1e-12 < proof["largest_difference"] < 1e-4
+    proof = json.loads((tmp_path / "records/fidelity.json").read_text())
+    assert 1e-12 < proof["max_abs_diff"] < 1e-4
     assert (tmp_path / "output/model.onnx").read_bytes() == (exported.output / "model.onnx").read_bytes()
 
 

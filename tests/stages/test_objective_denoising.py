@@ -205,7 +205,7 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, with_sentinels: Path, tm
     pruned = {"model": "teacher", "data": "texts", "keep": 0.5, "samples": 14}
     assert jobs.run_stage(tmp_path / "lean", "prune", pruned, model=teacher, data=data)["parameters_ratio"] < 1
     student = jobs.artifact(tmp_path / "student/output", "model", stage="student")
-    assert jobs.run_stage(tmp_path / "onnx", "export", {"model": "student"}, model=student)["largest_difference"] < 1e-4
+    assert jobs.run_stage(tmp_path / "onnx", "export", {"model": "student"}, model=student)["max_abs_diff"] < 1e-4
     onnx = jobs.artifact(tmp_path / "onnx/output", "onnx", stage="onnx")
     jobs.run_stage(tmp_path / "int8", "quantize", {"model": "onnx"}, model=onnx)
     models = [teacher, student, onnx, jobs.artifact(tmp_path / "int8/output", "onnx", stage="int8")]

@@ -195,7 +195,7 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path, tmp_p
     assert jobs.run_stage(tmp_path / "lean", "prune", pruned, model=teacher, data=data)["parameters_ratio"] < 1
     assert json.loads((tmp_path / "lean/output/config.json").read_text())["d_ff"] == 32
     student = jobs.artifact(tmp_path / "student/output", "model", stage="student")
-    assert jobs.run_stage(tmp_path / "onnx", "export", {"model": "student"}, model=student)["largest_difference"] < 1e-4
+    assert jobs.run_stage(tmp_path / "onnx", "export", {"model": "student"}, model=student)["max_abs_diff"] < 1e-4
     onnx = jobs.artifact(tmp_path / "onnx/output", "onnx", stage="onnx")
     jobs.run_stage(tmp_path / "int8", "quantize", {"model": "onnx"}, model=onnx)
     models = [teacher, student, onnx, jobs.artifact(tmp_path / "int8/output", "onnx", stage="int8")]

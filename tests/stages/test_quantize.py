@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -219,6 +220,66 @@ def run(jobs: ModuleType, exported: Any, inputs: Path, place: Path, type: str = 
     return job
 
 
+@pytest.mark.parametrize("type", ["llama", "gpt2"])
+def test_half_precision_halves_every_weight_and_decides_the_same(
+    jobs: ModuleType, exported: Any, inputs: Path, tiny: ModuleType, tmp_path: Path, type: str
+) -> None:
+    """Also where words in and out share a matrix, which stays one."""
+    model, folder = exported[type][0], tmp_path / "plain"
+    shutil.copytree(exported[type][1], folder)
+    export_onnx(model, objective("causal_lm"), folder / "model.onnx", tiny.CONTEXT)
+    jobs_of = [
+        run(
+            jobs,
+            {type: (model, folder)},
+            inputs,
+            tmp_path / place,
+            type,
+            scheme="float16",
+            data="d",
+            min_agreement=0.98,
+        )
+        for place in "ab"
+    ]
+    job, again = jobs_of
+    assert (job.output / "model.onnx").read_bytes() == (again.output / "model.onnx").read_bytes()
+    before, after = (weights_of(place) for place in (folder, job.output))
+    assert set(after.values()) == {"float16"} and after.keys() == before.keys() and set(before.values()) == {"float32"}
+    assert onnx_parameters(job.output / "model.onnx") == onnx_parameters(folder / "model.onnx")
+    assert job.metrics["size_ratio"] < 0.75, "the graph's own text is most of what is left of so small a model"
+    assert 0 < job.metrics["max_abs_diff"] < 0.02 and job.metrics["agreement"] >= 0.98
+    assert read_card(job.output).quantization == "float16"
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """Number format of each weight of more than one number."""
+    graph = graph_of(folder)
+    return {
+        tensor.name: onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+        for tensor in graph.initializer
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16) and np.prod(tensor.dims) > 1
+    }
+
+
+def test_layers_stay_whole_in_half_precision_and_a_weight_that_has_no_half_is_refused(
+    jobs: ModuleType, exported: Any, inputs: Path, tmp_path: Path
+) -> None:
+    job = run(jobs, exported, inputs, tmp_path / "a", scheme="float16", keep_float=["lm_head"])
+    assert [layer.name for layer in layers(graph_of(job.output))] == ["lm_head"]
+    large = onnx.load(exported["llama"][1] / "model.onnx")
+    (head,) = [layer for layer in layers(large.graph) if layer.name == "lm_head"]
+    (tensor,) = [tensor for tensor in large.graph.initializer if tensor.name == head.weight]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[3, 3] = -1e5
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    folder = Path(shutil.copytree(exported["llama"][1], tmp_path / "large"))
+    onnx.save(large, folder / "model.onnx")
+    with pytest.raises(
+        StageError, match=f"weight '{re.escape(head.weight)}' holds 100000, and half precision ends at 65504"
+    ):
+        run(jobs, {"llama": (None, folder)}, inputs, tmp_path / "b", scheme="float16")
+
+
 def told(job: Any) -> dict[str, Any]:
     return {layer["layer"]: layer for layer in json.loads((job.records / "layers.json").read_text())}
 
@@ -338,7 +399,7 @@ def test_too_few_examples_to_calibrate_on_are_refused(
         ({"group_size": 64}, "are for `scheme: int4`"),
         ({"scheme": "static_int8"}, "`static_int8` is measured on examples: give `data`"),
         ({"keep_sensitive": 2}, "`keep_sensitive` is measured on examples"),
-        ({"data": "d"}, "none of which is asked for"),
+        ({"min_agreement": 0.9}, "`min_agreement` is measured on examples"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(params: dict[str, Any], says: str) -> None:

@@ -71,8 +71,8 @@ def go(
     teacher = run("teacher", "finetune", taught, model=jobs.artifact(model, "model", stage="base"), data=examples)
     given = {"teacher": "teacher", "data": "data", "layers": 1, "global_batch_size": 8, **distill}
     student = run("student", "distill", given, teacher=of(teacher, "model"), data=examples)
-    onnx = run("onnx", "export", {"model": "student"}, model=of(student, "model"))
-    int8 = run("int8", "quantize", {"model": "onnx"}, model=of(onnx, "onnx"))
+    onnx = run("onnx", "export", {"model": "student", "data": "data"}, model=of(student, "model"), data=examples)
+    int8 = run("int8", "quantize", {"model": "onnx", "data": "data"}, model=of(onnx, "onnx"), data=examples)
     models = [of(teacher, "model"), of(student, "model"), of(onnx, "onnx"), of(int8, "onnx")]
     scored = run(
         "scores",

@@ -50,7 +50,7 @@ FIXED = {
     "gradual.pattern": "`schedule` rules it out",
     "onnx.format": ONE_CHOICE,
     **{f"int8.{field}": "it is for four bits" for field in ("method", "group_size")},
-    **{f"int8.{field}": "the one needs the other" for field in ("data", "keep_sensitive")},
+    **{f"int8.{field}": "it needs `data`" for field in ("keep_sensitive", "min_agreement")},
     "four.scheme": "`gptq` is for four bits",
     "functions.sources.0.format": "it follows from `python_functions`",
     **{
