@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from infra.errors import StageError
 from tasks.compression.layer_subset import with_layers
+from tasks.compression.soft_targets import SoftTargets
 from tasks.compression.taps import Taps
+from tasks.compression.top_k import TopK
 from tasks.training.layers import layer_stacks
 from tasks.training.model_inputs import model_inputs
 
@@ -22,15 +24,21 @@ if TYPE_CHECKING:
 
 
 def distillation(
-    logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, weights: torch.Tensor | None = None
+    logits: torch.Tensor,
+    teacher_logits: torch.Tensor | TopK,
+    temperature: float,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """T^2 * KL(teacher || student) at temperature T, summed over the rows of logits [N, C] (Hinton et al., 2015).
 
     weights: how much each row counts, [N]; None: one. T^2 keeps the gradient's size independent of T. Accumulated in
-    fp32.
+    fp32. Of a teacher's largest logits, over these and the rest together (`tasks/compression/top_k.py`).
     """
-    student = F.log_softmax(logits.float() / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    if isinstance(teacher_logits, TopK):
+        own, given = teacher_logits.both(logits.float(), temperature)
+    else:
+        own, given = logits.float() / temperature, teacher_logits.float() / temperature
+    student, teacher = F.log_softmax(own, dim=-1), F.log_softmax(given, dim=-1)
     if weights is None:
         return F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
     rows = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
@@ -44,6 +52,14 @@ def two_way_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, tem
     return distillation(F.pad(student[:, None], (0, 1)), F.pad(teacher[:, None], (0, 1)), temperature)
 
 
+def as_teacher(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on the device, frozen and without dropout."""
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # with one, packed documents would see each other
+    torch.nn.Module.to(model.train(False).requires_grad_(False), device)
+    return model
+
+
 class Lesson:
     """What a student minimises, for the training loop:
 
@@ -53,22 +69,26 @@ class Lesson:
 
     The latter two are of an encoder-decoder's encoder; layers are held against evenly chosen ones of the teacher. A
     student of another width gets a projection, `student.to_teacher`, which learns with it; `finished` takes it off.
-    Raises StageError if attention is to be compared and the two have different numbers of heads.
+    Of `soft_targets` in the teacher's stead only outputs can be learned. Without labels, `unlabelled`, the objective's
+    own loss is left out. Raises StageError if attention is to be compared and the two have different numbers of heads.
     """
 
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: PreTrainedModel,
+        teacher: PreTrainedModel | SoftTargets,
         objective: Objective,
         params: TeacherParams,
         device: torch.device,
+        *,
+        unlabelled: bool = False,
     ) -> None:
         self.student, self.teacher, self.objective, self.params = student, teacher, objective, params
-        if hasattr(teacher.config, "use_cache"):
-            teacher.config.use_cache = False  # with one, packed documents would see each other
-        torch.nn.Module.to(teacher.train(False).requires_grad_(False), device)
+        self.unlabelled = unlabelled
         self.taps = None
+        if isinstance(teacher, SoftTargets):
+            return
+        as_teacher(teacher, device)
         heads = [model.config.num_attention_heads for model in (student, teacher)]
         if params.attention and heads[0] != heads[1]:
             raise StageError(
@@ -89,9 +109,14 @@ class Lesson:
 
     def __call__(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         alpha = self.params.alpha
-        total: torch.Tensor = (1 - alpha) * self.objective.loss(logits, batch)[0]
+        total = torch.zeros((), device=logits.device)
+        if alpha < 1 and not self.unlabelled:
+            total = (1 - alpha) * self.objective.loss(logits, batch)[0]
         if alpha == 0 and self.taps is None:
             return total
+        if isinstance(self.teacher, SoftTargets):
+            targets = self.teacher.of(batch)
+            return total + alpha * self.objective.distilled(logits, targets, batch, self.params.temperature)
         with torch.no_grad():
             given = self.objective.output(self.teacher(**model_inputs(batch, self.teacher)))
         if alpha:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+    from tasks.compression.top_k import TopK
     from tasks.stage import InputArtifact
     from tasks.training.ranks import Ranks
 
@@ -87,6 +88,9 @@ class Objective(StageParams):
     augmentable: ClassVar[bool] = True
     """Whether the token ids of a changed `text` may take the place of an example's `input_ids`."""
 
+    truncatable: ClassVar[bool] = True
+    """Whether rows of `soft_targets` are distributions, of which the likeliest classes may stand for all."""
+
     text_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics of `tasks/evaluation/text_metrics.py` by which texts are judged, the one that people compare first."""
 
@@ -133,6 +137,15 @@ class Objective(StageParams):
     ) -> Sequence[Feature]:
         """The split's examples in frozen order. Raises StageError on a split that is missing, empty or unusable."""
         raise NotImplementedError
+
+    def unlabelled(
+        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    ) -> Sequence[Feature]:
+        """`features` of data that may have no labels, for what asks a teacher instead.
+
+        Here all that `features` reads is needed: texts label themselves, and where a target is, decides what is asked.
+        """
+        return self.features(data, split, tokenizer, max_length)
 
     def noised(self, feature: Feature, seed: int) -> Feature:
         """The example as it is learned from, where that is drawn anew each time (masks, spans): a function of both.
@@ -215,7 +228,26 @@ class Objective(StageParams):
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
     ) -> torch.Tensor:
         """Distillation loss summed over the units of `loss`: T^2 * KL(teacher || student) (Hinton et al., 2015)."""
-        raise NotImplementedError
+        return self.distilled(logits, self.soft_targets(teacher_logits, batch)[0], batch, temperature)
+
+    def soft_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(what `soft_loss` reads of an output, rows [N, C] or [N], example by example; rows of each example [B]).
+
+        Raises StageError where an example's rows depend on the batch it is in: those cannot be stored.
+        """
+        raise StageError(
+            f"outputs of objective {self.name} depend on which examples meet in a batch",
+            where="teacher",
+            hint="They cannot be stored: let `distill` ask the teacher itself.",
+        )
+
+    def distilled(
+        self, logits: torch.Tensor, targets: torch.Tensor | TopK, batch: Batch, temperature: float
+    ) -> torch.Tensor:
+        """`soft_loss` against a teacher's `soft_targets`."""
+        from tasks.compression.distill import distillation
+
+        return distillation(self.soft_targets(logits, batch)[0], targets, temperature)
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """What evaluation keeps of a batch, one row per example: enough to compute every metric later."""
@@ -254,6 +286,15 @@ class Objective(StageParams):
             where="models",
             hint="`generate` takes models of causal_lm and seq2seq; `evaluate` judges the others.",
         )
+
+    @property
+    def reference_column(self) -> str | None:
+        """Column of a dataset that the references of `prompts` are read from; None: there is none."""
+        return None
+
+    def with_reference(self, value: Any, text: str) -> Any:
+        """What such a column holds once `text` is the reference; value: what it holds now."""
+        return text
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """A few human-readable outputs for the report: prompt and continuation, or text, truth and prediction."""

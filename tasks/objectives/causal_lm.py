@@ -123,14 +123,11 @@ class CausalLM(Objective):
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
         return summed_cross_entropy(logits.flatten(0, 1), targets.flatten()), int((targets != IGNORED).sum())
 
-    def soft_loss(
-        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
-    ) -> torch.Tensor:
-        from tasks.compression.distill import distillation
+    def soft_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         from tasks.training.cross_entropy import IGNORED
 
         counted = batch["labels"][:, 1:] != IGNORED
-        return distillation(logits[:, :-1][counted], teacher_logits[:, :-1][counted], temperature)
+        return logits[:, :-1][counted], counted.sum(1)
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """`nll`: float64 [B], summed negative log-likelihood in nats; `tokens`: int64 [B], how many it sums over.
@@ -189,6 +186,15 @@ class CausalLM(Objective):
         if self.messages is not None:
             return chat_prompts(data, split, self.messages, self.chat_template, tokenizer, max_length)
         return continuations(data, split, tokenizer, max_length)
+
+    @property
+    def reference_column(self) -> str | None:
+        return self.messages
+
+    def with_reference(self, value: Any, text: str) -> Any:
+        from tasks.training.chat_prompts import with_last_answer
+
+        return with_last_answer(value, text)
 
     def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Four heldout beginnings or questions, continued by sampling at temperature 0.8 among the 40 likeliest.

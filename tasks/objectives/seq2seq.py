@@ -69,5 +69,9 @@ class Seq2Seq(EncoderDecoder):
 
         return source_prompts(data, split, self.target, tokenizer, max_length)
 
+    @property
+    def reference_column(self) -> str | None:
+        return self.target
+
 
 OBJECTIVE = Seq2Seq

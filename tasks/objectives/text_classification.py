@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from tasks.compression.top_k import TopK
     from tasks.stage import InputArtifact
 
 SHOWN = 8
@@ -76,6 +77,10 @@ class TextClassification(Objective):
         return PRIMARY[self.problem]
 
     @property
+    def truncatable(self) -> bool:  # type: ignore[override]
+        return self.problem == "single_label"
+
+    @property
     def auto_class(self) -> str:
         mean = self.pooling == "mean"
         return "AutoModelForTokenClassification" if mean else "AutoModelForSequenceClassification"
@@ -111,17 +116,20 @@ class TextClassification(Objective):
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
+        rows, truth = self.unlabelled(data, split, tokenizer, max_length), self._truth(data, split)
+        return [{**row, **true} for row, true in zip(rows, truth, strict=True)]
+
+    def unlabelled(
+        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    ) -> Sequence[Feature]:
         from tasks.training.text_features import read_split, tokenized, tokenized_pairs
 
-        truth = self._truth(data, split)
         table = read_split(data, split, columns=("text", *((self.pair,) if self.pair else ())))
         if self.pair is None:
-            rows: list[dict[str, Any]] = [{"input_ids": ids} for ids in tokenized(table["text"], tokenizer, max_length)]
-        else:
-            seconds = [text or "" for text in table[self.pair]]
-            found = tokenized_pairs(table["text"], seconds, tokenizer, max_length)
-            rows = [{**row, "second": text} for row, text in zip(found, seconds, strict=True)]
-        return [{**row, **true} for row, true in zip(rows, truth, strict=True)]
+            return [{"input_ids": ids} for ids in tokenized(table["text"], tokenizer, max_length)]
+        seconds = [text or "" for text in table[self.pair]]
+        found = tokenized_pairs(table["text"], seconds, tokenizer, max_length)
+        return [{**row, "second": text} for row, text in zip(found, seconds, strict=True)]
 
     def _truth(self, data: InputArtifact, split: str) -> list[dict[str, Any]]:
         from tasks.training.targets import balanced_class_weights, class_numbers, label_indicators, target_numbers
@@ -146,16 +154,20 @@ class TextClassification(Objective):
         return {**feature, **tokenized_pairs([text], [feature["second"]], tokenizer, max_length)[0]}
 
     def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
-        """`labels`: int64 [B] classes, float32 [B, C] of 0 and 1, or float32 [B]; `class_weights`: float32 [C]."""
+        """`labels`: int64 [B] classes, float32 [B, C] of 0 and 1, or float32 [B]; `class_weights`: float32 [C].
+
+        Neither where the examples have no labels.
+        """
         import numpy as np
         import torch
 
         from tasks.training.text_features import pad_token_ids
 
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
-        kind = np.int64 if self.problem == "single_label" else np.float32
-        labels = torch.from_numpy(np.array([f["label"] for f in features], kind))
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if "label" in features[0]:
+            kind = np.int64 if self.problem == "single_label" else np.float32
+            batch["labels"] = torch.from_numpy(np.array([f["label"] for f in features], kind))
         if self.pair is not None:
             batch["token_type_ids"] = pad_token_ids([f["token_type_ids"] for f in features], 0)[0]
         if "class_weights" in features[0]:
@@ -165,7 +177,7 @@ class TextClassification(Objective):
     def units(self, batch: Batch) -> float:
         if "class_weights" in batch:
             return float(batch["class_weights"][batch["labels"]].double().sum())
-        return len(batch["labels"])
+        return len(batch["input_ids"])
 
     def scores(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The model's output -> float32 [B, C], or [B] for a number.
@@ -193,8 +205,14 @@ class TextClassification(Objective):
         loss = F.cross_entropy(scores, labels, weights, reduction="sum", label_smoothing=self.label_smoothing)
         return loss, self.units(batch)
 
-    def soft_loss(
-        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
+    def soft_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        scores = self.scores(logits, batch)
+        return scores, torch.ones(len(scores), dtype=torch.int64)
+
+    def distilled(
+        self, logits: torch.Tensor, targets: torch.Tensor | TopK, batch: Batch, temperature: float
     ) -> torch.Tensor:
         """Of several labels the mean over them, each a choice of two; of a number the squared distance.
 
@@ -204,14 +222,14 @@ class TextClassification(Objective):
 
         from tasks.compression.distill import distillation, two_way_distillation
 
-        student, teacher = self.scores(logits, batch), self.scores(teacher_logits, batch)
+        student = self.scores(logits, batch)
+        if self.problem == "single_label":
+            weights = batch["class_weights"][batch["labels"]] if "class_weights" in batch else None
+            return distillation(student, targets, temperature, weights)
+        assert not isinstance(targets, tuple), "what is not truncatable is kept whole"
         if self.problem == "regression":
-            return F.mse_loss(student, teacher, reduction="sum")
-        if self.problem == "multi_label":
-            return two_way_distillation(student, teacher, temperature) / student.shape[1]
-        if "class_weights" not in batch:
-            return distillation(student, teacher, temperature)
-        return distillation(student, teacher, temperature, batch["class_weights"][batch["labels"]])
+            return F.mse_loss(student, targets, reduction="sum")
+        return two_way_distillation(student, targets, temperature) / student.shape[1]
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """`labels`: the truth, int64 [B] or [B, C], float32 [B] for numbers; `logits`: float32 [B, C] or [B]."""

@@ -3,8 +3,13 @@
     distill: {teacher: teacher, data: texts, layers: 2}                # the teacher with two of its layers
     distill: {teacher: teacher, data: texts, student: small}           # another model, of any family, by its own stage
 
+    distill: {teacher: teacher, soft_targets: softened, data: texts, layers: 2}     # outputs that are there already
+    distill: {teacher: teacher, data: more, unlabelled: true, alpha: 1, layers: 2}  # texts that nobody labelled
+    distill: {teacher: theirs, data: more, alpha: 0, hidden: 1, layers: 2}          # an encoder without a head
+
 A student made by `layers` starts from evenly chosen layers of the teacher (an encoder-decoder: of both stacks). Another
-one must have the teacher's vocabulary. What is minimised: `tasks/compression/distill.py`.
+one must have the teacher's vocabulary. What is minimised: `tasks/compression/distill.py`. The student of a pretrained
+encoder that was trained for nothing yet (general distillation; Jiao et al., 2020) is such an encoder itself.
 Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 """
 
@@ -23,7 +28,12 @@ from tasks.training.settings import TeacherParams, TrainingParams
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from tasks.compression.soft_targets import SoftTargets
     from tasks.objectives import Objective
+
+
+HEAD = ("num_labels", "id2label", "label2id", "problem_type")
+"""Config fields that make another student's head the teacher's."""
 
 
 class Params(TeacherParams, TrainingParams):
@@ -31,6 +41,13 @@ class Params(TeacherParams, TrainingParams):
 
     teacher: Annotated[str, Input("model")] = Field(description="The model to learn from.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples to learn on.")
+    soft_targets: Annotated[str | None, Input("soft_targets")] = Field(
+        None, description="The teacher's outputs on `data`, made before. None: it is asked in every step."
+    )
+    unlabelled: bool = Field(
+        False,
+        description="The data have no labels, or none that count: only the teacher is learned from, nothing validates.",
+    )
     augment: Augment | None = Field(None, description="Changes made to training texts. None: none.")
     layers: int | None = Field(
         None,
@@ -50,11 +67,27 @@ class Params(TeacherParams, TrainingParams):
             raise ValueError("`r_drop` passes twice through the student, so `hidden` and `attention` do not go with it")
         return self
 
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> Params:
+        if self.unlabelled and not (self.alpha == 1 or (self.alpha == 0 and (self.hidden or self.attention))):
+            raise ValueError(
+                "without labels the teacher is all there is: set `alpha: 1`, or `alpha: 0` with `hidden` or `attention`"
+            )
+        if self.soft_targets is None:
+            return self
+        if self.alpha == 0:
+            raise ValueError("`alpha: 0` learns from labels alone: leave out `soft_targets`")
+        for name in ("hidden", "attention", "augment"):
+            if getattr(self, name):
+                raise ValueError(f"`soft_targets` hold only outputs, on the data as they are: leave out `{name}`")
+        return self
+
 
 def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
     from tasks.compression.distill import Lesson, student_from
+    from tasks.compression.headless import Headless
     from tasks.evaluation.class_names import same_labels
     from tasks.model_card import read_card
     from tasks.training.evidence import finish
@@ -65,15 +98,27 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     params, source, data = job.params, job.input("teacher").path, job.input("data")
     card = read_card(source)
-    objective = card.objective
-    truth = objective.head(data).get("label2id")
+    headless = card.settings is None
+    if headless and (params.alpha or not (params.hidden or params.attention)):
+        raise StageError(
+            "the teacher was trained for no objective, so that only its insides can be learned",
+            where=f"stages.{job.name}.teacher",
+            hint="Set `alpha: 0` and `hidden` or `attention`, or put a `finetune` stage before.",
+        )
+    objective = Headless() if headless else card.objective
+    unlabelled = headless or params.unlabelled
+    truth = None if unlabelled else objective.head(data).get("label2id")
     same_labels(job.input("teacher").stage, card.labels, truth, where=f"stages.{job.name}.data")
     tokenizer = load_tokenizer(source)
-    features = train_and_validation(objective, data, tokenizer, card.max_length, params.augment, params.seed)
+    features = train_and_validation(
+        objective, data, tokenizer, card.max_length, params.augment, params.seed, unlabelled=unlabelled
+    )
     torch.manual_seed(params.seed)
-    teacher = load_model(source, objective.auto_class)
+    teacher: PreTrainedModel | SoftTargets = load_model(source, objective.auto_class)
     student = student_from(teacher, params.layers) if params.layers else _given(job, objective, tokenizer)
-    lesson = Lesson(student, teacher, objective, params, training_device(job.execution))
+    if params.soft_targets:
+        teacher = _stored(job, len(features.train))
+    lesson = Lesson(student, teacher, objective, params, training_device(job.execution), unlabelled=unlabelled)
     result = train(job, student, objective, *features, params, loss_fn=lesson, parts=lesson.parts)
     lesson.finished(result.model)
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
@@ -81,6 +126,8 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 def _given(job: Job[Params], objective: Objective, tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedModel:
     """The student that was named, with the teacher's classes. Raises StageError where the two do not go together."""
+    from transformers import AutoConfig
+
     from tasks.evaluation.class_names import same_labels
     from tasks.model_card import read_card
     from tasks.training.architecture import check_length
@@ -96,10 +143,37 @@ def _given(job: Job[Params], objective: Objective, tokenizer: PreTrainedTokenize
         )
     labels = read_card(job.input("teacher").path).labels
     same_labels(job.input("student").stage, read_card(folder).labels, labels, where=where)
-    student = load_model(folder, objective.auto_class, **objective.head(job.input("data")))
+    config = AutoConfig.from_pretrained(job.input("teacher").path)
+    student = load_model(folder, objective.auto_class, **{name: getattr(config, name, None) for name in HEAD})
     set_pad_token(student, tokenizer)
     check_length(student, read_card(job.input("teacher").path).max_length, where=where)
     return student
+
+
+def _stored(job: Job[Params], examples: int) -> SoftTargets:
+    """Raises StageError where they are another teacher's, of other data, or cut at another temperature."""
+    from tasks.compression.soft_targets import SoftTargets
+
+    artifact, where = job.input("soft_targets"), f"stages.{job.name}.soft_targets"
+    made_of = {e["field"]: (e["digest"], e["split"] or "train") for e in artifact.manifest.identity["inputs"]}
+    for field in ("teacher", "data"):
+        given = job.input(field)
+        if made_of[field] != (given.manifest.digest, given.split or "train"):
+            raise StageError(
+                f"{artifact.stage!r} was made of another {field} than {given.stage!r}",
+                where=where,
+                hint=f"Give that `soft_targets` stage the `{field}` that is named here.",
+            )
+    found = SoftTargets(artifact.path)
+    assert len(found) == examples, "equal teacher and data give equal examples"
+    if found.temperature not in (None, job.params.temperature):
+        raise StageError(
+            f"{artifact.stage!r} was cut at temperature {found.temperature:g}, and here it is "
+            f"{job.params.temperature:g}",
+            where=where,
+            hint="Set both alike, or `top_k: null` there, which keeps all.",
+        )
+    return found
 
 
 STAGE = Stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,10 +56,21 @@ def chat_prompts(
     return prompts
 
 
+def with_last_answer(conversation: str, text: str) -> str:
+    """A conversation, as JSON, up to its last answer, which is now another text. It has been asked about before."""
+    messages = json.loads(conversation)
+    asked = messages[: _last_answer(messages)]
+    return json.dumps([*asked, {"role": ANSWERS, "content": text}], ensure_ascii=False)
+
+
+def _last_answer(messages: Sequence[dict[str, str]]) -> int:
+    return max((i for i, message in enumerate(messages) if message["role"] == ANSWERS), default=-1)
+
+
 def _question(
     messages: Sequence[dict[str, str]], render: Callable[..., str], template: str | None, ends: Sequence[str]
 ) -> Question:
-    last = max((i for i, message in enumerate(messages) if message["role"] == ANSWERS), default=-1)
+    last = _last_answer(messages)
     if last < 0:
         raise StageError(f"no message is of the role {ANSWERS!r}: there is no reference", hint=HINT)
     if last == 0:

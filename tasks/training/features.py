@@ -31,16 +31,19 @@ def train_and_validation(
     max_length: int,
     augment: Augment | None = None,
     seed: int = 0,
+    *,
+    unlabelled: bool = False,
 ) -> Features:
-    """The training split is changed as `augment` says, validation never.
+    """The training split is changed as `augment` says, validation never; `unlabelled` data cannot validate.
 
     Raises StageError if the objective cannot read this kind of data or a split is unusable.
     """
     check_data(objective, data)
-    train = objective.features(data, data.split or "train", tokenizer, max_length)
+    read = objective.unlabelled if unlabelled else objective.features
+    train = read(data, data.split or "train", tokenizer, max_length)
     if augment is not None:
         train = AugmentedTexts(objective, train, data, data.split or "train", tokenizer, max_length, augment, seed)
-    watched = has_split(data.path, data.manifest.type, "validation")
+    watched = not unlabelled and has_split(data.path, data.manifest.type, "validation")
     validation = heldout_features(objective, data, "validation", tokenizer, max_length) if watched else []
     return Features(train, validation)
 

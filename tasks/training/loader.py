@@ -11,7 +11,7 @@ from tasks.objectives import Feature, Objective, SpecialIds
 from tasks.training.sampler import Sampler, stream_seed
 
 Micro = tuple[int, dict[str, torch.Tensor]]
-"""(place in the data stream of its first example, batch)"""
+"""(place in the data stream of its first example, batch); `example` int64 [B]: each one's number in the split."""
 
 
 class Loader:
@@ -47,13 +47,12 @@ class Loader:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _collate(self, number: int) -> list[Micro]:
-        return [
-            (
-                position,
-                self.objective.collate([self._drawn(i, position + k) for k, i in enumerate(examples)], self.special),
-            )
-            for position, examples in self.sampler.micro_batches(number, self.rank)
-        ]
+        found = []
+        for position, examples in self.sampler.micro_batches(number, self.rank):
+            drawn = [self._drawn(i, position + k) for k, i in enumerate(examples)]
+            batch = self.objective.collate(drawn, self.special)
+            found.append((position, {**batch, "example": torch.tensor(examples)}))
+        return found
 
     def _drawn(self, index: int, place: int) -> Feature:
         """The example at a place of the data stream; what is drawn anew depends on the place."""

@@ -118,6 +118,12 @@ MORE = """\
       perturbations: {typos: {noise: 0.1, synonyms: {get: [fetch]}, replace: 0.5}}
   asked:
     harness: {models: [base], tasks: asked}
+  softened:
+    soft_targets: {teacher: teacher, data: functions}
+  shallow:
+    distill: {teacher: teacher, soft_targets: softened, data: functions, layers: 1, max_steps: 1}
+  rewritten:
+    pseudo_label: {teacher: base, data: functions, decoding: {num_beams: 2}}
   sparse:
     prune: {model: student, data: functions, method: magnitude, keep: 0.5}
   grouped:

@@ -1,0 +1,103 @@
+"""pseudo_label: a model writes the references of a dataset anew, for students to learn from.
+
+    taught: {pseudo_label: {teacher: teacher, data: pairs, decoding: {num_beams: 4}}}
+    student: {finetune: {model: small, data: taught, objective: ..., epochs: 3}}
+
+Sequence-level distillation (Kim and Rush, 2016): what a student learns is one text for each prompt, the teacher's
+likeliest, where references of many hands contradict each other. The result is the dataset with other references in one
+split, train unless another is named; what is held out stays as people wrote it.
+Evidence in `records/`: samples.json, some of the texts beside the references they replace.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from infra.errors import StageError
+from tasks.generation.decoding import Decoding
+from tasks.objectives import spread
+from tasks.stage import Input, Job, Stage, StageParams
+
+if TYPE_CHECKING:
+    from tasks.generation.writer import Output, Writer
+    from tasks.objectives import Objective
+
+SHOWN = 12
+
+
+class Params(StageParams):
+    """Who writes, to which prompts, and how."""
+
+    teacher: Annotated[str, Input("model")] = Field(description="The model that writes.")
+    data: Annotated[str, Input("dataset")] = Field(
+        description="Prompts, with the split (`pairs.validation`); default train."
+    )
+    decoding: Decoding = Field(default_factory=lambda: Decoding(), description="How it writes.")
+    truncation: bool = Field(False, description="Cut prompts that are too long for the model instead of refusing them.")
+
+
+def run(job: Job[Params]) -> dict[str, float]:
+    from tasks.generation.writer import Writer
+    from tasks.model_card import read_card
+
+    params, data = job.params, job.input("data")
+    objective, split = read_card(job.input("teacher").path).objective, data.split or "train"
+    if objective.reference_column is None:
+        raise StageError(
+            f"objective {objective.name} has no column of references that texts could be written to",
+            where=f"stages.{job.name}.teacher",
+            hint="Use a model that was trained to write targets for sources, or answers in conversations.",
+        )
+    writer = Writer(
+        job.input("teacher"), data, split, objective, params.decoding, job.execution,
+        limit=None, truncation=params.truncation, threads=job.cores,
+    )  # fmt: skip
+    outputs: list[Output] = []
+    for batch in range(len(writer.batches)):
+        outputs += writer.write(batch)[0]
+        job.progress(batch + 1, len(writer.batches))
+    outputs.sort(key=lambda output: output.place)
+    _write_dataset(job, objective, split, [output.text for output in outputs])
+    _write_samples(job, writer, outputs)
+    count = len(outputs)
+    return {
+        "examples": float(count),
+        "unfinished": sum(not output.finished for output in outputs) / count,
+        "tokens": float(sum(output.tokens for output in outputs)),
+    }
+
+
+def _write_dataset(job: Job[Params], objective: Objective, split: str, texts: list[str]) -> None:
+    """The dataset, and in one split the texts, one for each row, where the references were."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tasks.data.columns import split_files
+
+    source, column = job.input("data").path, objective.reference_column
+    shutil.copytree(source, job.output, dirs_exist_ok=True)
+    left = iter(texts)
+    for file in split_files(source, split):
+        table = pq.read_table(file)
+        values = [objective.with_reference(value, next(left)) for value in table[column].to_pylist()]
+        place = table.schema.get_field_index(column)
+        table = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.types[place]))
+        pq.write_table(table, job.output / split / file.name, compression="zstd", compression_level=1)
+
+
+def _write_samples(job: Job[Params], writer: Writer, outputs: list[Output]) -> None:
+    chosen = [(writer.prompts[i], outputs[i]) for i in spread(len(outputs), SHOWN)]
+    samples = [
+        {"prompt": prompt.text, "reference": prompt.reference, f"{writer.stage} writes": output.text}
+        for prompt, output in chosen
+    ]
+    text = json.dumps(samples, indent=1, ensure_ascii=False) + "\n"
+    (job.records / "samples.json").write_text(text, encoding="utf-8")
+
+
+# Exclusive, because a stage of one process gets every core only so.
+STAGE = Stage(kind="pseudo_label", version=1, makes="dataset", params=Params, run=run, warm=True, exclusive=True)
