@@ -68,7 +68,7 @@ FIXED = {
     },
     **{
         f"{stage}.{field}": "it needs `eval_every`"
-        for stage in ("base", "teacher", "scratch", "student", "lean.heal", "shared")
+        for stage in ("base", "teacher", "scratch", "student", "lean.heal", "aware", "shared")
         for field in ("keep", "patience")
     },
     **{f"written.decoding.{field}": "sampling rules it out" for field in ("do_sample", "num_beams", "length_penalty")},
@@ -107,6 +107,8 @@ MORE = """\
     prune: {model: student, data: functions, method: magnitude, keep: 0.5}
   grouped:
     prune: {model: student, data: functions, method: magnitude, pattern: "2:4"}
+  aware:
+    qat: {model: student, data: functions, scheme: int4, max_steps: 3}
   four:
     quantize: {model: onnx, scheme: int4, method: gptq, data: functions, keep_sensitive: 1}
   smallest:
