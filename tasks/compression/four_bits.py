@@ -18,10 +18,9 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
+from tasks.compression.grids import INT4, affine
 from tasks.compression.onnx_layers import Layer, weight
 from tasks.compression.reconstruction import inverse_factor, reconstruct
-
-LARGEST = 15
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,13 @@ class _Rounding:
         self.zero_points: list[torch.Tensor] = []
 
     def begin(self, weight: torch.Tensor, factor: torch.Tensor) -> None:
-        low, high = weight.min(1).values.clamp(max=0), weight.max(1).values.clamp(min=0)
-        # What ships is a float32 scale, so it is that one the codes are made for.
-        scale = ((high - low) / LARGEST).float().double()
-        scale = torch.where(scale > 0, scale, 1.0)
+        scale, zero = affine(weight.amin(1), weight.amax(1), INT4)
         self.scales.append(scale)
-        self.zero_points.append(torch.round(-low / scale).clamp(0, LARGEST))
+        self.zero_points.append(zero)
 
     def project(self, column: torch.Tensor, place: int) -> torch.Tensor:
         scale, zero = self.scales[-1], self.zero_points[-1]
-        code = (torch.round(column / scale) + zero).clamp(0, LARGEST)
+        code = (torch.round(column / scale) + zero).clamp(0, INT4)
         self.codes.append(code)
         return (code - zero) * scale
 

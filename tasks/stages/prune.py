@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 from pydantic import Field, model_validator
 
 from infra.execution import Execution
+from tasks.compression.healing import Healing
 from tasks.compression.pruning_schedule import PruningSchedule
 from tasks.stage import Fault, Input, Job, Stage, StageParams
 from tasks.training.deepspeed_config import training_faults
-from tasks.training.settings import TeacherParams, TrainingParams
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +30,6 @@ if TYPE_CHECKING:
 AT_ONCE = ("magnitude", "wanda", "sparsegpt")
 GRADUAL = ("magnitude", "movement")
 SINGLE_WEIGHTS = {*AT_ONCE, *GRADUAL}
-
-
-class Healing(TeacherParams, TrainingParams):
-    """The training after the cut, by the labels, or by them and a teacher."""
-
-    teacher: Annotated[str | None, Input("model")] = Field(
-        None, description="The model whose outputs it learns from, such as the one that is pruned. None: labels only."
-    )
 
 
 class Params(StageParams):
@@ -117,16 +109,14 @@ def check(params: Params, execution: Execution) -> list[Fault]:
 
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.calibration import calibration_batches
-    from tasks.compression.distill import Lesson
     from tasks.compression.gradual_pruning import GradualPruning
+    from tasks.compression.healing import heal
     from tasks.compression.weight_pruning import hold_zeros, prune_weights, release_zeros, sparsity_of
     from tasks.model_card import read_card
     from tasks.objectives import SpecialIds
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
-    from tasks.training.loop import train
     from tasks.training.model_files import count_parameters, load_model, load_tokenizer
-    from tasks.training.ranks import training_device
     from tasks.training.result import TrainResult
 
     params, source, data = job.params, job.input("model").path, job.input("data")
@@ -152,25 +142,17 @@ def run(job: Job[Params]) -> dict[str, float]:
         result = TrainResult.untrained(model, objective, features.validation)
     else:
         hold_zeros(model, masks)
-        lesson = None
-        if params.heal.teacher is not None:
-            teacher = load_model(job.input("heal.teacher").path, objective.auto_class)
-            lesson = Lesson(model, teacher, objective, params.heal, training_device(job.execution))
-        parts = lesson.parts if lesson else None
-        tuning = gradual.tuning if gradual else None
-        result = train(
+        teacher = job.input("heal.teacher").path if params.heal.teacher is not None else None
+        result = heal(
             job,
             model,
             objective,
-            *features,
+            features,
             params.heal,
-            loss_fn=lesson,
-            parts=parts,
-            tuning=tuning,
+            teacher,
+            tuning=gradual.tuning if gradual else None,
             after_step=gradual,
         )
-        if lesson:
-            lesson.finished(result.model)
         masks = release_zeros(model)
     metrics = finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
     metrics |= {"parameters_before": float(before), "parameters_ratio": count_parameters(result.model) / before}

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.stage import Input, Job, Stage, StageParams
+from tasks.compression.grid_settings import GridParams
+from tasks.stage import Input, Job, Stage
 
 if TYPE_CHECKING:
     from tasks.compression.onnx_layers import Batch, Layer
 
 
-class Params(StageParams):
+class Params(GridParams):
     """What is quantized and how."""
 
     model: Annotated[str, Input("onnx")] = Field(description="Exported model to quantize.")
@@ -41,19 +42,12 @@ class Params(StageParams):
         description="For `int4`. `nearest`: each weight is rounded. `gptq`: one after the other, and the rest makes up "
         "for the error on calibration examples (Frantar et al., 2022).",
     )
-    group_size: Literal[16, 32, 64, 128, 256] = Field(
-        32, description="For `int4`: weights of a row, side by side, that share a scale and a zero point."
-    )
     data: Annotated[str | None, Input("dataset", "tokens")] = Field(
         None,
         description="Calibration examples: its training split. Where it has a validation split, or another is named "
         "(`texts.test`), the graph is held against its parent on that. None: neither.",
     )
     samples: int = Field(128, ge=1, description="Calibration examples, spread evenly over the training split.")
-    keep_float: list[str] = Field(
-        default_factory=list,
-        description="Layers that stay in floating point: names as in the model, `*` for any text: `classifier*`.",
-    )
     keep_sensitive: int = Field(
         0, ge=0, description="So many layers stay in floating point: those which alone change the outputs most."
     )
@@ -62,12 +56,6 @@ class Params(StageParams):
         gt=0,
         le=1,
         description="Refuse a graph that decides less than this share of the held-out `data` as its parent does.",
-    )
-    per_channel: bool = Field(False, description="For int8: a scale for each output channel instead of one a tensor.")
-    reduce_range: bool = Field(
-        True,
-        description="For int8: weights use seven of the eight bits. CPUs without VNNI overflow otherwise, silently; on "
-        "those that have it, false is a little more accurate.",
     )
 
     @model_validator(mode="after")

@@ -70,7 +70,7 @@ FIXED = {
     },
     **{
         f"{stage}.{field}": "it needs `eval_every`"
-        for stage in ("base", "teacher", "scratch", "student", "lean.heal", "gradual.heal", "shared")
+        for stage in ("base", "teacher", "scratch", "student", "lean.heal", "gradual.heal", "aware", "shared")
         for field in ("keep", "patience")
     },
     **{f"written.decoding.{field}": "sampling rules it out" for field in ("do_sample", "num_beams", "length_penalty")},
@@ -136,6 +136,8 @@ MORE = """\
       keep: 0.5
       heal: {max_steps: 5}
       schedule: {every: 2, begin: 0.1}
+  aware:
+    qat: {model: student, data: functions, scheme: int4, max_steps: 3}
   four:
     quantize: {model: onnx, scheme: int4, method: gptq, data: functions, keep_sensitive: 1}
   smallest:

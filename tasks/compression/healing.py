@@ -1,0 +1,54 @@
+"""The training after a model was cut, or while its weights are rounded: by the labels, or by them and a teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from tasks.stage import Input, Job
+from tasks.training.settings import TeacherParams, TrainingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tasks.objectives import Objective
+    from tasks.training.features import Features
+    from tasks.training.loop import AfterStep
+    from tasks.training.parameter_groups import Tuning
+    from tasks.training.result import TrainResult
+
+
+class Healing(TeacherParams, TrainingParams):
+    """How long, how fast, and with whom."""
+
+    teacher: Annotated[str | None, Input("model")] = Field(
+        None, description="The model whose outputs it learns from, such as the one it was made of. None: labels only."
+    )
+
+
+def heal(
+    job: Job[Any],
+    model: PreTrainedModel,
+    objective: Objective,
+    features: Features,
+    params: Healing,
+    teacher: Path | None,
+    *,
+    tuning: Tuning | None = None,
+    after_step: AfterStep | None = None,
+) -> TrainResult:
+    """Train `model` on; teacher: the folder of `params.teacher`. The rest: `tasks/training/loop.py`."""
+    from tasks.compression.distill import Lesson
+    from tasks.training.loop import train
+    from tasks.training.model_files import load_model
+    from tasks.training.ranks import training_device
+
+    ways: Any = {"tuning": tuning, "after_step": after_step}
+    if teacher is None:
+        return train(job, model, objective, *features, params, **ways)
+    lesson = Lesson(model, load_model(teacher, objective.auto_class), objective, params, training_device(job.execution))
+    result = train(job, model, objective, *features, params, loss_fn=lesson, parts=lesson.parts, **ways)
+    lesson.finished(result.model)
+    return result
