@@ -68,9 +68,12 @@ FIXED = {
     },
     **{
         f"{stage}.{field}": "it needs `eval_every`"
-        for stage in ("base", "teacher", "scratch", "student", "lean.heal", "shared")
+        for stage in ("base", "teacher", "scratch", "student", "shallow", "lean.heal", "shared")
         for field in ("keep", "patience")
     },
+    "student.unlabelled": "it needs `alpha: 1`",
+    **{f"shallow.{field}": "stored outputs say nothing of it" for field in ("hidden", "attention")},
+    **{f"rewritten.decoding.{field}": "beams rule it out" for field in ("do_sample", "temperature", "top_k", "top_p")},
     **{f"written.decoding.{field}": "sampling rules it out" for field in ("do_sample", "num_beams", "length_penalty")},
     "execution.launcher": ONE_CHOICE,
     "execution.offload_optimizer": "it needs a ZeRO stage",
@@ -106,7 +109,7 @@ MORE = """\
   softened:
     soft_targets: {teacher: teacher, data: functions}
   shallow:
-    distill: {teacher: teacher, soft_targets: softened, data: functions, layers: 1, max_steps: 1}
+    distill: {teacher: teacher, soft_targets: softened, data: functions, layers: 1, alpha: 1, max_steps: 1}
   rewritten:
     pseudo_label: {teacher: base, data: functions, decoding: {num_beams: 2}}
   sparse:
