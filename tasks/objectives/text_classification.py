@@ -116,7 +116,7 @@ class TextClassification(Objective):
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
-        rows, truth = self.unlabelled(data, split, tokenizer, max_length), self._truth(data, split)
+        truth, rows = self._truth(data, split), self.unlabelled(data, split, tokenizer, max_length)
         return [{**row, **true} for row, true in zip(rows, truth, strict=True)]
 
     def unlabelled(

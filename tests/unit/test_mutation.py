@@ -70,9 +70,22 @@ FIXED = {
     },
     **{
         f"{stage}.{field}": "it needs `eval_every`"
-        for stage in ("base", "teacher", "scratch", "student", "lean.heal", "gradual.heal", "aware", "shared")
+        for stage in (
+            "base",
+            "teacher",
+            "scratch",
+            "student",
+            "shallow",
+            "lean.heal",
+            "gradual.heal",
+            "aware",
+            "shared",
+        )
         for field in ("keep", "patience")
     },
+    "student.unlabelled": "it needs `alpha: 1`",
+    **{f"shallow.{field}": "stored outputs say nothing of it" for field in ("hidden", "attention")},
+    **{f"rewritten.decoding.{field}": "beams rule it out" for field in ("do_sample", "temperature", "top_k", "top_p")},
     **{f"written.decoding.{field}": "sampling rules it out" for field in ("do_sample", "num_beams", "length_penalty")},
     "divided.slices.package.edges": "`pattern` rules it out",
     "divided.slices.length.pattern": "`edges` rule it out",
@@ -121,7 +134,7 @@ MORE = """\
   softened:
     soft_targets: {teacher: teacher, data: functions}
   shallow:
-    distill: {teacher: teacher, soft_targets: softened, data: functions, layers: 1, max_steps: 1}
+    distill: {teacher: teacher, soft_targets: softened, data: functions, layers: 1, alpha: 1, max_steps: 1}
   rewritten:
     pseudo_label: {teacher: base, data: functions, decoding: {num_beams: 2}}
   sparse:
