@@ -252,7 +252,6 @@ def test_training_for_the_grid_wins_back_most_of_what_rounding_costs(
     )
     assert four_bit_loss(folder, inputs["data"], None) == pytest.approx(start, abs=1e-4)
     assert aware["validation_loss"] == pytest.approx(learned, abs=1e-5)
-    print("FIGURES", start, rounded, control, learned)
     assert learned - start < 0.5 * (rounded - start)
     assert learned < control
 
