@@ -61,7 +61,7 @@ def fake_quantized(
 
     Raises StageError, naming the stage at `where`, where one of these patterns matches nothing, or all layers.
     """
-    layers = {
+    layers: dict[str, Any] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D | torch.nn.Embedding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from types import ModuleType
@@ -46,31 +47,6 @@ def test_four_bits_in_training_are_those_that_ship(shape: tuple[int, int], shift
     shipped = quantized(weight.numpy(), 32, None).dense()
     np.testing.assert_allclose(grids.in_groups(weight, 32).numpy(), shipped, atol=1e-6, rtol=0)
     assert not np.allclose(weight, shipped, atol=1e-3)
-
-
-def test_grids_are_those_of_torchao() -> None:
-    """Its primitives, given ranges like ours. (Its own configs have other ranges, which ONNX Runtime does not.)"""
-    from torchao.quantization.quant_primitives import (
-        MappingType,
-        choose_qparams_affine,
-        dequantize_affine,
-        quantize_affine,
-    )
-
-    def reference(values: torch.Tensor, kind: MappingType, block: tuple[int, int], low: int, high: int) -> torch.Tensor:
-        scale, zero = choose_qparams_affine(values, kind, block, torch.int32, low, high)
-        codes = quantize_affine(values, block, scale, zero, torch.int32, low, high)
-        return dequantize_affine(codes, block, scale, zero, torch.int32, low, high)
-
-    weight, around = normal(8, 64), MappingType.SYMMETRIC_NO_CLIPPING_ERR
-    for found, expected in (
-        (grids.in_groups(weight, 32), reference(weight, MappingType.ASYMMETRIC, (1, 32), 0, 15)),
-        (grids.by_row(weight), reference(weight, MappingType.ASYMMETRIC, (1, 64), 0, 255)),
-        (grids.whole(weight), reference(weight, MappingType.ASYMMETRIC, (8, 64), 0, 255)),
-        (grids.symmetric(weight, 127, by_row=False), reference(weight, around, (8, 64), -127, 127)),
-        (grids.symmetric(weight, 64, by_row=True), reference(weight, around, (1, 64), -64, 64)),
-    ):
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -194,7 +170,7 @@ def test_layers_that_are_kept_and_what_is_tied_stay_as_they_are(tiny: ModuleType
 
 
 @pytest.mark.parametrize(
-    ("patterns", "says"), [(["head"], "no layer is called 'head'"), (["*"], "all 17 layers stay in floating point")]
+    ("patterns", "says"), [(["head"], "no layer is called 'head'"), (["*"], "all 16 layers stay in floating point")]
 )
 def test_patterns_that_leave_nothing_or_mean_nothing_are_refused(
     tiny: ModuleType, patterns: list[str], says: str
@@ -235,27 +211,49 @@ def far(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> floa
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-def test_training_for_the_grid_leaves_a_plain_model_that_loses_less_on_it(
+def four_bit_loss(folder: Path, data: Any, scheme: str | None = "int4") -> float:
+    """Validation loss of the model in `folder`, rounded to four bits with a whole row to a group; None: as it is."""
+    model, goal = AutoModelForCausalLM.from_pretrained(folder), objective("causal_lm")
+    features = train_and_validation(goal, data, load_tokenizer(folder), 32).validation
+    params = GridParams(group_size=64)
+    with fake_quantized(model, "int4", params, where="x") if scheme else nullcontext():
+        return float(TrainResult.untrained(model, goal, features).validation["loss"])
+
+
+def test_training_for_the_grid_wins_back_most_of_what_rounding_costs(
     jobs: ModuleType, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Against the same steps in floating point, both then rounded to four bits, a whole row to a group."""
-    steps = {"max_steps": 60, "learning_rate": 2e-2}
-    plain = {"model": "m", "data": "d", "objective": "causal_lm", **STEPS, **steps}
-    loss = {"float": jobs.run_stage(tmp_path / "float", "finetune", plain, **inputs)["validation_loss"]}
-    _, aware = trained(jobs, tmp_path / "aware", inputs, {**steps, "group_size": 64})
-    for name in ("float", "aware"):
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / name / "output")
-        features = train_and_validation(
-            objective("causal_lm"), inputs["data"], load_tokenizer(tmp_path / name / "output"), 32
-        ).validation
-        with fake_quantized(model, "int4", GridParams(group_size=64), where="x"):
-            loss[f"{name} in four bits"] = TrainResult.untrained(model, objective("causal_lm"), features).validation[
-                "loss"
-            ]
-    print(loss, aware["validation_loss"])
-    assert aware["validation_loss"] == pytest.approx(loss["aware in four bits"], abs=1e-5)
-    lost = loss["float in four bits"] - loss["float"]
-    assert loss["aware in four bits"] < loss["float in four bits"] - 0.3 * lost
+    """One input of each layer counts thirty times as much by its weight and a thirtieth by its norm.
+
+    In floating point that changes nothing; in four bits little is left of the other weights in the row. The same steps
+    in floating point are the control.
+    """
+    steps = {"model": "m", "data": "d", "global_batch_size": 8}
+    learning = {**steps, "objective": "causal_lm", "max_steps": 60, "learning_rate": 2e-2}
+    start = jobs.run_stage(tmp_path / "start", "finetune", learning, **inputs)["validation_loss"]
+    folder = tmp_path / "start/output"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, readers in (
+            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+        ):
+            norm.weight.data[5] /= 30
+            for reader in readers:
+                reader.weight.data[:, 5] *= 30
+    model.save_pretrained(folder)
+    source = {**inputs, "model": jobs.artifact(folder, "model")}
+    more = {**steps, "max_steps": 40, "learning_rate": 5e-3}
+    jobs.run_stage(tmp_path / "control", "finetune", {**more, "objective": "causal_lm"}, **source)
+    aware = jobs.run_stage(tmp_path / "aware", "qat", {**more, "scheme": "int4", "group_size": 64}, **source)
+    rounded, control, learned = (
+        four_bit_loss(tmp_path / name / "output", inputs["data"]) for name in ("start", "control", "aware")
+    )
+    assert four_bit_loss(folder, inputs["data"], None) == pytest.approx(start, abs=1e-4)
+    assert aware["validation_loss"] == pytest.approx(learned, abs=1e-5)
+    assert learned - start < 0.5 * (rounded - start)
+    assert learned < control
 
 
 def test_a_resumed_training_ends_bit_for_bit_where_the_undisturbed_one_does(
@@ -280,7 +278,6 @@ def test_a_resumed_training_ends_bit_for_bit_where_the_undisturbed_one_does(
         {"zero_stage": 2, "offload_optimizer": True},
         {"zero_stage": 3, "offload_optimizer": True},
         {"activation_checkpointing": True},
-        {"compile": "aot_eager"},
     ],
     ids=lambda execution: "-".join(map(str, execution)),
 )
@@ -291,7 +288,6 @@ def test_how_it_is_executed_changes_nothing(
     plain, _ = trained(jobs, tmp_path / "plain", inputs, {"scheme": scheme})
     other, _ = trained(jobs, tmp_path / "other", inputs, {"scheme": scheme}, execution=execution)
     start = load_file(inputs["model"].path / "model.safetensors")
-    print(far(plain, other), far(plain, start))
     assert far(plain, other) < 0.02 * far(plain, start)
 
 
