@@ -108,7 +108,9 @@ def _masks(name: str, slicing: Slicing, column: Sequence[Any]) -> dict[str, npt.
         slices = [slicing.slice_of(value) for value in column]
     except TypeError as error:
         raise StageError(
-            f"column {slicing.by!r} holds {error}, neither text nor numbers", where=f"slices.{name}.by"
+            f"column {slicing.by!r} holds {error}, neither text nor numbers",
+            where=f"slices.{name}.by",
+            hint="Name another column.",
         ) from error
     found = set(slices)
     if len(found) > MOST:

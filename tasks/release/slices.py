@@ -10,7 +10,7 @@ from typing import Any
 from infra.errors import StageError
 from tasks.evaluation.slices import slice_name
 from tasks.release.evidence import as_object
-from tasks.release.readable import is_number, number
+from tasks.release.readable import is_number
 
 EVERY = "=*]"
 
@@ -65,5 +65,7 @@ def conditions(scores: Mapping[str, Any]) -> dict[str, str]:
         asked = as_object(slicing).get("min_examples")
         for value, n in as_object(as_object(slicing).get("n")).items():
             few = is_number(n) and is_number(asked) and n < asked
-            found[slice_name(by, value)] = f"{number(n)} examples{', too few to be judged' if few else ''}"
+            found[slice_name(by, value)] = (
+                f"{int(n) if is_number(n) else 0:,} examples{', too few to be judged' if few else ''}"
+            )
     return {**found, **{f"[{name}]": "texts changed" for name in as_object(scores.get("perturbations"))}}

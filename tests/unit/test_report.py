@@ -136,6 +136,14 @@ def model_scores(f1: float, size: float, parameters: int, p50: float, kind: str,
     }
 
 
+def sliced(model: dict[str, Any], short: float, typos: float) -> dict[str, Any]:
+    """The model with its F1 on short texts, on long ones, and on texts with typos."""
+    f1 = model["metrics"]["f1_macro"]["value"]
+    found = {"[length=<80]": short, "[length=>=80]": f1, "[typos]": typos}
+    named = {f"f1_macro{name}": {"value": v, "low": v - 0.1, "high": v + 0.1} for name, v in found.items()}
+    return {**model, "metrics": model["metrics"] | named | {"f1_macro_drop[typos]": {"value": f1 - typos}}}
+
+
 def quickstart_run(root: Path) -> tuple[dict[str, Any], Folder]:
     """A finished run of the whole chain and the folder its evidence lies in."""
     folder, stages = Folder(root), []
@@ -213,13 +221,15 @@ def quickstart_run(root: Path) -> tuple[dict[str, Any], Folder]:
     folder.write("scores", "payload/scores.json", {
         "objective": "text_classification", "primary_metric": "f1_macro", "greater_is_better": True,
         "data": {"stage": "functions", "split": "test", "n": 694}, "baselines": {"majority": 0.032},
+        "slices": {"length": {"by": "text", "edges": [80.0], "min_examples": 30, "n": {"<80": 12, ">=80": 682}}},
+        "perturbations": {"typos": {"noise": 0.05}},
         "models": {
-            "teacher": model_scores(0.842, 4.18, 1_044_000, 3.42, "model", 1),
+            "teacher": sliced(model_scores(0.842, 4.18, 1_044_000, 3.42, "model", 1), 0.8, 0.7),
             "scratch": model_scores(0.713, 4.18, 1_044_000, 3.44, "model", 2),
             "student": model_scores(0.839, 3.01, 752_000, 1.83, "model", 3),
             "lean": model_scores(0.835, 2.74, 684_000, 1.71, "model", 4),
             "onnx": model_scores(0.835, 2.76, 684_000, 0.61, "onnx", 4),
-            "int8": model_scores(0.833, 0.78, 684_000, 0.42, "onnx", 5),
+            "int8": sliced(model_scores(0.833, 0.78, 684_000, 0.42, "onnx", 5), 0.81, 0.6),
         },
     })  # fmt: skip
     folder.write("scores", "records/misclassified.json", [
@@ -235,7 +245,8 @@ def quickstart_run(root: Path) -> tuple[dict[str, Any], Folder]:
              "bound": -0.0171, "passed": True,
              "sentence": "F1 macro of int8 is at most 0.02 below teacher: the difference is -0.009, at worst -0.0171 with 95% confidence."},
             {"metric": "size_mb", "rule": "max_ratio", "limit": 0.35, "candidate": 0.78, "against": 4.18, "difference": 0.187,
-             "bound": 0.35, "passed": True, "sentence": "Size of int8 is 0.187 of teacher, at most 0.35 was allowed."},
+             "bound": 0.35, "passed": True, "sentence": "Size of int8 is 0.187 of teacher, at most 0.35 was allowed.",
+             "slices": [{"passed": True, "sentence": "A slice has its own sentence."}], "not_judged": {}},
         ],
     })  # fmt: skip
     folder.write("release", "payload/release.json", {
@@ -365,6 +376,19 @@ def test_metrics_of_single_classes_do_not_become_columns_and_those_of_ranks_do()
     view = scores_view("scores", scores, LABELS, None)
     assert view is not None and view.quality.columns[0] == "F1 macro"
     assert len(view.quality.columns) == 7 and view.quality.columns[-1] == "Recall@10"
+
+
+def test_slices_and_changed_texts_stand_beside_models_and_become_no_columns(whole: str) -> None:
+    text = Page(whole).text
+    start = text.index("Slices and changed texts")
+    table = text[text.index("Examples teacher", start) : text.index("What each model costs")]
+    assert table.startswith("Examples teacher scratch student lean onnx int8 all 694 examples of functions.test 0.842")
+    assert "length = <80 12 examples, too few to be judged 0.800 0.700 to 0.900" in table
+    assert "0.810 0.710 to 0.910 +0.010" in table, "int8 on short texts, beside the first model"
+    assert "typos texts changed 0.700 0.600 to 0.800 −0.142 to unchanged" in table
+    assert "0.600 0.500 to 0.700 −0.233 to unchanged" in table
+    assert "[" not in text[text.index("How good each model is") : start], "no column of its own"
+    assert "A slice has its own sentence." in text
 
 
 def test_tasks_that_pull_apart_are_told(whole: str) -> None:
