@@ -48,7 +48,10 @@ class GradualPruning:
         """whole_model: weights are compared with those of all layers, not only of their own."""
         self.method, self.schedule, self.keep, self.whole_model = method, schedule, keep, whole_model
         self.layers = {f"{name}.weight": module for layer in linear_layers(model) for name, module in layer.items()}
-        masks = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in self.layers.items()}
+        masks = {
+            name: torch.ones_like(layer.get_parameter("weight"), dtype=torch.bool)
+            for name, layer in self.layers.items()
+        }
         hold_zeros(model, masks)
         self.tuning = Tuning(scored=frozenset(self.layers if method == "movement" else ()))
 
@@ -61,7 +64,7 @@ class GradualPruning:
         for names in together:
             scores = [self._scores(name, parameters) for name in names]
             mask = Sparsity(keep).mask(torch.cat(scores)[None])[0]
-            for name, part in zip(names, mask.split([len(score) for score in scores]), strict=True):
+            for name, part in zip(names, torch.split(mask, [len(score) for score in scores]), strict=True):
                 kept = self.layers[name].get_buffer("kept")
                 kept.copy_(part.view_as(kept))
         parameters.remove({name: ~layer.get_buffer("kept") for name, layer in self.layers.items()})

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ def _answers(teacher: PreTrainedModel, objective: Objective, features: Sequence[
         with torch.no_grad():
             output = objective.output(teacher(**model_inputs(batch, teacher)))
         rows, counts = objective.soft_targets(output, batch)
-        parts = {name: value.split(counts.tolist()) for name, value in form(rows).items()}
+        parts = {name: torch.split(value, counts.tolist()) for name, value in form(rows).items()}
         for i, place in enumerate(places):
             found[place] = {name: part[i] for name, part in parts.items()}
     return [found[place] for place in range(len(features))]
@@ -109,7 +109,7 @@ class SoftTargets:
     """Stored outputs, memory-mapped: nothing is read before it is asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self.files = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
+        self.files: list[Any] = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
         counts = [file.get_tensor("counts") for file in self.files]
         self.ends = [torch.cat([torch.zeros(1, dtype=torch.int64), each.cumsum(0)]).tolist() for each in counts]
         self.first = [0, *accumulate(len(each) for each in counts)]

@@ -15,7 +15,7 @@ Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -114,10 +114,9 @@ def run(job: Job[Params]) -> dict[str, float]:
         objective, data, tokenizer, card.max_length, params.augment, params.seed, unlabelled=unlabelled
     )
     torch.manual_seed(params.seed)
-    teacher: PreTrainedModel | SoftTargets = load_model(source, objective.auto_class)
-    student = student_from(teacher, params.layers) if params.layers else _given(job, objective, tokenizer)
-    if params.soft_targets:
-        teacher = _stored(job, len(features.train))
+    model = load_model(source, objective.auto_class)
+    student = student_from(model, params.layers) if params.layers else _given(job, objective, tokenizer)
+    teacher = _stored(job, len(features.train)) if params.soft_targets else model
     lesson = Lesson(student, teacher, objective, params, training_device(job.execution), unlabelled=unlabelled)
     result = train(job, student, objective, *features, params, loss_fn=lesson, parts=lesson.parts)
     lesson.finished(result.model)
@@ -144,7 +143,8 @@ def _given(job: Job[Params], objective: Objective, tokenizer: PreTrainedTokenize
     labels = read_card(job.input("teacher").path).labels
     same_labels(job.input("student").stage, read_card(folder).labels, labels, where=where)
     config = AutoConfig.from_pretrained(job.input("teacher").path)
-    student = load_model(folder, objective.auto_class, **{name: getattr(config, name, None) for name in HEAD})
+    head: dict[str, Any] = {name: getattr(config, name, None) for name in HEAD}
+    student = load_model(folder, objective.auto_class, **head)
     set_pad_token(student, tokenizer)
     check_length(student, read_card(job.input("teacher").path).max_length, where=where)
     return student
