@@ -177,7 +177,7 @@ class TextClassification(Objective):
     def units(self, batch: Batch) -> float:
         if "class_weights" in batch:
             return float(batch["class_weights"][batch["labels"]].double().sum())
-        return len(batch["input_ids"])
+        return len(batch["labels"] if "labels" in batch else batch["input_ids"])
 
     def scores(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The model's output -> float32 [B, C], or [B] for a number.
