@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.model_card import ModelCard, read_card
-from tasks.release.model_files import shipped_bytes
+from tasks.release.model_files import ONNX, shipped_bytes
 from tasks.release.readable import metric_title, number
 from tasks.release.slices import conditions
 
@@ -89,11 +89,19 @@ def _about(folder: Path, card: ModelCard) -> list[str]:
         "objective": ", ".join(f"{k}: {v}" for k, v in (card.settings or {}).items() if v is not None),
         "labels": ", ".join(card.labels or []),
         "tokens of a text": f"up to {card.max_length}",
-        "format": card.format or "safetensors",
+        "format": f"{card.format}, {_opsets(folder)}" if card.format else "safetensors",
         "quantization": card.quantization or "",
         "size": f"{shipped_bytes(folder) / 1e6:.2f} MB",
     }
     return [f"- {name}: {value}" for name, value in told.items() if value]
+
+
+def _opsets(folder: Path) -> str:
+    """The sets of operators a runtime needs to run the graph."""
+    import onnx
+
+    sets = onnx.load(str(folder / ONNX), load_external_data=False).opset_import
+    return ", ".join(f"opset {one.version}" + (f" of {one.domain}" if one.domain else "") for one in sets)
 
 
 def _scores(store: Store, gate: Manifest) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 from transformers import AutoModel
@@ -90,6 +91,8 @@ def test_it_says_what_the_artifacts_say(chain: dict[str, Any]) -> None:
     value = scores["models"]["int8"]["metrics"]["f1_macro"]["value"]
     assert re.search(rf"\| F1 macro \| {value:.3f} \(", body), "the candidate's own figure"
     assert "On 10 examples" in body and "- labels: a, b" in body
+    graph = onnx.load(str(chain["store"].fetch(chain["int8"]) / "model.onnx"))
+    assert f"- format: onnx, opset {next(one.version for one in graph.opset_import if not one.domain)}" in body
     for name in ("int8", "onnx", "teacher", "base", "texts"):
         assert f"{chain[name].kind} `{chain[name].key[:12]}`, bytes `{chain[name].digest[:12]}`" in body
     assert "texts.jsonl: CC-BY-4.0" in body and "/home/ada" not in page

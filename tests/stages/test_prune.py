@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+from transformers import (
+    AlbertConfig,
+    AlbertForTokenClassification,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+)
 
 from infra.errors import StageError
 from tasks.compression.ffn_pruning import find_feed_forwards, neuron_importance, pruned
@@ -162,3 +167,17 @@ def test_heads_that_say_nothing_leave_and_nothing_changes(tiny: ModuleType, tmp_
 def test_heads_of_a_family_whose_config_cannot_say_so_are_refused(tiny: ModuleType, type: str) -> None:
     with pytest.raises(StageError, match="its config does not say how wide they are"):
         head_importance(tiny_of(tiny, type), [], CausalLM())
+
+
+def test_layers_that_share_their_weights_are_refused() -> None:
+    config = AlbertConfig(
+        vocab_size=50,
+        embedding_size=8,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    with pytest.raises(StageError, match="is its stack of 3 layers") as refused:
+        find_feed_forwards(AlbertForTokenClassification(config))
+    assert "the same weights over and over (ALBERT)" in str(refused.value)
