@@ -43,8 +43,8 @@ def _stack(model: PreTrainedModel, prefix: str, part: torch.nn.Module, count: in
     if len(outer) != 1:
         raise StageError(
             f"cannot tell which part of {type(model).__name__} is its stack of {count} layers",
-            hint="Only models with one stack of layers, or one in an encoder and one in a decoder, can be cut. Layers that "
-            "are the same weights over and over (ALBERT) cannot: what leaves one leaves all.",
+            hint="Only models with one stack of layers, or one in an encoder and one in a decoder, can be cut. Layers "
+            "that are the same weights over and over (ALBERT) cannot: what leaves one leaves all.",
         )
     return outer[0]
 
