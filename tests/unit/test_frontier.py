@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,6 +134,7 @@ def test_what_was_chosen_is_promoted_without_being_named(jobs: Any, tmp_path: Pa
     store = Store.open(str(tmp_path / "store"))
     (tmp_path / "model").mkdir()
     write_card(tmp_path / "model", ModelCard({"name": "text_classification"}, 32, ["a", "b"], "onnx"))
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), str(tmp_path / "model/model.onnx"))
     made = store.commit(
         kind="export", type="onnx", key="1" * 64, attempt="a", payload_dir=tmp_path / "model", identity={}
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from pydantic import ValidationError
 
@@ -33,6 +34,7 @@ def run(load: Callable[[str], Any], tmp_path: Path) -> Callable[..., Any]:
         }
         (tmp_path / "verdict.json").write_text(json.dumps(verdict))
         write_card(tmp_path, ModelCard({"name": "text_classification"}, 32, ["a", "b"], "onnx", "dynamic_int8"))
+        onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), str(tmp_path / "model.onnx"))
         given = jobs.artifact(tmp_path, "onnx", stage="int8")
         manifest = replace(given.manifest, kind=MODEL.kind, key=MODEL.key, digest=MODEL.digest)
         inputs = {
