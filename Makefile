@@ -14,7 +14,7 @@ data: .venv/ready
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest tests/unit tests/stages -n 2
-	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest tests/e2e -n 2 --dist loadfile
 
 # Kills: at every operation of 24 kinds of save, 20 amid one training, 20 of the whole chain in a folder and 20 on S3;
 # a store that is out for a minute; two machines that share only S3.

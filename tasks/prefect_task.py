@@ -59,7 +59,10 @@ def stage_task(
         log_prints=False,
     )
     def run_stage() -> State[Any]:
-        if failed := [name for name in node.needs if name not in made | stopped_by(context.refused, nodes)]:
+        stopped = stopped_by(context.refused, nodes)
+        if node.name in stopped:
+            return Failed(name="NotReady", message=f"{stopped[node.name]} refused")
+        if failed := [name for name in node.needs if name not in made and name not in stopped]:
             return Failed(name="NotReady", message=f"{', '.join(failed)} failed")
         progress = _ProgressArtifact(context.pipeline, node.name, read_progress, updates)
         context.notify(node.name, on_poll=progress.update)

@@ -7,6 +7,7 @@ process of the job. Rank 0 leaves word beside the job file: `first-step.json`, a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -70,7 +71,8 @@ class WatchedRun:
             assert self.job.pid is not None, "a job that left a word has answered"
             self.killed = True
             for process in psutil.Process(self.job.pid).children(recursive=True):
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # one that ended with those killed before it
+                    process.kill()
         elif time.time() - self.standing["time"] > COMMIT_SECONDS:
             raise StageError(
                 f"no checkpoint of step {self.kill_after} or later was committed within {COMMIT_SECONDS:.0f} s",

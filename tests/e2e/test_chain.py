@@ -362,7 +362,7 @@ TRIED = """\
     search:
       model: onnx
       steps:
-        - quantize: {per_channel: {choose: [true, false]}, keep_float: {choose: {all: [], most: ["lm_head*"]}}}
+        - quantize: {per_channel: {choose: [true, false]}, keep_float: {choose: {all: [], most: ["score*"]}}}
       trials: {data: functions.validation, number: 2, at_once: 1}
   tried:
     evaluate: {models: [onnx, formats], data: functions.test, latency: {repeats: 3, max_seconds: 0.05}, resamples: 100}
