@@ -61,8 +61,11 @@ def render_report(run: dict[str, Any], load: Load) -> str:
         found = [(name, json_object(e.payload, file, notes)) for name, e in of_type.get(kind, [])]
         return [(name, data) for name, data in found if data]
 
-    verdicts, releases = objects("verdict", "verdict.json"), objects("release", "release.json")
-    all_scores, datasets = objects("scores", "scores.json"), dict(objects("dataset", "dataset.json"))
+    judged, releases = objects("verdict", "verdict.json"), objects("release", "release.json")
+    screens = _screens(stages, {name for name, _ in judged})
+    verdicts = [(name, verdict) for name, verdict in judged if name not in screens]
+    all_scores = [(name, s) for name, s in objects("scores", "scores.json") if not _only_for(name, screens, stages)]
+    datasets = dict(objects("dataset", "dataset.json"))
     shipped = next((model_name(v["candidate"]) for _, v in verdicts if v.get("candidate")), None)
     views = [scores_view(name, s, _labels(s, datasets), shipped) for name, s in all_scores]
     return _template().render(
@@ -86,6 +89,7 @@ def render_report(run: dict[str, Any], load: Load) -> str:
         conflicts=conflict_views(evidence, notes),
         scores=[view for view in views if view],
         verdicts=[verdict_view(name, verdict) for name, verdict in verdicts],
+        screens=[verdict_view(name, verdict) for name, verdict in judged if name in screens],
         releases=[release_view(name, release, evidence[name].history) for name, release in releases],
         samples=samples_views(evidence, notes),
         lineage=[_lineage(s, evidence.get(s["name"])) for s in stages],
@@ -113,6 +117,17 @@ def _labels(scores: dict[str, Any], datasets: dict[str, dict[str, Any]]) -> list
     named = datasets.get(str(as_object(scores.get("data")).get("stage")), {})
     labels = named.get("labels") or next((d["labels"] for d in datasets.values() if d.get("labels")), None)
     return [str(label) for label in labels] if isinstance(labels, list) else None
+
+
+def _screens(stages: list[dict[str, Any]], gates: set[str]) -> set[str]:
+    """The gates that decide what more is made, not what ships: something other than a release waits for them."""
+    return {name for s in stages if s.get("kind") != "promote" for name in as_list(s.get("needs")) if name in gates}
+
+
+def _only_for(name: str, wanted: set[str], stages: list[dict[str, Any]]) -> bool:
+    """Whether a stage is needed by these alone."""
+    needing = {s["name"] for s in stages if name in as_list(s.get("needs"))}
+    return bool(needing) and needing <= wanted
 
 
 def _trouble(stage: dict[str, Any]) -> dict[str, Any]:

@@ -507,6 +507,30 @@ def test_a_frontier_shows_every_candidate_and_which_was_chosen(tmp_path: Path) -
     ), text[start : start + 200]
 
 
+def test_a_screen_is_told_and_is_not_what_shipped(tmp_path: Path) -> None:
+    """A refused gate that others wait for, before the one of the release, with scores of its own."""
+    run, folder = quickstart_run(tmp_path)
+    scores = json.loads((tmp_path / "scores/payload/scores.json").read_text())
+    scores["models"] = {name: scores["models"][name] for name in ("teacher", "scratch")}
+    verdict = json.loads((tmp_path / "gate/payload/verdict.json").read_text())
+    verdict |= {"passed": False, "candidate": {"name": "scratch"}}
+    verdict["requirements"] = [{**verdict["requirements"][0], "passed": False, "sentence": "scratch fell too far."}]
+    for name, kind, type, file, data in (
+        ("looked", "evaluate", "scores", "scores.json", scores),
+        ("screen", "gate", "verdict", "verdict.json", verdict),
+    ):
+        folder.write(name, f"payload/{file}", data)
+        folder.write(name, "manifest.json", {})
+        artifact = {"kind": kind, "key": name, "digest": "0" * 64, "type": type}
+        needs = ["teacher", "scratch"] if type == "scores" else ["looked"]
+        run["stages"].insert(-5, {"name": name, "kind": kind, "action": "run", "artifact": artifact, "needs": needs})
+    run["stages"][-5]["needs"].append("screen")
+    text = Page(render_report(run, folder.load)).text
+    assert "int8 shipped as stdlib-code/production: 5.4× smaller" in text
+    assert "failed scratch fell too far." in text
+    assert text.count("How good each model is") == 1 and text.count("The gate ") == 1
+
+
 @pytest.mark.parametrize("damage", ["{", "[]", "null", "3", '{"models": {"a": {}}}', '{"models": 3}', "\x00\xff"])
 def test_damaged_evidence_never_stops_the_report(tmp_path: Path, damage: str) -> None:
     run, folder = quickstart_run(tmp_path)
