@@ -62,8 +62,11 @@ def tiny(folder: Path, chain: Any) -> Path:
 def minilm(folder: Path, chain: Any) -> Path:
     """Depth alone of `configs/compress_frontier.yaml`, few texts, few steps: what is proven needs no good model."""
     data = yaml.safe_load((ROOT / "configs/compress_frontier.yaml").read_text())
-    kept = ("texts", "base", "teacher", "half", "half_onnx", "half_int8")
-    data["stages"] = stages = {name: data["stages"][name] for name in kept}
+    half = data["stages"]["small"]["search"]["steps"][0]["choose"]["half"]["distill"]
+    data["stages"] = stages = {name: data["stages"][name] for name in ("texts", "base", "teacher")}
+    stages["half"] = {"distill": {**half, "teacher": "teacher"}}
+    stages["half_onnx"] = {"export": {"model": "half"}}
+    stages["half_int8"] = {"quantize": {"model": "half_onnx", "per_channel": True}}
     stages["texts"]["dataset"]["sources"][0]["files"] = str(ROOT / "data/sentiment/*.jsonl")
     stages["texts"]["dataset"]["label"]["max_per_class"] = 200
     stages["texts"]["dataset"]["split"] = {"by": "row", "validation": 0.1, "test": 0.3}
