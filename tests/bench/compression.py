@@ -84,7 +84,7 @@ BARS = [
 HEAD = """# Compression in figures
 
 Made by `make bench-compression` from the scores of its runs; nothing here is typed by hand. The pipeline is
-`tests/bench/compression.yaml`: MiniLM (22.7 M parameters, real weights) fine-tuned on 1,350 rated texts, and a decoder
+`tests/bench/compression.yaml`: MiniLM (22.7 M parameters, real weights) fine-tuned on 750 rated texts a class, and a decoder
 of 1.4 M parameters pretrained here. A row is a bar; a column a seed of every training in it. Models of a seed were
 judged on the same {n:,} texts by f1_macro, and timed one at a time, in turns, on one thread, batch 1: int8, four bits
 and what is called onnx in ONNX Runtime, the rest in torch.
