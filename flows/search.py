@@ -39,13 +39,14 @@ def run_trials(load: Load, run: Callable[[Pipeline], int], say: Callable[[str], 
     """
     began, pipeline = time.monotonic(), with_known_trials(load)
     while open_now := [search for search in pipeline.searches if search.undecided]:
+        results = _results(pipeline)
         for search in open_now:
             assert search.space.trials is not None
             minutes = search.space.trials.minutes
             if minutes is not None and time.monotonic() - began > 60 * minutes:
                 say(f"search {search.name}: {minutes:g} minutes are over; the best of what was tried is taken")
-                return load(Results(_results(pipeline), closed=True)), 0
-            tried = len(_results(pipeline).get(search.name, {}))
+                return load(Results(results, closed=True)), 0
+            tried = len(results[search.name])
             say(f"search {search.name}: trials {tried + 1} to {len(search.trials)} of {search.space.trials.number}")
         code = run(_trials_of(pipeline))
         if code not in (0, GateRefused.exit_code):

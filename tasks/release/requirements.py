@@ -71,6 +71,12 @@ class Requirement(StageParams):
     def limit(self) -> float:
         return float(getattr(self, self.rule))
 
+    def one_of(self, count: int) -> Requirement:
+        """What each of `count` is held to for all of them together to have this confidence (Bonferroni)."""
+        if self.confidence is None:
+            return self
+        return self.model_copy(update={"confidence": 1 - (1 - self.confidence) / count})
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -119,9 +125,8 @@ def judge(
     every = every_slice(scores, requirement.metric)
     if every is None:
         return _judge(requirement, scores, replicates, candidate, against)
-    sure = requirement.confidence
-    share = None if sure is None else 1 - (1 - sure) / len(every.metrics)
-    each = [requirement.model_copy(update={"metric": metric, "confidence": share}) for metric in every.metrics]
+    share = requirement.one_of(len(every.metrics))
+    each = [share.model_copy(update={"metric": metric}) for metric in every.metrics]
     outcomes = [_judge(one, scores, replicates, candidate, against) for one in each]
     worst = min(outcomes, key=lambda outcome: (outcome.passed, outcome.margin))
     few = ", ".join(f"{value} ({n})" for value, n in every.few.items())
@@ -129,7 +134,7 @@ def judge(
     return replace(
         worst,
         metric=requirement.metric,
-        confidence=sure,
+        confidence=requirement.confidence,
         sentence=f"Of {len(outcomes)} slices the worst: {worst.sentence}{told}",
         slices=tuple(outcomes),
         not_judged=every.few,

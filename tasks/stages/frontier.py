@@ -52,7 +52,7 @@ def run(job: Job[Params]) -> dict[str, float]:
             hint="Evaluate the candidates beside it.",
         )
     replicates = read_replicates(source.path)
-    asked = [_for_all(requirement, len(names)) for requirement in params.require]
+    asked = [requirement.one_of(len(names)) for requirement in params.require]
     outcomes = {name: [judge(r, scores, replicates, name, params.against) for r in asked] for name in names}
     passing = [name for name in names if all(outcome.passed for outcome in outcomes[name])]
     costs = {name: value_of(models[name], params.smallest) for name in names}
@@ -92,13 +92,6 @@ def pareto_front(points: dict[str, Sequence[float]]) -> list[str]:
         )
 
     return [name for name, point in points.items() if not beaten(point)]
-
-
-def _for_all(requirement: Requirement, candidates: int) -> Requirement:
-    """The requirement with the confidence that each of so many candidates needs for all together to have it."""
-    if requirement.confidence is None:
-        return requirement
-    return requirement.model_copy(update={"confidence": 1 - (1 - requirement.confidence) / candidates})
 
 
 def _goodness(scores: dict[str, Any], name: str) -> float:
