@@ -6,8 +6,7 @@ have to be reduced all the same, in the same order.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,13 +41,8 @@ def train_on_two_ranks(folder):
 
 
 @pytest.fixture(scope="module")
-def cases() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("test_multitask", HERE / "test_multitask.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def cases(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("stages/test_multitask.py")
 
 
 @pytest.fixture(scope="module")

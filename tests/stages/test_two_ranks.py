@@ -5,9 +5,8 @@ One job runs all cases: starting ranks costs more than the cases do.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -61,13 +60,8 @@ def train_on_two_ranks(folder):
 
 
 @pytest.fixture(scope="module")
-def loop() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("test_training_loop", HERE / "test_training_loop.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def loop(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("stages/test_training_loop.py")
 
 
 @pytest.fixture(scope="module")
