@@ -110,6 +110,7 @@ def _run_flow(
         producer={"commit": _commit(pipeline.path), "cores": slots.total},
         notify=monitor.notify,
         tracking=WandbReplay(pipeline.tracking, project=pipeline.name, group=run, folder=folder),
+        refused=monitor.refused,
     )
     ended = threading.Event()
     threading.Thread(target=_stop_when_cancelled, args=(context, record, ended, last_words), daemon=True).start()

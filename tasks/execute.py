@@ -59,7 +59,7 @@ class RunContext:
     """What all stages of one run share.
 
     inputs_store: where inputs are read, if not in the store that is written. relaunch: start a job that was cut short
-    again, as long as it gets on. refused: gates that have said no.
+    again, as long as it gets on. refused: gates that have said no; kept by whoever is told how stages end.
     """
 
     run: str

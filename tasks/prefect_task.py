@@ -78,7 +78,6 @@ def stage_task(
         progress.finish()
         updates.later(lambda: _table(context, node, result))
         if result.refused:
-            context.refused.add(node.name)
             raise refusal(node, context)
         name = {"reuse": "Reused", "resume": "Resumed", "run": "Completed"}[result.action]
         return Completed(name=name, message=f"{result.manifest.type} {result.manifest.key[:12]}", data=node.name)
