@@ -1,0 +1,116 @@
+"""`forgeline validate|schema|plan|run|prepare`: commands on a pipeline file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from flows.commands.parsing import VERIFY_HELP, Commands, count, load, loader, say
+from flows.commands.reports import write_report
+
+if TYPE_CHECKING:
+    from tasks.pipeline import Pipeline
+    from tasks.run_record import RunRecord
+
+
+def add(commands: Commands) -> None:
+    commands.add("validate", validate, "check a pipeline file and list every fault", file=True)
+    commands.add("schema", print_schema, "print the JSON Schema of pipeline files, for editors")
+    sub = commands.add("plan", plan, "say what would run, be reused or resume, and why", file=True)
+    sub.add_argument("--verify", action="store_true", help=VERIFY_HELP)
+    sub.add_argument("--json", action="store_true", help="machine-readable plan on stdout")
+    sub = commands.add("run", run, "run a pipeline", file=True)
+    sub.add_argument("--verify", action="store_true", help=VERIFY_HELP)
+    sub.add_argument("--json", action="store_true", help="machine-readable result on stdout")
+    sub.add_argument("--quiet", action="store_true", help="no live view")
+    sub.add_argument("--no-report", action="store_true", help="do not write the HTML report at the end")
+    text = "make the parts of a data stage on many machines (Dask), before `run` needs them"
+    sub = commands.add("prepare", prepare, text, file=True)
+    sub.add_argument("stage", help="stage of kind dataset or pack whose inputs are made")
+    where = sub.add_mutually_exclusive_group()
+    where.add_argument("--dask", metavar="tcp://HOST:8786", help="scheduler whose workers make them")
+    where.add_argument("--workers", type=count, metavar="N", help="processes of this machine (default: its cores)")
+    sub.add_argument("--verify", action="store_true", help=VERIFY_HELP)
+    sub.add_argument("--json", action="store_true", help="machine-readable result on stdout")
+
+
+def validate(arguments: argparse.Namespace) -> int:
+    from tasks.search import Results
+
+    pipeline = loader(arguments)(Results())
+    print(f"{arguments.file}: ok, {len(pipeline.stages)} stages")
+    return 0
+
+
+def print_schema(arguments: argparse.Namespace) -> int:
+    from tasks.pipeline_schema import schema
+
+    print(json.dumps(schema(), indent=2))
+    return 0
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    from infra.store import Store
+    from tasks.plan import make_plan
+
+    pipeline = load(arguments)
+    lines = make_plan(pipeline, Store.open(pipeline.store))
+    if arguments.json:
+        print(json.dumps({"stages": [line.to_json() for line in lines]}, indent=2))
+        return 0
+    rows = [line.to_json() for line in lines]
+    widths = {column: max(len(str(row[column])) for row in rows) for column in ("name", "kind", "action")}
+    for row in rows:
+        cells = "  ".join(str(row[column]).ljust(width) for column, width in widths.items())
+        print(f"{cells}  {(row['key'] or '')[:10]:10}  {row['reason']}")
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from flows.run import run_pipeline
+    from flows.search import run_trials
+
+    def tell(record: RunRecord) -> None:
+        if arguments.json:
+            print(json.dumps(record.summary()), flush=True)
+
+    last: list[RunRecord] = []
+
+    def once(pipeline: Pipeline) -> int:
+        record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=tell)
+        _how_it_ended(record, report=not arguments.no_report)
+        last[:] = [record]
+        return code
+
+    # As Ctrl-C: its own way of ending would leave a Prefect server behind, and a record that says "running".
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    pipeline, code = run_trials(loader(arguments), once, say)
+    if pipeline is not None:
+        code = once(pipeline)
+    tell(last[0])
+    return code
+
+
+def _how_it_ended(record: RunRecord, *, report: bool) -> None:
+    from flows.run import stage_summary
+
+    written = write_report(record.data, record.store, None) if report else None
+    for entry in record.data["stages"]:
+        if entry["error"]:
+            error = entry["error"]
+            hint = f"\n  {error['hint']}" if error["hint"] else ""
+            print(f"forgeline: {error['where']}: {error['what']}{hint}", file=sys.stderr)
+    print(f"{record.data['status']}: {stage_summary(record.data)}, {record.data['seconds']:.1f} s", file=sys.stderr)
+    if written:
+        print(f"report: {written}", file=sys.stderr)
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    from flows.prepare import prepare as make
+
+    done = make(load(arguments), arguments.stage, dask=arguments.dask, workers=arguments.workers, say=say)
+    print(json.dumps(done.to_json()) if arguments.json else done)
+    return 0
