@@ -107,7 +107,7 @@ def _run_flow(
         launcher=LocalLauncher(folder, preload=TORCH_PRELOAD),
         slots=slots,
         folder=folder,
-        producer={"commit": _commit(pipeline.path), "cores": slots.total},
+        producer={"commit": commit_of(pipeline.path), "cores": slots.total},
         notify=monitor.notify,
         tracking=WandbReplay(pipeline.tracking, project=pipeline.name, group=run, folder=folder),
         refused=monitor.refused,
@@ -121,6 +121,9 @@ def _run_flow(
             _run_rounds(pipeline, context, monitor)
     except KeyboardInterrupt:
         context.cancelled.set()
+    except BaseException:  # Prefect's own way of cancelling a flow run; it goes on to the flow's engine
+        record.finish("interrupted")
+        raise
     finally:
         context.launcher.close()
         for warning in context.tracking.close(1.0 if context.cancelled.is_set() else 20.0):
@@ -182,7 +185,7 @@ def _stop_when_cancelled(context: RunContext, record: RunRecord, ended: threadin
     os._exit(130)
 
 
-def _commit(path: Path) -> str | None:
+def commit_of(path: Path) -> str | None:
     """The git commit of the folder the pipeline file lies in, for lineage; None outside a repository."""
     try:
         found = subprocess.run(

@@ -5,6 +5,7 @@
     tracking: {project: stdlib-code}
     stages: {corpus: {dataset: {...}}}
     execution: {default: {...}, base: {processes: 2}}
+    deploy: {schedules: [{cron: "0 3 * * *"}]}       # see tasks/deployment.py
 
 Every fault of the file is found in one pass and reported together: file:line, field path, what to do. What `--set` and
 the environment put into it: `tasks/overrides.py`.
@@ -27,6 +28,7 @@ from infra.errors import ConfigError, Problem
 from infra.execution import Execution
 from infra.tracking import TrackingSettings
 from infra.yaml_source import Document, dotted, parse_yaml
+from tasks.deployment import Deploy, check_deployment
 from tasks.execution_settings import executions
 from tasks.overrides import apply_override, refuse_environment, with_environment
 from tasks.search import SEARCH, Results, Writing, write_out
@@ -36,6 +38,8 @@ from tasks.stopped import AFTER
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 DEFAULT_STORE = ".forgeline/store"
 NOTHING_TRIED = Results()
+OUTSIDE = {"store", "tracking", "execution", "deploy"}
+"""Sections that say nothing of what is made."""
 
 
 def default_store() -> str:
@@ -58,6 +62,7 @@ class PipelineFile(BaseModel):
     execution: dict[str, Any] = Field(
         default_factory=dict, description="`default` and stage names -> execution settings."
     )
+    deploy: Deploy = Field(default_factory=Deploy, description="When it runs by itself, and what it watches.")
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Pipeline:
     path: Path
     overrides: tuple[str, ...] = field(default=())
     searches: tuple[Writing, ...] = field(default=())
+    deploy: Deploy = field(default_factory=Deploy)
 
 
 def load_pipeline(
@@ -128,10 +134,10 @@ def _check(
     results: Results,
 ) -> Pipeline | None:
     data = document.data
-    for section in ("store", "tracking", "execution"):
+    for section in OUTSIDE:
         if section in data:
             data[section] = with_environment(data[section], (section,), document, problems)
-    for section in data.keys() - {"store", "tracking", "execution"}:
+    for section in data.keys() - OUTSIDE:
         refuse_environment(data[section], (section,), document, problems)
     unset, before = {problem.field for problem in problems}, len(problems)
     searches = write_out(document, problems, results)
@@ -147,6 +153,8 @@ def _check(
                 nodes[name] = _with_optional(node, {model for search in searches for model in search.candidates})
         _check_references(nodes, raw_stages, document, problems)
         nodes = _in_order(nodes, document, problems)
+    if file is not None:
+        check_deployment(file.deploy, nodes, document, problems)
     # What is wrong with a field because its variable is not set has been said already.
     problems[before:] = _told_once([problem for problem in problems[before:] if problem.field not in unset], searches)
     if file is None or problems:
@@ -161,6 +169,7 @@ def _check(
         path=path,
         overrides=overrides,
         searches=tuple(searches),
+        deploy=file.deploy,
     )
 
 
