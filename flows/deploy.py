@@ -99,7 +99,7 @@ def _take_back_deployment(client: SyncPrefectClient, flow: str, name: str, made:
 
 
 COMPARED = (
-    "version", "description", "tags", "entrypoint", "work_pool_name", "job_variables", "parameters",
+    "version", "description", "tags", "entrypoint", "work_pool_name", "pull_steps", "parameters",
     "parameter_openapi_schema", "schedules", "concurrency_limit", "concurrency_options",
 )  # fmt: skip
 TRIGGER = ("expect", "after", "match", "for_each", "posture", "threshold", "within")

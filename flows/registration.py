@@ -23,6 +23,8 @@ SILENCE = 60
 """Seconds without a heartbeat (one comes every 30) after which a run counts as dead."""
 ANCHOR = "2000-01-01T00:00:00Z"
 """Intervals are counted from here, so that deploying again shifts no schedule."""
+STEP = "prefect.deployments.steps.set_working_directory"
+"""Where a worker begins; without such a step it would copy that folder first."""
 Body = dict[str, Any]
 
 
@@ -48,7 +50,7 @@ def registration(pipeline: Pipeline, *, working_dir: Path, version: str | None) 
     common = {
         "version": version,
         "work_pool_name": deploy.pool,
-        "job_variables": {"working_dir": str(working_dir.resolve())},
+        "pull_steps": [{STEP: {"directory": str(working_dir.resolve())}}],
         "enforce_parameter_schema": True,
         "concurrency_limit": 1,
     }

@@ -21,10 +21,12 @@ from infra.store import Store
 from tasks import watching
 from tasks.deployment import Watch, watched
 from tasks.pipeline import Pipeline, StageNode
-from tasks.watching import Entry
+from tasks.watching import Entry, Sources
 
 RESTLESS = 10
 """A look ends undecided when the sources have not stood still within so many times `quiet`."""
+FIRST = "no run was started for these data yet"
+SAME = "the sources changed, the examples made of them did not"
 Action = Literal["unchanged", "restless", "same", "waits", "started", "elsewhere"]
 
 
@@ -68,35 +70,37 @@ def look(
     """
     nodes = watched(pipeline.deploy, pipeline.stages)
     settings = pipeline.deploy.watch or Watch()
-    if not nodes:
-        raise UsageError(
-            "no stage of this pipeline reads files", where=str(pipeline.path), hint="There is nothing to watch."
-        )
     store = Store.open(pipeline.store, probe=True)
     last = watching.last_entry(store, pipeline.name)
     if last is not None and (again := _start(store, pipeline.name, last, starter)):
         return again
-    sources = watching.sources_digest(nodes)
-    if last is not None and last.sources == sources:
+    sources = watching.sources_of(nodes)
+    if not sources.stages:
+        what = "no stage of this pipeline reads files"
+        raise UsageError(what, where=str(pipeline.path), hint="There is nothing to watch.")
+    if last is not None and last.sources == sources.digest:
         return Look("unchanged", last.reason)
     settled = _at_rest(nodes, sources, settings.quiet, sleep)
     if settled is None:
         return Look("restless", f"the sources did not stand still for {settings.quiet:.0f} s")
-    names = [node.name for node in nodes]
-    made = make(watching.only(pipeline, names))
-    datasets = {name: made[name] for name in names}
-    if watching.sources_digest(nodes) != settled:
+    made = make(watching.only(pipeline, settled.stages))
+    datasets = {name: made[name] for name in settled.stages}
+    if watching.sources_of(nodes) != settled:
         return Look("restless", "the sources changed while they were read")
-    if last is not None and watching.same_examples(last, datasets):
-        watching.write_entry(store, pipeline.name, last, settled, datasets, "the same examples", same=True)
-        return Look("same", "the sources changed, the examples made of them did not")
-    worth = watching.worth_a_run(store, settings, last, datasets, now())
-    if not worth.enough:
-        return Look("waits", worth.reason)
-    entry = watching.write_entry(store, pipeline.name, last, settled, datasets, worth.reason)
+    reason = FIRST
+    if last is not None:
+        fresh = watching.fresh_since(store, last, datasets)
+        if not fresh.count and not fresh.gone:
+            watching.write_entry(store, pipeline.name, last, settled.digest, datasets, SAME, same=True)
+            return Look("same", SAME)
+        worth = watching.worth_a_run(store, settings, last, fresh, now())
+        if not worth.enough:
+            return Look("waits", worth.reason)
+        reason = worth.reason
+    entry = watching.write_entry(store, pipeline.name, last, settled.digest, datasets, reason)
     if entry is None:
         return Look("elsewhere", "another watcher decided first")
-    return _start(store, pipeline.name, entry, starter) or Look("started", worth.reason)
+    return _start(store, pipeline.name, entry, starter) or Look("started", reason)
 
 
 def _start(store: Store, pipeline: str, entry: Entry, starter: Starter) -> Look | None:
@@ -110,11 +114,11 @@ def _start(store: Store, pipeline: str, entry: Entry, starter: Starter) -> Look 
     return Look("started", f"{entry.reason}{again}")
 
 
-def _at_rest(nodes: list[StageNode], sources: str, quiet: float, sleep: Callable[[float], None]) -> str | None:
-    """The digest of the sources once they stood still for `quiet` seconds; None if they never did."""
+def _at_rest(nodes: list[StageNode], sources: Sources, quiet: float, sleep: Callable[[float], None]) -> Sources | None:
+    """The sources once they stood still for `quiet` seconds; None if they never did."""
     for _ in range(RESTLESS):
         sleep(quiet)
-        again = watching.sources_digest(nodes)
+        again = watching.sources_of(nodes)
         if again == sources:
             return sources
         sources = again

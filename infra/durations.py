@@ -22,11 +22,9 @@ def seconds(value: Any) -> Any:
 
 
 def told(length: float) -> str:
-    """Seconds for a person: the largest unit that leaves a whole number, else rounded seconds."""
-    for unit in ("w", "d", "h", "m"):
-        if length >= UNITS[unit] and length % UNITS[unit] == 0:
-            return f"{length / UNITS[unit]:.0f}{unit}"
-    return f"{length:.0f}s"
+    """Seconds for a person, in the largest unit of which there is a whole one: `15m`, `1.5h`, `8d`."""
+    unit = next((unit for unit in ("d", "h", "m") if length >= UNITS[unit]), "s")
+    return f"{length / UNITS[unit]:.3g}{unit}"
 
 
 Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0)]

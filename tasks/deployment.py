@@ -123,9 +123,9 @@ class Deploy(Settings):
 def check_deployment(deploy: Deploy, nodes: dict[str, StageNode], document: Document, problems: list[Problem]) -> None:
     """Adds what `deploy` names and the pipeline does not have to `problems`."""
     for i, name in enumerate(deploy.watch.stages if deploy.watch else []):
-        if name not in nodes or nodes[name].stage.sources is None:
+        if name not in nodes or not reads_files(nodes[name]):
             place = ("deploy", "watch", "stages", i)
-            known = did_you_mean(name, [n for n, node in nodes.items() if node.stage.sources])
+            known = did_you_mean(name, [n for n, node in nodes.items() if reads_files(node)])
             what = f"no stage {name!r} that reads files; {known}"
             problems.append(Problem(document.place(place), dotted(place), what))
     for name, target in deploy.parameters.items():
@@ -139,4 +139,9 @@ def check_deployment(deploy: Deploy, nodes: dict[str, StageNode], document: Docu
 def watched(deploy: Deploy, nodes: dict[str, StageNode]) -> list[StageNode]:
     """The stages whose sources are watched, in the pipeline's order."""
     asked = deploy.watch.stages if deploy.watch else []
-    return [node for name, node in nodes.items() if node.stage.sources and (name in asked or not asked)]
+    return [node for name, node in nodes.items() if reads_files(node) and (name in asked or not asked)]
+
+
+def reads_files(node: StageNode) -> bool:
+    """Whether a stage makes a dataset of files outside the store."""
+    return node.stage.makes == "dataset" and node.stage.sources is not None

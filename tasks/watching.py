@@ -57,13 +57,22 @@ class Worth:
     reason: str
 
 
-def sources_digest(nodes: Sequence[StageNode]) -> str:
-    """Digest of every source file of the stages, by path and content. Raises StageError on a source that vanished."""
-    found = []
+@dataclass(frozen=True)
+class Sources:
+    """The state of the sources: the stages that read files, and the digest of those by path and content."""
+
+    stages: tuple[str, ...]
+    digest: str
+
+
+def sources_of(nodes: Sequence[StageNode]) -> Sources:
+    """What the stages' sources hold now. Raises StageError on a source that vanished."""
+    found = {}
     for node in nodes:
         assert node.stage.sources is not None, "only stages that read files are watched"
-        found += [(f"{node.name}/{file.path}", file.sha256) for file in node.stage.sources(node.params)]
-    return content_digest(found)
+        if files := node.stage.sources(node.params):
+            found[node.name] = [(f"{node.name}/{file.path}", file.sha256) for file in files]
+    return Sources(tuple(found), content_digest(file for files in found.values() for file in files))
 
 
 def only(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
@@ -115,32 +124,42 @@ def note_start(store: Store, pipeline: str, entry: Entry, after: int, note: dict
     journal.append(store, f"{pipeline}/watch-starts-{entry.run}", after, note)
 
 
-def same_examples(entry: Entry, datasets: dict[str, ArtifactRef]) -> bool:
-    """Whether the datasets are, by their bytes, those of the entry."""
-    return {name: ref.digest for name, ref in datasets.items()} == {n: d["digest"] for n, d in entry.datasets.items()}
+@dataclass(frozen=True)
+class Fresh:
+    """What the datasets have that those of the last run had not, of each stage; and how many examples went."""
+
+    rows: dict[str, list[dict[str, Any]]]
+    gone: int
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.rows.values()))
 
 
-def worth_a_run(
-    store: Store, watch: Watch, last: Entry | None, datasets: dict[str, ArtifactRef], now: datetime
-) -> Worth:
-    """Are the new data worth a run? Any of enough new examples, the age of the last run, and drift is enough."""
+def fresh_since(store: Store, last: Entry, datasets: dict[str, ArtifactRef]) -> Fresh:
+    """The examples of `datasets` against those of the last decision."""
     from tasks.data.new_rows import new_rows
 
-    if last is None:
-        return Worth(True, "no run was started for these data yet")
-    fresh: dict[str, list[dict[str, Any]]] = {}
+    found, gone = {}, 0
     for name, ref in datasets.items():
-        manifest = store.manifest(ref.kind, ref.key)
+        manifest, before = store.manifest(ref.kind, ref.key), last.dataset(store, name)
         assert manifest is not None, "it has just been made"
-        fresh[name] = new_rows(store, manifest, last.dataset(store, name))
-    count = sum(map(len, fresh.values()))
-    have = f"{count:,} new example{'s' if count != 1 else ''}"
-    if count >= watch.min_new_rows:
+        found[name] = new_rows(store, manifest, before)
+        gone += len(new_rows(store, before, manifest)) if before else 0
+    return Fresh(found, gone)
+
+
+def worth_a_run(store: Store, watch: Watch, last: Entry, fresh: Fresh, now: datetime) -> Worth:
+    """Are the new data worth a run? Enough new examples, the age of the last run, or drift: one of them is enough."""
+    have = f"{fresh.count:,} new example{'s' if fresh.count != 1 else ''}"
+    if fresh.gone:
+        have += f" and {fresh.gone:,} fewer of the old"
+    if fresh.count >= watch.min_new_rows:
         return Worth(True, f"{have}, {watch.min_new_rows:,} are enough")
     age = (now - datetime.fromisoformat(last.at)).total_seconds()
     if watch.max_age is not None and age >= watch.max_age:
         return Worth(True, f"{have}, and the last run is {told(round(age))} old ({told(watch.max_age)} are enough)")
-    drifted = _drift(store, last, fresh) if watch.drift else []
+    drifted = _drift(store, last, fresh.rows) if watch.drift else []
     if drifted:
         return Worth(True, f"{have}, which differ from those before: {'; '.join(drifted)}")
     older = f", a run {told(watch.max_age)} old" if watch.max_age is not None else ""
