@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as running
 from prefect.states import Completed, Failed
@@ -28,6 +29,7 @@ from infra.artifacts import ArtifactRef
 from infra.errors import UsageError
 from tasks.parameter_form import overrides
 from tasks.pipeline import Pipeline, load_pipeline
+from tasks.prefect_task import artifact_key
 from tasks.run_record import RunRecord
 from tasks.search import Results
 from tasks.watching import Entry
@@ -43,8 +45,8 @@ def run_deployed(file: str, settings: dict[str, Any] | None = None) -> State[Any
     last: list[RunRecord] = []
 
     def once(pipeline: Pipeline) -> int:
-        record, code = run_pipeline(pipeline, quiet=True, last_words=_name_run)
-        _name_run(record)
+        record, code = run_pipeline(pipeline, quiet=True, began=_name_run)
+        _report(record)
         last[:] = [record]
         return code
 
@@ -103,11 +105,29 @@ class DeployedRun:
 
 
 def _name_run(record: RunRecord) -> None:
-    """The flow run gets the run's id as its name, so that UI, W&B and report speak of one thing."""
-    context = FlowRunContext.get()
-    if context is not None and running.id:
+    """The flow run gets the run's id as its name, and the record its id: UI, W&B and report speak of one thing."""
+    if running.id:
+        record.data["flow_run"] = running.id
         with get_client(sync_client=True) as client:
-            client.update_flow_run(running.id, name=record.data["run"])
+            client.update_flow_run(UUID(running.id), name=record.data["run"])
+
+
+def _report(record: RunRecord) -> None:
+    """The run's report, in the store beside its record, and where it is as an artifact of the UI."""
+    from tasks.release.report import render_report
+    from tasks.release.stored_evidence import evidence_loader
+
+    path = f"runs/{record.data['run']}/report.html"
+    page = render_report(record.data, evidence_loader(record.store))
+    record.store.write_bytes(path, page.encode("utf-8"))
+    pipeline = record.data["pipeline"]
+    lines = [f"# {pipeline}: {record.data['status']}", "", f"`{record.store.url}/{path}`", ""]
+    lines += [
+        f"- {stage['name']} ({stage['kind']}): {stage['action']} {stage['reason']}" for stage in record.data["stages"]
+    ]
+    create_markdown_artifact(
+        "\n".join(lines), key=artifact_key(pipeline, "report"), description=f"run {record.data['run']}"
+    )
 
 
 def _state(record: dict[str, Any], code: int) -> State[Any]:

@@ -44,15 +44,21 @@ LastWords = Callable[[RunRecord], None]
 
 
 def run_pipeline(
-    pipeline: Pipeline, *, quiet: bool = False, last_words: LastWords = lambda record: None
+    pipeline: Pipeline,
+    *,
+    quiet: bool = False,
+    began: LastWords = lambda record: None,
+    last_words: LastWords = lambda record: None,
 ) -> tuple[RunRecord, int]:
     """Run a pipeline to its end. Returns its record and the exit code; stage failures are in the record, not raised.
 
-    last_words: called instead of returning where a cancelled run has to end this process at once.
+    began: called with the record before anything runs. last_words: called instead of returning where a cancelled run
+    has to end this process at once.
     """
     store = Store.open(pipeline.store, probe=True)
     plan = _plan_around_damage(pipeline, store)
     record = RunRecord(new_run_id(), pipeline, store)
+    began(record)
     with LiveView([(line.node.name, line.node.stage.kind) for line in plan], quiet=quiet) as live:
         if all(line.action in ("reuse", "skip") for line in plan):
             for line in plan:
