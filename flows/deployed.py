@@ -7,15 +7,18 @@ goes on from there.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run as running
 from prefect.states import Completed, Failed
 
@@ -108,7 +111,7 @@ def _name_run(record: RunRecord) -> None:
     """The flow run gets the run's id as its name, and the record its id: UI, W&B and report speak of one thing."""
     if running.id:
         record.data["flow_run"] = running.id
-        with get_client(sync_client=True) as client:
+        with _only_shown(), get_client(sync_client=True) as client:
             client.update_flow_run(UUID(running.id), name=record.data["run"])
 
 
@@ -125,9 +128,18 @@ def _report(record: RunRecord) -> None:
     lines += [
         f"- {stage['name']} ({stage['kind']}): {stage['action']} {stage['reason']}" for stage in record.data["stages"]
     ]
-    create_markdown_artifact(
-        "\n".join(lines), key=artifact_key(pipeline, "report"), description=f"run {record.data['run']}"
-    )
+    key, description = artifact_key(pipeline, "report"), f"run {record.data['run']}"
+    with _only_shown():
+        create_markdown_artifact("\n".join(lines), key=key, description=description)
+
+
+@contextlib.contextmanager
+def _only_shown() -> Iterator[None]:
+    """For what is only shown in the UI: a server that is away costs the run nothing but that."""
+    try:
+        yield
+    except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+        get_run_logger().warning("the Prefect UI could not be updated: %s", error)
 
 
 def _state(record: dict[str, Any], code: int) -> State[Any]:
