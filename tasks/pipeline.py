@@ -215,13 +215,16 @@ def _stage(
     inputs = tuple(input_fields(params))
     after = body.get(AFTER) or []
     after = tuple(after) if isinstance(after, list) else (after,)
-    needs = dict.fromkeys(i.stage for i in inputs if not i.stage.startswith("ref:")) | dict.fromkeys(after)
+    named = [item.fallback if item.ref else item.stage for item in inputs]
+    needs = dict.fromkeys(name for name in named if name) | dict.fromkeys(after)
     return StageNode(name, stage, params, execution, inputs, tuple(needs), after)
 
 
 def _with_optional(node: StageNode, candidates: Set[str]) -> StageNode:
     """The stage, which does without candidates that were dropped where it takes a list of them."""
-    inputs = (replace(item, optional="[" in item.path and item.stage in candidates) for item in node.inputs)
+    inputs = (
+        replace(item, optional=item.optional or ("[" in item.path and item.stage in candidates)) for item in node.inputs
+    )
     return replace(node, inputs=tuple(inputs))
 
 
@@ -261,16 +264,17 @@ def _check_references(
         for item in node.inputs:
             path = ("stages", node.name, node.stage.kind, *_split_path(item.path))
             place = document.place(path)
-            if item.stage.startswith("ref:"):
+            named = item.fallback if item.ref else item.stage
+            if named is None:
                 continue
-            if item.stage not in raw_stages:
-                message = f"no stage named {item.stage!r}; {did_you_mean(item.stage, raw_stages)}"
+            if named not in raw_stages:
+                message = f"no stage named {named!r}; {did_you_mean(named, raw_stages)}"
                 problems.append(Problem(place, dotted(path), message))
-            elif item.stage in nodes and nodes[item.stage].stage.makes not in item.types:
-                made = nodes[item.stage].stage.makes
+            elif named in nodes and nodes[named].stage.makes not in item.types:
+                made = nodes[named].stage.makes
                 fitting = [n.name for n in nodes.values() if n.stage.makes in item.types and n.name != node.name]
                 hint = f"; stages that make one: {', '.join(fitting)}" if fitting else ""
-                message = f"{item.stage!r} makes a {made}, but a {' or '.join(item.types)} is needed here{hint}"
+                message = f"{named!r} makes a {made}, but a {' or '.join(item.types)} is needed here{hint}"
                 problems.append(Problem(place, dotted(path), message))
 
 

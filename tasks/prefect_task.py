@@ -191,11 +191,8 @@ def verdict_page(verdict: dict[str, Any]) -> str:
     ]
     lines += ["| requirement | candidate | against | held against the limit | limit | |", "|-|-|-|-|-|-|"]
     for one in verdict["requirements"]:
-        against = "" if one["against"] is None else f"{one['against']:.5g}"
         sure = f" ({100 * one['confidence']:g} %)" if one["confidence"] else ""
         met = "met" if one["passed"] else "**not met**"
-        lines.append(
-            f"| {one['metric']} {one['rule']}{sure} | {one['candidate']:.5g} | {against} | {one['bound']:.5g} "
-            f"| {one['limit']:.5g} | {met} |"
-        )
+        numbers = ["" if one[n] is None else f"{one[n]:.5g}" for n in ("candidate", "against", "bound", "limit")]
+        lines.append(f"| {one['metric']} {one['rule']}{sure} | {' | '.join(numbers)} | {met} |")
     return "\n".join([*lines, "", *(f"- {one['sentence']}" for one in verdict["requirements"])])
