@@ -8,11 +8,11 @@ CHUNK_BYTES = 1 << 20
 
 
 class Tail:
-    """Complete lines appended to a file since the last look, in bounded pieces."""
+    """Complete lines appended to a file since the last look, in bounded pieces. `rest`: what no newline ends yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._offset, self._rest = 0, b""
+        self._offset, self.rest = 0, b""
 
     def lines(self) -> list[bytes]:
         try:
@@ -22,5 +22,5 @@ class Tail:
         except FileNotFoundError:
             return []
         self._offset += len(chunk)
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        *lines, self.rest = (self.rest + chunk).split(b"\n")
         return lines
