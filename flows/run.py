@@ -7,6 +7,7 @@ before that, so that the two start-ups overlap.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import threading
@@ -22,7 +23,7 @@ from flows.monitor import Monitor
 from flows.prefect_settings import log_to_file, prefect_environment
 from infra.artifacts import ArtifactRef
 from infra.budget import Spent
-from infra.errors import CorruptArtifact, GateRefused, Preempted
+from infra.errors import CorruptArtifact, GateRefused, Preempted, StoreError
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
 from infra.store import Store
@@ -37,6 +38,8 @@ from tasks.stopped import only_dropped
 
 REPAIR_ROUNDS = 2
 EXIT_SECONDS = 2.0
+SAVE_SECONDS = 15.0
+log = logging.getLogger(__name__)
 TORCH_PRELOAD = ("tasks.training.loop", "tasks.training.engine")
 
 
@@ -124,6 +127,7 @@ def _run_flow(
     )
     ended = threading.Event()
     watch_budget(record, context, ended)
+    threading.Thread(target=_keep_saving, args=(record, ended), name="record", daemon=True).start()
     threading.Thread(target=_stop_when_cancelled, args=(context, record, ended, last_words), daemon=True).start()
     try:
         for warm in sorted({line.node.stage.warm for line in plan if line.action != "reuse"}):
@@ -200,6 +204,15 @@ def _stop_when_cancelled(context: RunContext, record: RunRecord, ended: threadin
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(130)
+
+
+def _keep_saving(record: RunRecord, ended: threading.Event) -> None:
+    """Keep the stored record fresh while long stages run."""
+    while not ended.wait(SAVE_SECONDS):
+        try:
+            record.save()
+        except StoreError as error:
+            log.warning("the record of the run could not be stored, going on: %s", error)
 
 
 def _commit(path: Path) -> str | None:

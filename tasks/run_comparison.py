@@ -15,7 +15,10 @@ Pair = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class StageComparison:
-    """One stage of two runs; None on the side of a run that does not have it. seconds: in the run, 0 if reused."""
+    """One stage of two runs; None on the side of a run that does not have it. seconds: in the run, 0 if reused.
+
+    params that differ, and all metrics, where both runs have a result.
+    """
 
     name: str
     actions: tuple[str | None, str | None]
@@ -46,15 +49,15 @@ def _stage(name: str, one: dict[str, Any] | None, other: dict[str, Any] | None, 
     artifacts = [entry["artifact"] if entry else None for entry in (one, other)]
     manifests = [load(artifact) if artifact else None for artifact in artifacts]
     params = [dict(flat(m.identity["params"])) if m else {} for m in manifests]
+    metrics = [dict(m.metrics) if m else {} for m in manifests]
     both = all(manifests)
-    metrics = [entry["metrics"] if entry else {} for entry in (one, other)]
     return StageComparison(
         name,
         (one["action"] if one else None, other["action"] if other else None),
         (one["seconds"] if one else None, other["seconds"] if other else None),
         bool(artifacts[0] and artifacts[0] == artifacts[1]),
         {path: pair for path, pair in _pairs(*params).items() if pair[0] != pair[1]} if both else {},
-        _pairs(*metrics),
+        _pairs(*metrics) if both else {},
     )
 
 

@@ -160,11 +160,10 @@ def _print_comparison(stage: StageComparison) -> None:
     same = ", the same artifact" if stage.same_artifact else ""
     seconds = " -> ".join("-" if value is None else f"{value:.1f} s" for value in stage.seconds)
     sys.stdout.write(f"\n{stage.name}: {actions}{same}, {seconds}\n")
-    if stage.same_artifact:
-        return
     for path, pair in stage.params.items():
         sys.stdout.write(f"  {path}: {figure(pair[0])} -> {figure(pair[1])}\n")
     for name, values in stage.metrics.items():
-        change = difference(values)
-        told = "" if not change else f"  ({change:+.4g})"
-        sys.stdout.write(f"  {name}: {figure(values[0])} -> {figure(values[1])}{told}\n")
+        if values[0] != values[1]:
+            change = difference(values)
+            told = "" if change is None else f"  ({change:+.4g})"
+            sys.stdout.write(f"  {name}: {figure(values[0])} -> {figure(values[1])}{told}\n")
