@@ -9,7 +9,7 @@ import psutil
 from infra.errors import StageError, UsageError
 from infra.process_id import is_dead, is_here, start_time
 from infra.store import Store
-from tasks.run_record import read_run
+from tasks.run_record import read_run, state_of
 
 PATIENCE = 60.0
 """Seconds for a run to end once it was asked to."""
@@ -29,7 +29,7 @@ def cancel_run(store: Store, record: dict[str, Any]) -> str:
         return f"run {run} is dead: its process {process['pid']} is gone; run the pipeline again to go on"
     ended = read_run(store, run)
     done = sum(entry["action"] in ("run", "reuse", "resume", "refused") for entry in ended["stages"])
-    return f"run {run} ended: {ended['status']}, {done} of {len(ended['stages'])} stages done; run it again to go on"
+    return f"run {run} ended: {state_of(ended)}, {done} of {len(ended['stages'])} stages done; run it again to go on"
 
 
 def _terminate(pid: int, started: str) -> bool:

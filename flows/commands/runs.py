@@ -37,6 +37,7 @@ def add(commands: Commands) -> None:
 
 def status(arguments: argparse.Namespace) -> int:
     from flows.run import stage_summary
+    from infra.ledger import BUCKETS
     from tasks.run_record import list_runs, read_run, state_of
 
     store = open_store(arguments)
@@ -55,7 +56,7 @@ def status(arguments: argparse.Namespace) -> int:
         action = "running" if entry["name"] in under_way else entry["action"]
         print(f"  {entry['name']:14} {entry['kind']:10} {action:8} {entry['seconds']:8.1f} s  {note}")
     if buckets := record.get("ledger", {}).get("buckets"):
-        print("  " + ", ".join(f"{name.replace('_', ' ')} {s:.1f} s" for name, s in buckets.items() if s))
+        print("  " + ", ".join(f"{name.replace('_', ' ')} {buckets[name]:.1f} s" for name in BUCKETS if buckets[name]))
     return 0
 
 
