@@ -13,6 +13,7 @@ from tasks.execute import StageResult
 from tasks.pipeline import StageNode
 from tasks.run_record import RunRecord
 from tasks.stopped import stopped_by
+from tasks.worker import EVENTS_FILE
 
 TAIL_BYTES = 4096
 
@@ -33,6 +34,7 @@ class Monitor:
         if "on_poll" in news:
             self._on_poll[stage] = news["on_poll"]
             return
+        self.record.times.news(stage, **news)
         if "folder" in news:
             self._folders[stage] = news["folder"]
         if news.get("state") in ("running", "resuming"):
@@ -40,7 +42,7 @@ class Monitor:
         if "state" in news:
             self.live.update(stage, state=news["state"], reason=news.get("reason", ""))
         if news.get("poll") and stage in self._folders:
-            event = last_event(self._folders[stage] / "events.jsonl")
+            event = last_event(self._folders[stage] / EVENTS_FILE)
             if event and event != self._events.get(stage):
                 self._events[stage] = event
                 self.live.update(stage, **event)

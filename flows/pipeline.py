@@ -6,33 +6,32 @@ stage does not run. Cancelling the flow, Ctrl-C, or the death of this process en
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from prefect import allow_failure, flow
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, wait
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.monitor import Monitor
 from infra.artifacts import ArtifactRef
-from infra.errors import ForgelineError
-from tasks.execute import RunContext, StageResult
 from tasks.pipeline import Pipeline
-from tasks.prefect_task import UiUpdates, stage_task
+from tasks.prefect_task import UiUpdates, show_ledger, stage_task
+from tasks.run_context import RunContext
 
 
 def run_with_prefect(
     pipeline: Pipeline,
     known: dict[str, ArtifactRef],
     context: RunContext,
-    on_end: Callable[[str, StageResult | ForgelineError], None],
-    read_progress: Callable[[str], float | None],
+    monitor: Monitor,
 ) -> None:
     """Run every stage of `pipeline`: as a flow run of their own or, within one (`flows/deployed.py`), as its tasks.
 
-    What became of each stage is told through `on_end`. known: artifacts of refs; filled with each stage's artifact as
+    What became of each stage is told to `monitor`. known: artifacts of refs; filled with each stage's artifact as
     it is made.
     """
     nodes = list(pipeline.stages.values())
@@ -40,9 +39,10 @@ def run_with_prefect(
 
     def run_stages() -> State[Any]:
         futures: dict[str, PrefectFuture[Any]] = {}
+        monitor.record.data["flow_run"] = str(flow_run.id)
         try:
             for node in nodes:
-                wrapped = stage_task(node, nodes, known, context, on_end, read_progress, updates)
+                wrapped = stage_task(node, nodes, known, context, monitor.end, monitor.percent, updates)
                 optional = {item.stage for item in node.inputs if item.optional}
                 before: list[Any] = [
                     allow_failure(futures[name]) if name in optional else futures[name] for name in node.needs
@@ -50,9 +50,10 @@ def run_with_prefect(
                 futures[node.name] = wrapped.submit(return_state=False, wait_for=before)
             wait(list(futures.values()))
         except BaseException:
-            context.cancelled.set()
+            context.cancel()
             wait(list(futures.values()))
             raise
+        updates.later(lambda: show_ledger(pipeline.name, context.run, monitor.record.times.ledger(pipeline.budget)))
         bad = [name for name, future in futures.items() if not future.state.is_completed()]
         return Failed(message=f"not completed: {', '.join(bad)}") if bad else Completed(message="all stages completed")
 

@@ -6,6 +6,8 @@ before that, so that the two start-ups overlap.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import subprocess
 import threading
@@ -15,23 +17,29 @@ from typing import Any
 
 import psutil
 
+from flows.budget import watch_budget
 from flows.live import LiveView
 from flows.monitor import Monitor
 from flows.prefect_settings import log_to_file, prefect_environment
 from infra.artifacts import ArtifactRef
-from infra.errors import CorruptArtifact, GateRefused, Preempted
+from infra.budget import Spent
+from infra.errors import CorruptArtifact, GateRefused, Preempted, StoreError
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
-from tasks.execute import RunContext, StageResult
+from tasks.execute import StageResult
 from tasks.pipeline import Pipeline
 from tasks.plan import PlannedStage, make_plan, resolve_refs
-from tasks.run_record import RunRecord, new_run_id
+from tasks.run_context import RunContext
+from tasks.run_record import NOTHING, RunRecord, new_run_id
+from tasks.stage_times import flat
 from tasks.stopped import only_dropped
 
 REPAIR_ROUNDS = 2
 EXIT_SECONDS = 2.0
+SAVE_SECONDS = 15.0
+log = logging.getLogger(__name__)
 TORCH_PRELOAD = ("tasks.training.loop", "tasks.training.engine")
 
 
@@ -49,15 +57,16 @@ def run_pipeline(
     quiet: bool = False,
     began: LastWords = lambda record: None,
     last_words: LastWords = lambda record: None,
+    already: Spent = NOTHING,
 ) -> tuple[RunRecord, int]:
     """Run a pipeline to its end. Returns its record and the exit code; stage failures are in the record, not raised.
 
     began: called with the record before anything runs. last_words: called instead of returning where a cancelled run
-    has to end this process at once.
+    has to end this process at once. already: what of the budget is spent.
     """
     store = Store.open(pipeline.store, probe=True)
     plan = _plan_around_damage(pipeline, store)
-    record = RunRecord(new_run_id(), pipeline, store)
+    record = RunRecord(new_run_id(), pipeline, store, already)
     began(record)
     with LiveView([(line.node.name, line.node.stage.kind) for line in plan], quiet=quiet) as live:
         if all(line.action in ("reuse", "skip") for line in plan):
@@ -119,14 +128,17 @@ def _run_flow(
         refused=monitor.refused,
     )
     ended = threading.Event()
+    watch_budget(record, context, ended)
+    threading.Thread(target=_keep_saving, args=(record, ended), name="record", daemon=True).start()
     threading.Thread(target=_stop_when_cancelled, args=(context, record, ended, last_words), daemon=True).start()
     try:
         for warm in sorted({line.node.stage.warm for line in plan if line.action != "reuse"}):
             context.launcher.prestart(warm=warm)
         with prefect_environment(home(), folder):
             _run_rounds(pipeline, context, monitor)
+        _show_ledger(context, record)
     except KeyboardInterrupt:
-        context.cancelled.set()
+        context.cancel()
     except BaseException:  # Prefect's own way of cancelling a flow run; it goes on to the flow's engine
         record.finish("interrupted")
         raise
@@ -148,8 +160,8 @@ def _run_rounds(pipeline: Pipeline, context: RunContext, monitor: Monitor) -> No
     for _ in range(1 + REPAIR_ROUNDS):
         monitor.failures.clear()
         known: dict[str, ArtifactRef] = resolve_refs(pipeline, context.store)
-        run_with_prefect(pipeline, known, context, monitor.end, monitor.percent)
-        if context.cancelled.is_set() or not _quarantined(monitor, context.store):
+        run_with_prefect(pipeline, known, context, monitor)
+        if context.stopping.is_set() or not _quarantined(monitor, context.store):
             return
 
 
@@ -160,6 +172,14 @@ def _quarantined(monitor: Monitor, store: Store) -> bool:
         monitor.live.message(f"{error.where}: {error.what}; it is quarantined and will be made again")
         store.quarantine(error.kind, error.key, error.attempt or None)
     return bool(corrupt)
+
+
+def _show_ledger(context: RunContext, record: RunRecord) -> None:
+    """The ledger as a run of the W&B group, beside those of the stages."""
+    path = context.folder / "ledger.jsonl"
+    context.tracking.follow(path, name="ledger", job_type="ledger", config={})
+    path.write_text(json.dumps({"summary": flat(record.times.ledger(record.budget))}) + "\n", encoding="utf-8")
+    context.tracking.end(path)
 
 
 def _verdict(pipeline: Pipeline, monitor: Monitor, cancelled: threading.Event) -> tuple[str, int]:
@@ -189,6 +209,15 @@ def _stop_when_cancelled(context: RunContext, record: RunRecord, ended: threadin
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(130)
+
+
+def _keep_saving(record: RunRecord, ended: threading.Event) -> None:
+    """Keep the stored record fresh while long stages run."""
+    while not ended.wait(SAVE_SECONDS):
+        try:
+            record.save()
+        except StoreError as error:
+            log.warning("the record of the run could not be stored, going on: %s", error)
 
 
 def commit_of(path: Path) -> str | None:

@@ -21,12 +21,12 @@ import os
 import threading
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 from infra.artifacts import Manifest
 from infra.errors import LeaseLost, Preempted, StoreError
 from infra.objects import json_bytes
+from infra.process_id import is_dead, this_process
 from infra.store import Store
 
 LEASE_SECONDS = 10.0
@@ -135,7 +135,7 @@ class Watch:
         if self._newest and not self._may_take_over(self._newest):
             return None
         generation = self._newest + 1
-        record = {"owner": uuid.uuid4().hex, "lease": self.lease, **_this_process()}
+        record = {"owner": uuid.uuid4().hex, "lease": self.lease, **this_process()}
         if self.store.create(f"{folder}/{generation:06d}.json", json_bytes(record)):
             return Claim(self.store, self.kind, self.key, generation, self.lease)
         self._newest = generation
@@ -145,7 +145,7 @@ class Watch:
         stem = f"{_folder(self.kind, self.key)}/{generation:06d}"
         holder = self.store.find_json(f"{stem}.json") or {}
         beat = self.store.find_json(f"{stem}.beat.json") or {"count": 0, "released": False}
-        if beat["released"] or _is_dead(holder):
+        if beat["released"] or is_dead(holder):
             return True
         now, seen = time.monotonic(), (generation, int(beat["count"]))
         if seen != self._last:
@@ -184,33 +184,3 @@ def wait_for(
 
 def _folder(kind: str, key: str) -> str:
     return f"claims/{kind}/{key}"
-
-
-def _this_process() -> dict[str, Any]:
-    return {"machine": _machine(), "pid": os.getpid(), "started": _start_time(os.getpid())}
-
-
-def _machine() -> str | None:
-    """Boot and pid namespace: where process ids mean the same. Two containers on one host share only the boot."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return None
-
-
-def _start_time(pid: int) -> str | None:
-    """Clock ticks after boot at which a living process started (proc(5), field 22); None if it is dead or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the holder certainly is a dead process of this machine."""
-    machine = _machine()
-    if machine is None or holder.get("machine") != machine or holder.get("started") is None:
-        return False
-    return _start_time(int(holder["pid"])) != str(holder["started"])

@@ -76,12 +76,13 @@ def get(store: Store, name: str) -> RefEntry | None:
     return entry
 
 
-def history(store: Store, name: str) -> list[RefEntry]:
-    """Every move of a ref, newest first."""
+def history(store: Store, name: str, limit: int | None = None) -> list[RefEntry]:
+    """The last `limit` moves of a ref (None: all of them), newest first."""
     newest = get(store, name)
     if newest is None:
         return []
-    older = (_read(store, name, number) for number in range(newest.number - 1, 0, -1))
+    first = max(0, newest.number - limit) if limit else 0
+    older = (_read(store, name, number) for number in range(newest.number - 1, first, -1))
     return [newest, *(entry for entry in older if entry is not None)]
 
 

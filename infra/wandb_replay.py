@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.tail import Tail
 from infra.tracking import Row, Tracker, TrackingSettings, parse_line
 
 QUEUE, LOG = "wandb.jsonl", "wandb.log"
@@ -40,7 +41,6 @@ POLL_SECONDS = 0.5
 ORPHAN_SECONDS = 5.0
 FINISH_SECONDS = 5
 PROBE_SECONDS = 5.0
-CHUNK_BYTES = 1 << 20
 
 
 class WandbReplay:
@@ -98,25 +98,6 @@ class WandbReplay:
                         stderr=log,
                         start_new_session=True,
                     )
-
-
-class Tail:
-    """Complete lines appended to a file since the last look, in bounded pieces."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._offset, self._rest = 0, b""
-
-    def lines(self) -> list[bytes]:
-        try:
-            with self.path.open("rb") as stream:
-                stream.seek(self._offset)
-                chunk = stream.read(CHUNK_BYTES)
-        except FileNotFoundError:
-            return []
-        self._offset += len(chunk)
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        return lines
 
 
 class WandbTracker:

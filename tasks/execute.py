@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from infra import claims, refs
@@ -28,20 +25,18 @@ from infra.errors import (
     StageError,
     TransientError,
 )
-from infra.launch.launcher import JobHandle, JobSpec, Launcher
-from infra.launch.slots import Slots
-from infra.store import Store
-from infra.wandb_replay import WandbReplay
+from infra.launch.launcher import JobHandle, JobSpec
 from tasks.explain import why_it_runs
+from tasks.job_size import job_size, num_gpus
 from tasks.pipeline import StageNode
 from tasks.plan import Resolved, latest_ref, refuses, resolve, stored
+from tasks.run_context import STOP_SECONDS, RunContext
 from tasks.worker import METRICS_FILE, read_outcome
 
 POLL_SECONDS = 0.2
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a job that was cut short is started again; doubled each time."""
 log = logging.getLogger(__name__)
-Notify = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -52,29 +47,6 @@ class StageResult:
     manifest: Manifest
     reason: str = ""
     refused: bool = False
-
-
-@dataclass
-class RunContext:
-    """What all stages of one run share.
-
-    inputs_store: where inputs are read, if not in the store that is written. relaunch: start a job that was cut short
-    again, as long as it gets on. refused: gates that have said no; kept by whoever is told how stages end.
-    """
-
-    run: str
-    pipeline: str
-    store: Store
-    launcher: Launcher
-    slots: Slots
-    folder: Path
-    producer: dict[str, Any]
-    notify: Notify
-    tracking: WandbReplay
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    refused: set[str] = field(default_factory=set)
-    inputs_store: Store | None = None
-    relaunch: bool = True
 
 
 def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult:
@@ -120,8 +92,8 @@ def _make(node: StageNode, resolved: Resolved, claim: claims.Claim, context: Run
                 raise
             reached = now
             log.warning("%s: %s; going on from step %d in %.0f s", node.name, error.what, now, pause)
-            if context.cancelled.wait(pause):
-                raise Preempted("cancelled while it waited to go on", where=f"stage {node.name}") from error
+            if context.stopping.wait(pause):
+                raise Preempted(f"{context.why} while it waited to go on", where=f"stage {node.name}") from error
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
@@ -131,7 +103,7 @@ def _claim(node: StageNode, resolved: Resolved, context: RunContext) -> claims.C
     claim = claims.try_acquire(context.store, kind, key)
     if claim is None:
         context.notify(node.name, state="waiting", reason="another run is making it")
-        return claims.wait_for(context.store, kind, key, cancelled=context.cancelled)
+        return claims.wait_for(context.store, kind, key, cancelled=context.stopping)
     manifest = stored(context.store, kind, resolved)
     if manifest is not None:
         claim.release()
@@ -152,27 +124,37 @@ def _run_job(
     attempt = uuid.uuid4().hex[:12]
     folder = context.folder / node.name / attempt
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps(_job(node, resolved, claim, attempt, context, micro)), encoding="utf-8")
     env = {"DS_ACCELERATOR": "cpu"} if node.execution.device == "cpu" else {}
     spec = JobSpec(node.name, folder.resolve(), ranks=ranks, threads=threads, warm=node.stage.warm, env=env)
     context.notify(node.name, state="queued", folder=folder)
-    with context.slots.hold(slots, context.cancelled):
-        if context.cancelled.is_set():
-            raise Preempted("cancelled before it started", where=f"stage {node.name}")
-        context.notify(node.name, state="resuming" if resuming else "running", folder=folder, reason=reason)
-        handle = context.launcher.submit(spec)
-        metrics = folder / METRICS_FILE
-        config = node.params.model_dump(mode="json")
-        context.tracking.follow(metrics, name=node.name, job_type=node.stage.kind, config=config)
-        code = _wait(node, handle, claim, context)
-        context.tracking.end(metrics, code or 0)
+    with context.slots.hold(slots, context.stopping):
+        no = context.why if context.stopping.is_set() else context.may_start(node)
+        if no:
+            raise Preempted(f"not started: {no}", where=f"stage {node.name}", hint="Run again to go on.")
+        job = _job(node, resolved, claim, attempt, context, micro)
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        state = "resuming" if resuming else "running"
+        context.notify(node.name, state=state, folder=folder, reason=reason, slots=slots, gpus=num_gpus(node, ranks))
+        code: int | None = None
+        try:
+            handle = context.launcher.submit(spec)
+            metrics = folder / METRICS_FILE
+            config = node.params.model_dump(mode="json")
+            context.tracking.follow(metrics, name=node.name, job_type=node.stage.kind, config=config)
+            code = _wait(node, handle, claim, context)
+            context.tracking.end(metrics, code or 0)
+        finally:
+            how = "ok" if code == 0 else "preempted" if code == Preempted.exit_code else "failed"
+            context.notify(node.name, ended=how)
     outcome = read_outcome(folder, ranks)
     if code == 0 and isinstance(outcome, ArtifactRef):
         manifest = context.store.manifest(outcome.kind, outcome.key)
         assert manifest is not None, "a job that reports success has committed"
         return manifest
-    if code == Preempted.exit_code or context.cancelled.is_set():
-        raise Preempted("stopped; it goes on from its last checkpoint when run again", where=f"stage {node.name}")
+    if code == Preempted.exit_code or context.stopping.is_set():
+        why = context.why if context.stopping.is_set() else "stopped"
+        kept = "it goes on from its last checkpoint" if node.stage.distributed else "it begins anew"
+        raise Preempted(f"{why}; {kept} when run again", where=f"stage {node.name}")
     # Where a rank was killed or hung first, what the others say (a broken connection) is only its echo.
     if isinstance(outcome, ForgelineError) and not (code is not None and code < 0):
         raise outcome.within(f"stage {node.name}")
@@ -194,8 +176,8 @@ def _wait(node: StageNode, handle: JobHandle, claim: claims.Claim, context: RunC
     deadline = time.monotonic() + node.execution.timeout if node.execution.timeout else None
     try:
         while (code := handle.wait(POLL_SECONDS)) is None:
-            if context.cancelled.is_set():
-                handle.cancel()
+            if context.stopping.is_set():
+                handle.cancel(STOP_SECONDS if context.cancelled.is_set() else context.grace)
             if deadline is not None and time.monotonic() > deadline:
                 handle.cancel()
                 raise StageError(
@@ -207,16 +189,6 @@ def _wait(node: StageNode, handle: JobHandle, claim: claims.Claim, context: RunC
     except BaseException:
         handle.cancel()
         raise
-
-
-def job_size(node: StageNode, cores: int) -> tuple[int, int, int]:
-    """(ranks, threads per rank, slots taken) of a stage on a machine with `cores` cores."""
-    ranks = node.execution.processes if node.stage.distributed else 1
-    if node.execution.threads == "auto":
-        threads = max(1, cores // ranks) if node.stage.distributed or node.stage.exclusive else 1
-    else:
-        threads = node.execution.threads
-    return ranks, threads, cores if node.stage.exclusive else min(cores, ranks * threads)
 
 
 def _job(
@@ -244,6 +216,7 @@ def _job(
         "store": context.store.url,
         "inputs_store": (context.inputs_store or context.store).url,
         "attempt": attempt,
+        "submitted": time.time(),
         "claim": claim.to_json(),
         "producer": {**context.producer, "run": context.run, "pipeline": context.pipeline, "stage": node.name},
     }

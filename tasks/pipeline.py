@@ -3,6 +3,7 @@
     name: stdlib-code                    stages are {name: {kind: params}}; a param that names a stage is an arrow
     store: .forgeline/store              where artifacts lie; execution side, never identity
     tracking: {project: stdlib-code}
+    budget: {hours: 2}                   # what one run may cost; execution side too
     stages: {corpus: {dataset: {...}}}
     execution: {default: {...}, base: {processes: 2}}
     deploy: {schedules: [{cron: "0 3 * * *"}]}       # see tasks/deployment.py
@@ -23,6 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra.budget import Budget
 from infra.config_check import check, did_you_mean
 from infra.errors import ConfigError, Problem
 from infra.execution import Execution
@@ -38,8 +40,8 @@ from tasks.stopped import AFTER
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 DEFAULT_STORE = ".forgeline/store"
 NOTHING_TRIED = Results()
-OUTSIDE = {"store", "tracking", "execution", "deploy"}
-"""Sections that say nothing of what is made."""
+EXECUTION_SIDE = ("store", "tracking", "budget", "execution", "deploy")
+"""Sections that decide how and where a pipeline runs, so that the environment may have a say in them."""
 
 
 def default_store() -> str:
@@ -58,6 +60,7 @@ class PipelineFile(BaseModel):
     tracking: TrackingSettings = Field(
         default_factory=TrackingSettings, description="Weights & Biases; offline by default."
     )
+    budget: Budget = Field(default_factory=Budget, description="What a run may cost, and prices; no limit by default.")
     stages: dict[str, Any] = Field(min_length=1, description="Stage name -> {kind: params}.")
     execution: dict[str, Any] = Field(
         default_factory=dict, description="`default` and stage names -> execution settings."
@@ -89,6 +92,7 @@ class Pipeline:
     stages: dict[str, StageNode]
     text: str
     path: Path
+    budget: Budget = field(default_factory=Budget)
     overrides: tuple[str, ...] = field(default=())
     searches: tuple[Writing, ...] = field(default=())
     deploy: Deploy = field(default_factory=Deploy)
@@ -134,10 +138,10 @@ def _check(
     results: Results,
 ) -> Pipeline | None:
     data = document.data
-    for section in OUTSIDE:
+    for section in EXECUTION_SIDE:
         if section in data:
             data[section] = with_environment(data[section], (section,), document, problems)
-    for section in data.keys() - OUTSIDE:
+    for section in data.keys() - set(EXECUTION_SIDE):
         refuse_environment(data[section], (section,), document, problems)
     unset, before = {problem.field for problem in problems}, len(problems)
     searches = write_out(document, problems, results)
@@ -167,6 +171,7 @@ def _check(
         stages=nodes,
         text=document.text,
         path=path,
+        budget=file.budget,
         overrides=overrides,
         searches=tuple(searches),
         deploy=file.deploy,

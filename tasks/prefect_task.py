@@ -31,8 +31,9 @@ from prefect.states import Completed, Failed
 
 from infra.artifacts import ArtifactRef
 from infra.errors import ForgelineError
-from tasks.execute import RunContext, StageResult, execute_stage, refusal
+from tasks.execute import StageResult, execute_stage, refusal
 from tasks.pipeline import StageNode
+from tasks.run_context import RunContext
 from tasks.stopped import stopped_by
 
 PROGRESS_INTERVAL = 5.0
@@ -196,3 +197,16 @@ def verdict_page(verdict: dict[str, Any]) -> str:
         numbers = ["" if one[n] is None else f"{one[n]:.5g}" for n in ("candidate", "against", "bound", "limit")]
         lines.append(f"| {one['metric']} {one['rule']}{sure} | {' | '.join(numbers)} | {met} |")
     return "\n".join([*lines, "", *(f"- {one['sentence']}" for one in verdict["requirements"])])
+
+
+def show_ledger(pipeline: str, run: str, ledger: dict[str, Any]) -> None:
+    """The ledger of a run as a table in the UI; the key is the same for every run, so the UI keeps a history."""
+    wall = max(ledger["wall"], 1e-9)
+    rows = [
+        {"bucket": bucket, "seconds": f"{seconds:.1f}", "share": f"{seconds / wall:.1%}"}
+        for bucket, seconds in ledger["buckets"].items()
+    ]
+    rows.append({"bucket": "saved by reuse", "seconds": f"{ledger['saved_by_reuse']:.1f}", "share": ""})
+    cost = f", cost {ledger['cost']:.2f}" if "cost" in ledger else ""
+    description = f"Run {run}: goodput {ledger['goodput']:.1%}, {ledger['core_seconds'] / 3600:.3f} core hours{cost}"
+    create_table_artifact(rows, key=artifact_key(pipeline, "ledger"), description=description)

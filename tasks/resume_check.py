@@ -31,10 +31,11 @@ from infra.launch.slots import Slots
 from infra.store import Store
 from infra.tracking import TrackingSettings
 from infra.wandb_replay import WandbReplay
-from tasks.execute import RunContext, execute_stage
+from tasks.execute import execute_stage
 from tasks.pipeline import StageNode
 from tasks.plan import resolve
 from tasks.resume_proof import TOLERANCE, TOLERANCE_16_BIT, Comparison, Trained, compare
+from tasks.run_context import RunContext
 from tasks.stage import StageParams
 from tasks.training.batch import split_batch
 from tasks.training.deepspeed_config import coupled_examples

@@ -6,20 +6,24 @@ Written when the run starts, after every stage, and at its end, so that a killed
 from __future__ import annotations
 
 import json
-import os
+import re
 import secrets
+import socket
 import threading
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from infra.budget import Spent
 from infra.errors import ForgelineError, UsageError
+from infra.process_id import is_dead, this_process
+from tasks.stage_times import StageTimes
 
 if TYPE_CHECKING:
     from infra.store import Store
     from tasks.execute import StageResult
     from tasks.pipeline import Pipeline, StageNode
+NOTHING = Spent()
 
 
 def new_run_id() -> str:
@@ -30,8 +34,10 @@ def new_run_id() -> str:
 class RunRecord:
     """Collects what happens to the stages of one run, from many threads, and keeps the stored copy current."""
 
-    def __init__(self, run: str, pipeline: Pipeline, store: Store) -> None:
-        self.store, self._lock, self._started = store, threading.Lock(), time.monotonic()
+    def __init__(self, run: str, pipeline: Pipeline, store: Store, already: Spent = NOTHING) -> None:
+        """already: what of the budget earlier rounds of the same command have spent."""
+        self.store, self._lock, self.budget, self._already = store, threading.Lock(), pipeline.budget, already
+        self.times = StageTimes(pipeline.stages.values())
         self._begun: dict[str, float] = {}
         self.data: dict[str, Any] = {
             "run": run,
@@ -40,24 +46,37 @@ class RunRecord:
             "status": "running",
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": 0.0,
-            "process": os.getpid(),
+            "process": {**this_process(), "host": socket.gethostname()},
+            "flow_run": None,
+            "budget": pipeline.budget.model_dump(exclude_none=True) if pipeline.budget.limited else None,
+            "stopped": "",
+            "ledger": {},
             "overrides": list(pipeline.overrides),
             "config": pipeline.text,
             "stages": [_waiting(node) for node in pipeline.stages.values()],
         }
         self._stages = {entry["name"]: entry for entry in self.data["stages"]}
 
+    def spent(self) -> Spent:
+        """What of the budget is spent."""
+        return self._already + self.times.spent()
+
+    def stop(self, by: str) -> None:
+        """Note what ends the run before its end."""
+        self.data["stopped"] = by
+
     def begin(self, name: str) -> None:
         """The stage's job starts now."""
         with self._lock:
-            self._begun[name] = time.monotonic()
+            self._begun[name] = self.times.now()
 
     def end(self, name: str, result: StageResult | ForgelineError) -> None:
         """The stage ended; a later call for the same stage (another attempt) replaces it."""
-        now = time.monotonic()
+        self.times.end(name)
+        now = self.times.now()
         with self._lock:
             entry, begun = self._stages[name], self._begun.get(name, now)
-            entry["seconds"], entry["started_at"] = round(now - begun, 3), round(begun - self._started, 3)
+            entry["seconds"], entry["started_at"] = round(now - begun, 3), round(begun, 3)
             if isinstance(result, ForgelineError):
                 entry.update(action="failed", error=result.to_json())
             else:
@@ -68,6 +87,8 @@ class RunRecord:
     def note(self, name: str, result: StageResult) -> None:
         """A stage that was reused without a job; saved with the next save."""
         manifest = result.manifest
+        if result.action == "reuse":
+            self.times.reused(name, manifest.timings)
         self._stages[name].update(
             action="refused" if result.refused else result.action,
             reason=result.reason,
@@ -83,6 +104,8 @@ class RunRecord:
         """Close the record: `ok`, `failed`, `refused` or `interrupted`."""
         with self._lock:
             self.data["status"] = status
+            if status != "interrupted":
+                self.stop("")  # it came too late
             for entry in self.data["stages"]:
                 if entry["action"] == "waiting":
                     entry["action"] = "skipped"
@@ -90,7 +113,8 @@ class RunRecord:
 
     def save(self) -> None:
         with self._lock:
-            self.data["seconds"] = round(time.monotonic() - self._started, 3)
+            self.data["ledger"] = self.times.ledger(self.budget)
+            self.data["seconds"] = self.data["ledger"]["wall"]
             self.store.write_bytes(f"runs/{self.data['run']}/run.json", json.dumps(self.data, indent=1).encode())
 
     def summary(self) -> dict[str, Any]:
@@ -124,13 +148,20 @@ def list_runs(store: Store) -> list[str]:
 
 
 def read_run(store: Store, run: str) -> dict[str, Any]:
-    """The record of a run; `latest` is the newest. Raises UsageError if there is none of that name."""
+    """The record of a run; `latest` is the newest, `latest~1` the one before. Raises UsageError if there is none."""
     from infra.config_check import did_you_mean
 
-    known = list_runs(store)
-    if run == "latest" and known:
-        run = known[-1]
+    known, back = list_runs(store), re.fullmatch(r"latest(?:~(\d+))?", run)
+    if back and int(back[1] or 0) < len(known):
+        run = known[-1 - int(back[1] or 0)]
     if run not in known:
         raise UsageError(f"no run {run!r} in this store", hint=did_you_mean(run, known[-5:]) or "Nothing ran here yet.")
     record: dict[str, Any] = store.read_json(f"runs/{run}/run.json")
     return record
+
+
+def state_of(record: dict[str, Any]) -> str:
+    """The status of a run; `dead` if it says that it runs, but its process on this machine is gone."""
+    process = record.get("process")
+    dead = record["status"] == "running" and isinstance(process, dict) and is_dead(process)
+    return "dead" if dead else str(record["status"])

@@ -1,7 +1,8 @@
 """What a job process runs: job file in, artifact out.
 
 Every rank fetches (and so verifies) the inputs and calls the stage's `run`; rank 0 commits what lies in the output
-folder once all is done. How it went is left in `outcome-<rank>.json` beside the job file, progress in `events.jsonl`.
+folder once all is done. How it went is left in `outcome-<rank>.json` beside the job file, progress in `events.jsonl`,
+and in `phases.json` when each phase ended: started, fetched, ran, committed, in seconds since the job was submitted.
 Exit codes: 0 done, 75 preempted, 3 (or the error's own) failed with an outcome, anything else a crash.
 """
 
@@ -30,7 +31,7 @@ from infra.store import Store
 from infra.tracking import JobTracker, Tracker
 from tasks.stage import InputArtifact, Job, Stage, stages
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, PHASES_FILE, EVENTS_FILE = "metrics.jsonl", "phases.json", "events.jsonl"
 EVENT_INTERVAL = 0.25
 # The server that forks jobs imports this module: what is imported here, no job has to import by itself.
 stages()
@@ -46,6 +47,7 @@ class Events:
 
     def __init__(self, path: Path, after_step: AfterStep | None = None) -> None:
         self.stream = path.open("a", encoding="utf-8")
+        self.began = time.monotonic()
         self.last = 0.0
         self.after_step = after_step
 
@@ -53,10 +55,38 @@ class Events:
         now = time.monotonic()
         if now - self.last >= EVENT_INTERVAL or step >= total:
             self.last = now
-            self.stream.write(json.dumps({"step": step, "total": total, **values}) + "\n")
+            event = {"step": step, "total": total, "seconds": round(now - self.began, 3), **values}
+            self.stream.write(json.dumps(event) + "\n")
             self.stream.flush()
         if self.after_step:
             self.after_step(step)
+
+
+class Phases:
+    """Writes `phases.json`. Only the moment it starts needs two machines' clocks to agree; readers bear it if not."""
+
+    def __init__(self, path: Path | None, submitted: float) -> None:
+        self.path, self.ended = path, dict[str, float]()
+        self.offset = max(0.0, time.time() - submitted) - time.perf_counter()
+        self.end("started")
+
+    def end(self, phase: str) -> None:
+        self.ended[phase] = round(self.offset + time.perf_counter(), 3)
+        if self.path is not None:
+            write_whole(self.path, self.ended)
+
+    def timings(self, resumed_at: int) -> dict[str, float]:
+        """For the manifest: seconds of this job alone, and the step at which a training went on, if it did."""
+        pairs = {"fetch": ("started", "fetched"), "run": ("fetched", "ran")}
+        lengths = {name: round(self.ended[end] - self.ended[start], 3) for name, (start, end) in pairs.items()}
+        return {**lengths, "resumed_at": float(resumed_at)} if resumed_at else lengths
+
+
+def write_whole(path: Path, data: dict[str, Any]) -> None:
+    """JSON that a reader sees whole or not at all."""
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(json.dumps(data), encoding="utf-8")
+    partial.replace(path)
 
 
 class Stop:
@@ -100,9 +130,7 @@ def main(folder: Path, after_step: AfterStep | None = None) -> int:
         kind: type[ForgelineError] = TransientError if lost_partner else StageError
         crash = kind(what, where=f"stage {spec['name']}", hint=f"The traceback is in {folder / 'log.txt'}.")
         outcome, code = {"status": "failed", "error": crash.to_json()}, crash.exit_code
-    partial = folder / f"outcome-{rank}.json.part"
-    partial.write_text(json.dumps(outcome), encoding="utf-8")
-    partial.replace(folder / f"outcome-{rank}.json")
+    write_whole(folder / f"outcome-{rank}.json", outcome)
     return code
 
 
@@ -124,20 +152,21 @@ def _run(
     folder: Path, spec: dict[str, Any], rank: int, world_size: int, after_step: AfterStep | None
 ) -> Manifest | None:
     stage: Stage[Any] = stages()[spec["kind"]]
+    phases = Phases(folder / PHASES_FILE if rank == 0 else None, spec["submitted"])
     stop = Stop(patient=stage.distributed)
     store = Store.open(spec["store"])
     fence = Fence.from_json(store, spec["claim"])
-    events = Events(folder / "events.jsonl" if rank == 0 else Path(os.devnull), after_step)
-    started = time.perf_counter()
+    events = Events(folder / EVENTS_FILE if rank == 0 else Path(os.devnull), after_step)
     source = store if spec["inputs_store"] == spec["store"] else Store.open(spec["inputs_store"])
     inputs, entries = _fetch(source, spec["inputs"], lazy=stage.lazy)
-    fetched = time.perf_counter()
+    phases.end("fetched")
     work = folder / f"work-{rank}"
     shutil.rmtree(work, ignore_errors=True)
     for name in ("payload", "records", "scratch"):
         (work / name).mkdir(parents=True)
     tracker: Tracker = JobTracker(folder / METRICS_FILE if rank == 0 else None)
     checkpoints = CheckpointStore(store, spec["kind"], spec["key"], fence)
+    resumed_at = max(checkpoints.steps(), default=0) if stage.distributed and rank == 0 else 0
     job: Job[Any] = Job(
         name=spec["name"],
         params=stage.params.model_validate(spec["params"]),
@@ -163,7 +192,7 @@ def _run(
         tracker.close()
     if rank != 0:
         return None
-    ran = time.perf_counter()
+    phases.end("ran")
     manifest = store.commit(
         kind=spec["kind"],
         type=stage.makes,
@@ -176,10 +205,11 @@ def _run(
         inputs=entries,
         producer={**spec["producer"], "versions": _versions(), "execution": spec["execution"], "ranks": world_size},
         metrics=metrics,
-        timings={"fetch": round(fetched - started, 3), "run": round(ran - fetched, 3)},
+        timings=phases.timings(resumed_at),
         fence=fence.check,
         on_progress=lambda done, total: events.progress(done, total, uploading=1.0),
     )
+    phases.end("committed")
     if stage.distributed:
         checkpoints.clear(permanent_every=job.execution.checkpoint.permanent_every or 0)
     shutil.rmtree(work, ignore_errors=True)

@@ -54,35 +54,44 @@ def print_schema(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     from infra.store import Store
+    from tasks.estimates import estimate_plan
     from tasks.plan import make_plan
 
     pipeline = load(arguments)
-    lines = make_plan(pipeline, Store.open(pipeline.store))
+    store = Store.open(pipeline.store)
+    lines = make_plan(pipeline, store)
+    expected = estimate_plan(lines, store, pipeline.name)
+    known = {name: found.to_json() if found else None for name, found in expected.stages.items()}
+    rows = [{**line.to_json(), "estimate": known.get(line.node.name)} for line in lines]
     if arguments.json:
-        print(json.dumps({"stages": [line.to_json() for line in lines]}, indent=2))
+        print(json.dumps({"stages": rows, "estimate": expected.to_json()}, indent=2))
         return 0
-    rows = [line.to_json() for line in lines]
     widths = {column: max(len(str(row[column])) for row in rows) for column in ("name", "kind", "action")}
     for row in rows:
         cells = "  ".join(str(row[column]).ljust(width) for column, width in widths.items())
-        print(f"{cells}  {(row['key'] or '')[:10]:10}  {row['reason']}")
+        takes = expected.stages.get(row["name"])
+        print(f"{cells}  {(row['key'] or '')[:10]:10}  {row['reason']}{f'; {takes}' if takes else ''}")
+    if expected.stages:
+        print(expected)
     return 0
 
 
 def run(arguments: argparse.Namespace) -> int:
     from flows.run import run_pipeline
     from flows.search import run_trials
+    from infra.budget import Spent
 
     def tell(record: RunRecord) -> None:
         if arguments.json:
             print(json.dumps(record.summary()), flush=True)
 
-    last: list[RunRecord] = []
+    rounds: list[RunRecord] = []
 
     def once(pipeline: Pipeline) -> int:
-        record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=tell)
+        already = sum((record.times.spent() for record in rounds), Spent())
+        record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=tell, already=already)
         _how_it_ended(record, report=not arguments.no_report)
-        last[:] = [record]
+        rounds.append(record)
         return code
 
     # As Ctrl-C: its own way of ending would leave a Prefect server behind, and a record that says "running".
@@ -90,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     pipeline, code = run_trials(loader(arguments), once, say)
     if pipeline is not None:
         code = once(pipeline)
-    tell(last[0])
+    tell(rounds[-1])
     return code
 
 

@@ -1,4 +1,4 @@
-"""`forgeline status|show|report`: what is in a store, for people."""
+"""`forgeline show|report`: what is in a store, for people."""
 
 from __future__ import annotations
 
@@ -15,33 +15,12 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    sub = commands.add("status", status, "list runs, and the stages of one", store=True)
-    sub.add_argument("run", nargs="?", default="latest", help="run id (default: the newest)")
     sub = commands.add("show", show, "show what a ref points to: identity, inputs, metrics, files", store=True)
     sub.add_argument("ref", help="ref name, e.g. stdlib-code/production or stdlib-code/base/latest")
     sub.add_argument("--json", action="store_true", help="the whole manifest as JSON")
     sub = commands.add("report", report, "write the HTML report of a run", store=True)
     sub.add_argument("run", nargs="?", default="latest", help="run id (default: the newest)")
     sub.add_argument("-o", "--output", type=Path, help="file to write (default: .forgeline/reports/RUN.html)")
-
-
-def status(arguments: argparse.Namespace) -> int:
-    from flows.run import stage_summary
-    from tasks.run_record import list_runs, read_run
-
-    store = open_store(arguments)
-    for name in list_runs(store)[-10:]:
-        record = read_run(store, name)
-        print(
-            f"{name}  {record['pipeline']:20} {record['status']:12} {record['seconds']:8.1f} s  {stage_summary(record)}"
-        )
-    record = read_run(store, arguments.run)
-    print(f"\n{record['run']}")
-    for entry in record["stages"]:
-        metrics = ", ".join(f"{k} {v:.4g}" for k, v in list(entry["metrics"].items())[:4])
-        note = entry["error"]["what"] if entry["error"] else metrics
-        print(f"  {entry['name']:14} {entry['kind']:10} {entry['action']:8} {entry['seconds']:8.1f} s  {note}")
-    return 0
 
 
 def show(arguments: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ from tasks.release.conflict_view import conflict_views
 from tasks.release.dag_picture import ACTIONS, dag
 from tasks.release.data_view import data_views, drift_view
 from tasks.release.evidence import Evidence, Load, as_list, as_object, gather, json_object, read_baselines, read_curve
+from tasks.release.ledger_view import ledger_view
 from tasks.release.release_view import headline, model_name, release_view, tiles, verdict_view
 from tasks.release.samples_view import samples_views
 from tasks.release.scores_view import scores_view
@@ -73,6 +74,7 @@ def render_report(run: dict[str, Any], load: Load) -> str:
         status=str(run.get("status") or "unknown"),
         description=run.get("description") or "",
         title=run.get("pipeline") or "pipeline",
+        stopped=run.get("stopped") or "",
         when=readable.moment(run.get("started")),
         total=readable.seconds(run.get("seconds")),
         half=readable.seconds(run["seconds"] / 2) if readable.is_number(run.get("seconds")) else "",
@@ -83,6 +85,7 @@ def render_report(run: dict[str, Any], load: Load) -> str:
         dag=dag(stages),
         actions=[(a, told) for a, told in ACTIONS.items() if any(s.get("action") == a for s in stages)],
         timeline=_timeline(stages, run.get("seconds")),
+        ledger=ledger_view(run.get("ledger")),
         data=data_views(dict(of_type.get("dataset", [])), notes),
         drifts=[drift_view(name, drift) for name, drift in objects("drift", "drift.json")],
         curves=[view for s in stages if (view := _curve(s, evidence.get(s["name"]), notes))],

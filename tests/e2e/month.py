@@ -256,8 +256,9 @@ class Month:
             assert {record["status"] for record in mine} <= wanted[flow_run["state_type"]], flow_run["name"]
         for record in records:
             if record["status"] != "running":
-                buckets = record["ledger"]["wall"]
-                assert abs(sum(buckets.values()) - record["seconds"]) <= max(0.01 * record["seconds"], 0.05), buckets
+                ledger = record["ledger"]
+                spent = sum(ledger["buckets"].values())
+                assert abs(spent - record["seconds"]) <= max(0.01 * record["seconds"], 0.05), ledger
         moves = list(reversed(refs.history(self.store, PRODUCTION)))
         assert [move.number for move in moves] == list(range(1, len(moves) + 1))
         for move in moves:

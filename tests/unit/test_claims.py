@@ -16,6 +16,7 @@ import pytest
 from infra import claims
 from infra.claims import Claim, Watch
 from infra.errors import LeaseLost, Preempted
+from infra.process_id import this_process
 from infra.store import Store
 
 HOLDER = """
@@ -94,7 +95,7 @@ def test_a_killed_holder_counts_as_dead_before_it_is_reaped(store: Store) -> Non
 
 def foreign_claim(store: Store, **changes: object) -> None:
     """A claim whose record is this living process's, but for `changes`; nobody beats for it."""
-    record = {"owner": "x", "lease": 0.3, **claims._this_process(), **changes}
+    record = {"owner": "x", "lease": 0.3, **this_process(), **changes}
     assert store.create("claims/k/1/000001.json", json.dumps(record).encode())
 
 
