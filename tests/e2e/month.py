@@ -47,7 +47,6 @@ class Month:
             "FORGELINE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         self.env.pop("PREFECT_API_URL", None)
-        os.environ.update(seaweed.env)
         self.store = Store.open(self.url)
         shutil.copy(Path(__file__).with_name("month.yaml"), folder / "reviews.yaml")
         reviews.write_corpus(folder)
