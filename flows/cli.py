@@ -1,4 +1,6 @@
-"""The command line: `forgeline validate|schema|plan|run|prepare|checkpoint|doctor|status|show|report|up|down`.
+"""The command line.
+
+`forgeline validate|schema|plan|run|prepare|checkpoint|doctor|status|show|report|lineage|gc|up|down`
 
 stdout carries the result (text, or JSON with `--json`), stderr the progress and the errors. Exit codes: 0 ok, 2 bad
 config or usage, 3 a stage or a check failed, 4 the gate refused, 75 preempted and resumable, 130 interrupted.
@@ -11,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from flows.commands import pipelines, reports, services, trainings
+from flows.commands import garbage, lineage, pipelines, reports, services, trainings
 from flows.commands.parsing import Commands
 from infra.errors import ForgelineError
 
@@ -41,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     trainings.add_checks(checks)
     trainings.add(commands)
     reports.add(commands)
+    lineage.add(commands)
+    garbage.add(commands)
     services.add(commands)
     return parser
 

@@ -7,6 +7,7 @@ before that, so that the two start-ups overlap.
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import threading
 from collections.abc import Callable
@@ -107,7 +108,7 @@ def _run_flow(
         launcher=LocalLauncher(folder, preload=TORCH_PRELOAD),
         slots=slots,
         folder=folder,
-        producer={"commit": _commit(pipeline.path), "cores": slots.total},
+        producer={"commit": _commit(pipeline.path), "cores": slots.total, **_machine()},
         notify=monitor.notify,
         tracking=WandbReplay(pipeline.tracking, project=pipeline.name, group=run, folder=folder),
         refused=monitor.refused,
@@ -180,6 +181,11 @@ def _stop_when_cancelled(context: RunContext, record: RunRecord, ended: threadin
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(130)
+
+
+def _machine() -> dict[str, Any]:
+    """The machine's name and its CPUs, for lineage: part of what is told about an artifact, never of its identity."""
+    return {"host": platform.node(), "cpus": os.cpu_count()}
 
 
 def _commit(path: Path) -> str | None:

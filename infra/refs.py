@@ -55,10 +55,14 @@ class RefEntry:
         return self.artifact.type
 
 
+def is_name(name: str) -> bool:
+    """Whether `name` can be a ref: parts of letters, digits and `._-`, joined by `/`."""
+    return all(PART.fullmatch(part) and not ENTRY.fullmatch(part) for part in name.split("/"))
+
+
 def checked_name(name: str) -> str:
-    """`name` if it can be a ref: parts of letters, digits and `._-`, joined by `/`. Raises UsageError."""
-    parts = name.split("/")
-    if not all(PART.fullmatch(part) for part in parts) or any(ENTRY.fullmatch(part) for part in parts):
+    """`name` if it can be a ref. Raises UsageError."""
+    if not is_name(name):
         raise UsageError(
             f"{name!r} cannot be the name of a ref",
             hint="Use letters, digits, '.', '_' and '-', in parts joined by '/', e.g. my-pipeline/production.",
