@@ -80,12 +80,13 @@ def get(store: Store, name: str) -> RefEntry | None:
     return entry
 
 
-def history(store: Store, name: str) -> list[RefEntry]:
-    """Every move of a ref, newest first."""
+def history(store: Store, name: str, limit: int | None = None) -> list[RefEntry]:
+    """Every move of a ref, newest first; the last `limit` of them."""
     newest = get(store, name)
     if newest is None:
         return []
-    older = (_read(store, name, number) for number in range(newest.number - 1, 0, -1))
+    last = 0 if limit is None else max(newest.number - limit, 0)
+    older = (_read(store, name, number) for number in range(newest.number - 1, last, -1))
     return [newest, *(entry for entry in older if entry is not None)]
 
 

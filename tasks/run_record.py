@@ -10,6 +10,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from infra.errors import ForgelineError, UsageError
 
 if TYPE_CHECKING:
+    from infra.artifacts import ArtifactRef
     from infra.store import Store
     from tasks.execute import StageResult
     from tasks.pipeline import Pipeline, StageNode
@@ -63,6 +65,12 @@ class RunRecord:
             else:
                 entry["error"] = None
                 self.note(name, result)
+        self.save()
+
+    def reuses(self, artifacts: Mapping[str, ArtifactRef | None]) -> None:
+        """Say what stages are going to reuse, before it is looked at: what a record names is not collected."""
+        for name, artifact in artifacts.items():
+            self._stages[name]["artifact"] = asdict(artifact) if artifact else None
         self.save()
 
     def note(self, name: str, result: StageResult) -> None:

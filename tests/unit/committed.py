@@ -32,6 +32,7 @@ def commit(
     given = {name: [item] if isinstance(item, Manifest) else list(item) for name, item in (inputs or {}).items()}
     whole = identity or {
         "kind": kind,
+        "of": stage,
         "version": 1,
         "params": dict(params or {}),
         "inputs": [[name, item.digest] for name, items in given.items() for item in items],
