@@ -2,9 +2,10 @@
 
 Needed is what a ref or a kept run names (`infra/census.py`), what that was made from, and what is being made. Parts of
 data are named by no manifest, so they are followed by content: a part is needed if a needed artifact has one of its
-files, or if the identity of a needed part names one; so `rows` keep the `prepared` shard they were taken from. A shard
-of which no row was chosen has neither, and is kept if the needed datasets read its files and keep others prepared in
-the same way; else data that bring nothing new would be prepared again each time.
+files, or if the identity of a needed part names one; so `rows` keep the `prepared` shard they were taken from. A frozen
+test split is the same file in each generation of a shard's rows; only those that have the train split in use too are
+meant. A shard of which no row was chosen is kept if the needed datasets read its files and keep others prepared in the
+same way; else data that bring nothing new would be prepared again each time.
 
 All else goes in steps, each once it is older than the grace:
 
@@ -116,22 +117,29 @@ def _keep_parts(
     for id, part in parts.items():
         for entry in part.payload:
             having.setdefault(entry.sha256, []).append(id)
-    todo = [(entry.sha256, manifest) for manifest in needed for entry in manifest.payload if entry.shared]
-    todo += [(sha, manifest) for manifest in needed if is_part(manifest) for sha in _digests(manifest.identity)]
+    named = {entry.sha256 for manifest in needed for entry in manifest.payload if entry.shared}
+    found = [manifest for manifest in needed if is_part(manifest)]
     ways: set[str] = set()
-    while todo:
-        sha, by = todo.pop()
-        for id in having.pop(sha, []):
-            if id not in kept:
-                kept[id] = f"{by.kind} {by.key[:12]} has its files"
-                ways.add(_way(parts[id]))
-                todo += [(named, parts[id]) for named in _digests(parts[id].identity)]
+    while True:
+        named |= {sha for part in found for sha in _digests(part.identity)}
+        used = {id: frozenset(e.sha256 for e in part.payload if e.sha256 in named) for id, part in parts.items()}
+        fresh = [id for id, of in used.items() if of and id not in kept and not _outdone(id, used, having)]
+        if not fresh:
+            break
+        found = [parts[id] for id in fresh]
+        ways |= {_way(part) for part in found}
+        kept |= dict.fromkeys(fresh, "an artifact that is kept has its files")
     others = [id for id, part in parts.items() if id not in kept and "files" in part.identity and _way(part) in ways]
     if others:
         read = {file.sha256 for manifest in needed for file in read_sources(manifest)}
         for id in others:
             if set(_digests(parts[id].identity["files"])) <= read:
                 kept[id] = "datasets that are kept read its files"
+
+
+def _outdone(id: Id, used: dict[Id, frozenset[str]], having: dict[str, list[Id]]) -> bool:
+    """Whether another part of the kind has all its files that are named, and more of them: then it is not meant."""
+    return any(other[0] == id[0] and used[id] < used[other] for sha in used[id] for other in having[sha])
 
 
 def _way(part: Manifest) -> str:

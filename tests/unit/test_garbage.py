@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows import cli
+from flows.live import LiveView
+from flows.run import _settled
 from infra import claims, refs
 from infra.artifacts import Manifest
 from infra.census import Keep
@@ -20,6 +23,9 @@ from infra.collector import collect, look, restore
 from infra.errors import StoreError, UsageError
 from infra.store import Store
 from infra.store_file import FileStore
+from tasks.pipeline import load_pipeline
+from tasks.plan import make_plan
+from tasks.run_record import RunRecord
 
 NOW = Keep(grace=0, runs=0, history=1)
 DAY = 86400.0
@@ -197,14 +203,15 @@ def test_parts_stay_with_the_dataset_that_is_made_of_them(store: FileStore, comm
             part(commit, store, "prepared", {"files": [[name, sha]], "how": version}, rows=f"rows {sha} {version}")
             for name, sha in shas.items()
         )
-        rows = part(commit, store, "rows", {"rows": one.payload[0].sha256}, train=f"train {version}")
-        data = commit(store, "data", params={"v": version}, sources=shas, shared={"train": f"train {version}"})
+        chosen = {"train": f"train {version}", "test": "frozen"}
+        rows = part(commit, store, "rows", {"rows": one.payload[0].sha256}, **chosen)
+        data = commit(store, "data", params={"v": version}, sources=shas, shared=chosen)
         made[version] = [data, rows, one, empty]
     refs.advance(store, "p/data/latest", made["new"][0].ref)
     until_clean(store)
     assert [stands(store, m) for m in made["new"]] == [True] * 4, "also the shard that no row was chosen of"
     assert [store.manifest(m.kind, m.key) for m in made["old"]] == [None] * 4
-    assert len(list(store.walk("files"))) == 3, "rows of one, of the empty shard, and the chosen rows"
+    assert len(list(store.walk("files"))) == 4, "rows of one, of the empty shard, and the chosen rows"
 
 
 def test_parts_wait_while_a_stage_that_shares_files_is_at_work(store: FileStore, commit: Any) -> None:
@@ -354,6 +361,49 @@ stages:
   all: {dataset: {sources: [{files: "data/*.txt", format: text}]}}
   some: {dataset: {sources: [{stage: all}], split: {validation: SHARE, test: 0.1}}}
 """
+
+
+class Between(FileStore):
+    """A store in which something happens once, right after a manifest was read."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.then: list[Callable[[], object]] = []
+
+    def manifest(self, kind: str, key: str) -> Manifest | None:
+        found = super().manifest(kind, key)
+        if found is not None and self.then:
+            self.then.pop()()
+        return found
+
+
+def test_what_is_collected_while_a_run_decides_to_reuse_it_is_made_again(tmp_path: Path, load: Any) -> None:
+    (tmp_path / "data").mkdir()
+    for i in range(40):
+        (tmp_path / "data" / f"{i}.txt").write_text(f"The harbour has {i} things of kind {i * i}, it is said.\n")
+    file = tmp_path / "pipeline.yaml"
+    file.write_text("".join(PIPELINE.splitlines(keepends=True)[:4]))
+    store = Between(tmp_path / "store")
+    run = load("unit/committed.py").run
+    first = run(file, store, tmp_path / "run-1")["all"]
+    store.delete_tree("refs")
+
+    def gone() -> None:
+        until_clean(FileStore(store.root))
+        assert store.root.joinpath("artifacts").exists() is False
+
+    store.then = [gone]
+    again = run(file, store, tmp_path / "run-2")["all"]
+    assert not store.then and again.attempt != first.attempt and again.digest == first.digest
+    assert stands(store, again) and refs.get(store, "p/all/latest").artifact == again.ref
+
+    plan = make_plan(load_pipeline(file, [], store.url), store)
+    record = RunRecord("r", load_pipeline(file, [], store.url), store)
+    with LiveView([("all", "dataset")], quiet=True) as live:
+        assert _settled(plan, record, store, live)
+        store.delete(f"{again.ref.prefix}/manifest.json")
+        assert not _settled(plan, record, store, live), "then the flow runs after all"
+    assert record.data["stages"][0]["artifact"] is None
 
 
 def test_a_collection_that_never_rests_breaks_no_run(tmp_path: Path, store: FileStore, load: Any) -> None:

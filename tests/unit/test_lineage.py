@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from flows import cli
@@ -168,7 +169,6 @@ def test_pictures_hold_every_artifact_and_no_markup_of_others(
 def test_openlineage_events_are_what_the_spec_asks_for(
     store: Store, commit: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     _, new = two_models(store, commit)
     lines = told(capsys, store, "p/base/latest", "--openlineage").splitlines()
     assert lines == told(capsys, store, "p/base/latest", "--openlineage").splitlines(), "run ids are deterministic"
