@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 from infra import claims, refs
 from infra.artifacts import Manifest
-from infra.errors import CorruptArtifact
+from infra.errors import CorruptArtifact, StoreError
 from infra.lineage import Id
 from infra.objects import Stored
 from infra.store import Store
 
 THREADS = 8
+REMOVE = "Nothing needs what is in the trash: remove that object."
 Attempt = tuple[str, str, str]
 """Kind, key and attempt: a folder of files."""
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class Census:
 def take(store: Store, keep: Keep, before: Census | None = None) -> Census:
     """Look at everything. `before`: manifests that are the same objects as then are not read again.
 
-    Raises StoreError where a manifest is of another version of Forgeline: what it needs cannot be known.
+    Raises StoreError where a manifest is of another version of Forgeline, which may need what this one does not know.
     """
     now = store.now()
     census = Census(now, claims.held(store, now))
@@ -98,6 +99,8 @@ def _read_manifests(store: Store, census: Census, paths: dict[str, Id], before: 
             return store.manifest(*paths[path])
         except CorruptArtifact as error:
             return error
+        except StoreError as error:
+            raise error.within(path) from error
 
     for (_, id), found in zip(paths.items(), in_threads(look, paths), strict=True):
         if isinstance(found, Manifest):
@@ -108,12 +111,12 @@ def _read_manifests(store: Store, census: Census, paths: dict[str, Id], before: 
     def look_into_trash(path: str) -> Manifest | None:
         if before is not None and unchanged(path) and path in before.trash:
             return before.trash[path]
-        data = store.find_json(path)
-        return Manifest.from_json(data) if data else None
+        return in_trash(store, path)
 
     trashed = [path for path in census.objects if path.startswith("trash/")]
-    in_trash = zip(trashed, in_threads(look_into_trash, trashed), strict=True)
-    census.trash = {path: manifest for path, manifest in in_trash if manifest is not None}
+    for path, manifest in zip(trashed, in_threads(look_into_trash, trashed), strict=True):
+        if manifest is not None:
+            census.trash[path] = manifest
 
 
 def needed(store: Store, keep: Keep) -> dict[Id, str]:
@@ -142,6 +145,18 @@ def in_threads(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Results of `work`, in order; most of the time is spent waiting for the store."""
     with ThreadPoolExecutor(THREADS, thread_name_prefix="census") as pool:
         return list(pool.map(work, items))
+
+
+def in_trash(store: Store, path: str) -> Manifest | None:
+    """The manifest at a path of the trash; None if it is gone. Raises StoreError on one that does not belong there."""
+    try:
+        data = store.find_json(path)
+        manifest = Manifest.from_json(data) if data is not None else None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"not a manifest ({error})", where=path, hint=REMOVE) from error
+    if manifest is not None and trash_path(manifest) != path:
+        raise StoreError("the manifest contradicts its place", where=path, hint=REMOVE)
+    return manifest
 
 
 def trash_path(manifest: Manifest) -> str:

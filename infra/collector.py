@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from infra import claims
 from infra.artifacts import Manifest
-from infra.census import Census, Keep, in_threads, take, trash_path
+from infra.census import Census, Keep, in_threads, in_trash, take, trash_path
 from infra.checkpoints import CheckpointStore
 from infra.config_check import did_you_mean
 from infra.errors import StoreError, StoreUnreachable, UsageError
@@ -69,7 +69,8 @@ def restore(store: Store, kind: str, key: str) -> Manifest:
     if store.exists(f"artifacts/{kind}/{keys.pop()}/manifest.json"):
         raise UsageError(f"{kind}/{key} stands already", hint="It was made anew, or put back before.")
     path = max(paths, key=store.modified)
-    manifest = Manifest.from_json(store.read_json(path))
+    manifest = in_trash(store, path)
+    assert manifest is not None, "it has just been listed"
     prefix = f"{manifest.ref.prefix}/{manifest.attempt}"
     files = [
         *(entry.within(f"{prefix}/payload") for entry in manifest.payload),

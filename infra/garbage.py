@@ -25,6 +25,7 @@ from typing import Any
 
 from infra.artifacts import DIGEST, Manifest
 from infra.census import Attempt, Census, Keep, Pile
+from infra.errors import StoreError
 from infra.keys import digest
 from infra.lineage import Id, SourceFile, is_part, links
 
@@ -61,9 +62,16 @@ def decide(census: Census, keep: Keep, read_sources: ReadSources, *, ahead: bool
     """What goes and what is put back, of the store as it was seen.
 
     ahead: what leaves the trash counts as gone already, so that its files are in the plan too; to look at, not to do.
+    Raises StoreError where the manifest of something needed is damaged.
     """
     known = {**{(m.kind, m.key): m for m in census.trash.values()}, **census.live}
     kept = _kept(census, known, read_sources)
+    if damaged := sorted(kept.keys() & census.unreadable):
+        kind, key = damaged[0]
+        raise StoreError(
+            f"the manifest of {kind} {key[:12]} is damaged, so what it was made from is not known ({kept[kind, key]})",
+            hint="Run its pipeline again: it is set aside and made anew. Then collect.",
+        )
     plan = Plan(kept, waits=who_shares(census))
     oldest = census.now - keep.grace
 

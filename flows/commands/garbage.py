@@ -6,7 +6,7 @@ import argparse
 import json
 from collections import defaultdict
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.commands.parsing import Commands, open_store
 from infra.errors import UsageError
@@ -45,16 +45,25 @@ def gc(arguments: argparse.Namespace) -> int:
         if not (kind and slash and key):
             raise UsageError(f"{arguments.restore!r} is not KIND/KEY", hint="For example pretrain/3fa9c2.")
         back = restore(store, kind, key)
-        print(f"back: {back.kind} {back.key}")
+        print(f"back: {back.kind} {back.key}; it stays for the grace, and as long as a ref or a kept run names it")
         return 0
     keep = Keep(arguments.grace * DAY, arguments.keep_runs, arguments.keep_history)
     plan = (collect if arguments.delete else look)(store, keep)
     if arguments.json:
-        items = [asdict(item) for item in plan.items()]
-        print(json.dumps({"deleted": arguments.delete, "items": items, "put_back": plan.put_back}, indent=2))
+        print(json.dumps(_json(plan, done=arguments.delete), indent=2))
     else:
         print(_told(plan, done=arguments.delete))
     return 0
+
+
+def _json(plan: Plan, *, done: bool) -> dict[str, Any]:
+    return {
+        "done": done,
+        "items": [asdict(item) for item in plan.items()],
+        "put_back": plan.put_back,
+        "kept": [{"kind": kind, "key": key, "why": why} for (kind, key), why in plan.kept.items()],
+        "waits": plan.waits or None,
+    }
 
 
 def _told(plan: Plan, *, done: bool) -> str:

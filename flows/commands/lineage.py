@@ -49,6 +49,7 @@ def lineage(arguments: argparse.Namespace) -> int:
     elif arguments.html:
         from tasks.release.lineage_page import render_lineage
 
+        arguments.html.parent.mkdir(parents=True, exist_ok=True)
         arguments.html.write_text(render_lineage(shown), encoding="utf-8")
         say(f"written: {arguments.html}")
     else:
@@ -63,7 +64,7 @@ def _up(store: Store, text: str) -> Lineage:
     start, ref = find(store, text)
     graph, before = ancestors(store, start), previous(store, ref, start)
     changed = changes(graph, start, ancestors(store, before), before) if before else {}
-    return Lineage(f"{text} was made from", [start], graph, changed, before)
+    return Lineage(text, [start], graph, changed, before)
 
 
 def _down(store: Store, asked: str) -> Lineage:
@@ -71,5 +72,4 @@ def _down(store: Store, asked: str) -> Lineage:
     from tasks.release.lineage_view import Lineage
 
     found = impact(store, asked)
-    title = f"{asked} went into"
-    return Lineage(title, list(found.starts), found.graph, refs=found.refs, why=found.starts, down=True)
+    return Lineage(asked, list(found.starts), found.graph, refs=found.refs, why=found.starts, down=True)

@@ -22,7 +22,7 @@ class Lineage:
     down: the graph holds what was made of `tops`, not what they were made from. why: what an artifact was found by.
     """
 
-    title: str
+    asked: str
     tops: Sequence[Id]
     graph: Graph
     changes: Mapping[Id, Sequence[Change]] = field(default_factory=dict)
@@ -30,6 +30,10 @@ class Lineage:
     refs: Sequence[RefUse] = ()
     why: Mapping[Id, str] = field(default_factory=dict)
     down: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"What {self.asked} {'went into' if self.down else 'was made from'}"
 
 
 def name_of(node: Node) -> str:
@@ -50,7 +54,7 @@ def facts(node: Node) -> dict[str, Any]:
 def to_json(shown: Lineage) -> dict[str, Any]:
     """Everything, for other programs."""
     return {
-        "asked": shown.title,
+        "asked": shown.asked,
         "direction": "down" if shown.down else "up",
         "tops": [list(top) for top in shown.tops],
         "before": list(shown.before) if shown.before else None,

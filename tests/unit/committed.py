@@ -1,8 +1,9 @@
-"""Artifacts committed by hand, as a worker would, and tiny real runs without Prefect or torch."""
+"""Artifacts committed by hand, as a worker would; tiny real runs without Prefect or torch; and stores that grow old."""
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from infra.artifacts import Manifest
+from infra.census import Keep
+from infra.collector import collect
 from infra.keys import digest
 from infra.store import Store
+from infra.store_file import FileStore
 from infra.tracking import TrackingSettings
+
+NOW = Keep(grace=0, runs=0, history=1)
+DAY = 86400.0
 
 
 def commit(
@@ -103,3 +110,23 @@ def run(file: Path, store: Store, folder: Path, name: str = "r1") -> dict[str, M
         raise AssertionError("unreachable")
     finally:
         launcher.close()
+
+
+def age(store: FileStore, days: float) -> None:
+    """Make everything that many days older, but for the heartbeats of who is at work."""
+    for path in store.root.rglob("*"):
+        if path.is_file() and not path.is_relative_to(store.root / "claims"):
+            at = path.stat().st_mtime - days * DAY
+            os.utime(path, (at, at))
+
+
+def stands(store: Store, manifest: Manifest) -> bool:
+    """Whether the artifact is there with every byte."""
+    found = store.manifest(manifest.kind, manifest.key)
+    return found is not None and store.fetch(found).is_dir() and (store.fetch_records(found) or Path("/")).is_dir()
+
+
+def until_clean(store: FileStore, keep: Keep = NOW) -> None:
+    for _ in range(2):
+        age(store, 0.01)
+        collect(store, keep)
