@@ -45,15 +45,21 @@ LastWords = Callable[[RunRecord], None]
 
 
 def run_pipeline(
-    pipeline: Pipeline, *, quiet: bool = False, last_words: LastWords = lambda record: None
+    pipeline: Pipeline,
+    *,
+    quiet: bool = False,
+    began: LastWords = lambda record: None,
+    last_words: LastWords = lambda record: None,
 ) -> tuple[RunRecord, int]:
     """Run a pipeline to its end. Returns its record and the exit code; stage failures are in the record, not raised.
 
-    last_words: called instead of returning where a cancelled run has to end this process at once.
+    began: called with the record before anything runs. last_words: called instead of returning where a cancelled run
+    has to end this process at once.
     """
     store = Store.open(pipeline.store, probe=True)
     plan = _plan_around_damage(pipeline, store)
     record = RunRecord(new_run_id(), pipeline, store)
+    began(record)
     with LiveView([(line.node.name, line.node.stage.kind) for line in plan], quiet=quiet) as live:
         if all(line.action in ("reuse", "skip") for line in plan) and _settled(plan, record, store, live):
             status, code = _refused_or_ok(pipeline, {line.node.name for line in plan if line.refused})
@@ -122,7 +128,7 @@ def _run_flow(
         launcher=LocalLauncher(folder, preload=TORCH_PRELOAD),
         slots=slots,
         folder=folder,
-        producer={"commit": _commit(pipeline.path), "cores": slots.total, **_machine()},
+        producer={"commit": commit_of(pipeline.path), "cores": slots.total, **_machine()},
         notify=monitor.notify,
         tracking=WandbReplay(pipeline.tracking, project=pipeline.name, group=run, folder=folder),
         refused=monitor.refused,
@@ -136,6 +142,9 @@ def _run_flow(
             _run_rounds(pipeline, context, monitor)
     except KeyboardInterrupt:
         context.cancelled.set()
+    except BaseException:  # Prefect's own way of cancelling a flow run; it goes on to the flow's engine
+        record.finish("interrupted")
+        raise
     finally:
         context.launcher.close()
         for warning in context.tracking.close(1.0 if context.cancelled.is_set() else 20.0):
@@ -202,7 +211,7 @@ def _machine() -> dict[str, Any]:
     return {"host": platform.node(), "cpus": os.cpu_count()}
 
 
-def _commit(path: Path) -> str | None:
+def commit_of(path: Path) -> str | None:
     """The git commit of the folder the pipeline file lies in, for lineage; None outside a repository."""
     try:
         found = subprocess.run(

@@ -5,6 +5,7 @@
     tracking: {project: stdlib-code}
     stages: {corpus: {dataset: {...}}}
     execution: {default: {...}, base: {processes: 2}}
+    deploy: {schedules: [{cron: "0 3 * * *"}]}       # see tasks/deployment.py
 
 Every fault of the file is found in one pass and reported together: file:line, field path, what to do. What `--set` and
 the environment put into it: `tasks/overrides.py`.
@@ -27,6 +28,7 @@ from infra.errors import ConfigError, Problem
 from infra.execution import Execution
 from infra.tracking import TrackingSettings
 from infra.yaml_source import Document, dotted, parse_yaml
+from tasks.deployment import Deploy, check_deployment
 from tasks.execution_settings import executions
 from tasks.overrides import apply_override, refuse_environment, with_environment
 from tasks.search import SEARCH, Results, Writing, write_out
@@ -36,6 +38,8 @@ from tasks.stopped import AFTER
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 DEFAULT_STORE = ".forgeline/store"
 NOTHING_TRIED = Results()
+OUTSIDE = {"store", "tracking", "execution", "deploy"}
+"""Sections that say nothing of what is made."""
 
 
 def default_store() -> str:
@@ -58,6 +62,7 @@ class PipelineFile(BaseModel):
     execution: dict[str, Any] = Field(
         default_factory=dict, description="`default` and stage names -> execution settings."
     )
+    deploy: Deploy = Field(default_factory=Deploy, description="When it runs by itself, and what it watches.")
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Pipeline:
     path: Path
     overrides: tuple[str, ...] = field(default=())
     searches: tuple[Writing, ...] = field(default=())
+    deploy: Deploy = field(default_factory=Deploy)
 
 
 def load_pipeline(
@@ -128,10 +134,10 @@ def _check(
     results: Results,
 ) -> Pipeline | None:
     data = document.data
-    for section in ("store", "tracking", "execution"):
+    for section in OUTSIDE:
         if section in data:
             data[section] = with_environment(data[section], (section,), document, problems)
-    for section in data.keys() - {"store", "tracking", "execution"}:
+    for section in data.keys() - OUTSIDE:
         refuse_environment(data[section], (section,), document, problems)
     unset, before = {problem.field for problem in problems}, len(problems)
     searches = write_out(document, problems, results)
@@ -147,6 +153,8 @@ def _check(
                 nodes[name] = _with_optional(node, {model for search in searches for model in search.candidates})
         _check_references(nodes, raw_stages, document, problems)
         nodes = _in_order(nodes, document, problems)
+    if file is not None:
+        check_deployment(file.deploy, nodes, document, problems)
     # What is wrong with a field because its variable is not set has been said already.
     problems[before:] = _told_once([problem for problem in problems[before:] if problem.field not in unset], searches)
     if file is None or problems:
@@ -161,6 +169,7 @@ def _check(
         path=path,
         overrides=overrides,
         searches=tuple(searches),
+        deploy=file.deploy,
     )
 
 
@@ -206,13 +215,16 @@ def _stage(
     inputs = tuple(input_fields(params))
     after = body.get(AFTER) or []
     after = tuple(after) if isinstance(after, list) else (after,)
-    needs = dict.fromkeys(i.stage for i in inputs if not i.stage.startswith("ref:")) | dict.fromkeys(after)
+    named = [item.fallback if item.ref else item.stage for item in inputs]
+    needs = dict.fromkeys(name for name in named if name) | dict.fromkeys(after)
     return StageNode(name, stage, params, execution, inputs, tuple(needs), after)
 
 
 def _with_optional(node: StageNode, candidates: Set[str]) -> StageNode:
     """The stage, which does without candidates that were dropped where it takes a list of them."""
-    inputs = (replace(item, optional="[" in item.path and item.stage in candidates) for item in node.inputs)
+    inputs = (
+        replace(item, optional=item.optional or ("[" in item.path and item.stage in candidates)) for item in node.inputs
+    )
     return replace(node, inputs=tuple(inputs))
 
 
@@ -252,16 +264,17 @@ def _check_references(
         for item in node.inputs:
             path = ("stages", node.name, node.stage.kind, *_split_path(item.path))
             place = document.place(path)
-            if item.stage.startswith("ref:"):
+            named = item.fallback if item.ref else item.stage
+            if named is None:
                 continue
-            if item.stage not in raw_stages:
-                message = f"no stage named {item.stage!r}; {did_you_mean(item.stage, raw_stages)}"
+            if named not in raw_stages:
+                message = f"no stage named {named!r}; {did_you_mean(named, raw_stages)}"
                 problems.append(Problem(place, dotted(path), message))
-            elif item.stage in nodes and nodes[item.stage].stage.makes not in item.types:
-                made = nodes[item.stage].stage.makes
+            elif named in nodes and nodes[named].stage.makes not in item.types:
+                made = nodes[named].stage.makes
                 fitting = [n.name for n in nodes.values() if n.stage.makes in item.types and n.name != node.name]
                 hint = f"; stages that make one: {', '.join(fitting)}" if fitting else ""
-                message = f"{item.stage!r} makes a {made}, but a {' or '.join(item.types)} is needed here{hint}"
+                message = f"{named!r} makes a {made}, but a {' or '.join(item.types)} is needed here{hint}"
                 problems.append(Problem(place, dotted(path), message))
 
 

@@ -83,8 +83,8 @@ def test_its_commands_are_the_commands(readme: Any) -> None:
     shown = [shlex.split(line, comments=True)[1:] for line in commands if line.startswith("forgeline ")]
     for arguments in shown:
         cli._parser().parse_args(arguments)
-    known = re.search(r"\{(.*?)\}|`forgeline (.*?)`", cli.__doc__ or "")
-    assert known and {arguments[0] for arguments in shown} == set(known[2].split("|"))
+    known = re.search(r"`forgeline (.*?)`", cli.__doc__ or "", re.S)
+    assert known and {arguments[0] for arguments in shown} == set("".join(known[1].split()).split("|"))
     targets = {line.split()[1] for line in commands if line.startswith("make ")}
     rules = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M))
     assert targets == {"run", "test"} and targets <= rules
