@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run data data-figures objectives test soak proof-release bench-training bench-data bench-compression parity check setup lock clean
+.PHONY: run demo data data-figures objectives test soak proof-release bench-training bench-data bench-compression parity check setup lock clean
 
 run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
@@ -29,6 +29,10 @@ soak: .venv/ready-dev
 # evaluation recorded: a tiny pipeline, and MiniLM through a part of configs/compress_frontier.yaml. A few minutes.
 proof-release: data .venv/ready-dev
 	$(BIN)/python -m pytest -m release tests/e2e/test_release_alone.py -s
+
+# A month of a pipeline that keeps itself fresh, in about ten minutes, on real servers and with real kills.
+demo: .venv/ready-dev
+	$(BIN)/python -m pytest -m month tests/e2e/test_month.py -s --timeout 3600
 
 # Training speed against bare loops, pairs taking turns: about 45 minutes on 2 cores that do nothing else.
 # ROWS="throughput-torch mfu" measures a selection; PAIRS and STEPS below the defaults make a trial that writes nothing.

@@ -21,6 +21,8 @@ RUN, WATCH = "run", "watch"
 UPDATED = "dataset.updated"
 SILENCE = 60
 """Seconds without a heartbeat (one comes every 30) after which a run counts as dead."""
+HUSH = 5
+"""Seconds in which events that say the same start one look."""
 ANCHOR = "2000-01-01T00:00:00Z"
 """Intervals are counted from here, so that deploying again shifts no schedule."""
 STEP = "prefect.deployments.steps.set_working_directory"
@@ -125,21 +127,21 @@ def _on_update(pipeline: str) -> Body:
             "for_each": [],
             "posture": "Reactive",
             "threshold": 1,
-            "within": 0,
+            # Fires at once, then not again for so long; a look begins later than that, so it sees what was meanwhile said.
+            "within": HUSH,
         },
         "actions": [{"type": "run-deployment", "source": "selected", "deployment": WATCH}],
     }
 
 
 def _dead_runs() -> Body:
-    ends = ("Completed", "Failed", "Cancelled", "Crashed", "Refused", "Interrupted", "Unchanged")
     return {
         "description": "The work it had under way goes on from its last checkpoint with the next run.",
         "enabled": True,
         "trigger": {
             "type": "event",
             "after": ["prefect.flow-run.heartbeat"],
-            "expect": ["prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)],
+            "expect": ["prefect.flow-run.*"],  # another heartbeat, or whatever end it comes to
             "match": {"prefect.resource.id": "prefect.flow-run.*"},
             "for_each": ["prefect.resource.id"],
             "posture": "Proactive",

@@ -72,9 +72,14 @@ class Month:
             data=None if body is None else json.dumps(body).encode(),
             headers={"content-type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            content = answer.read()
-        return json.loads(content) if content else None
+        for attempt in range(4):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    content = answer.read()
+                return json.loads(content) if content else None
+            except TimeoutError:  # SQLite stalls for many seconds on a busy machine
+                if attempt == 3 or method != "GET" and not path.endswith("/filter"):
+                    raise
 
     def runs(self, deployment: str = "run") -> list[dict[str, Any]]:
         """Flow runs of a deployment that have begun or ended, oldest first."""
