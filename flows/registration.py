@@ -127,7 +127,7 @@ def _on_update(pipeline: str) -> Body:
             "for_each": [],
             "posture": "Reactive",
             "threshold": 1,
-            # Fires at once, then not again for so long; a look begins later than that, so it sees what was meanwhile said.
+            # Fires at once, then not again for so long; a look lists later than that, so it misses nothing.
             "within": HUSH,
         },
         "actions": [{"type": "run-deployment", "source": "selected", "deployment": WATCH}],

@@ -78,7 +78,7 @@ class Month:
                     content = answer.read()
                 return json.loads(content) if content else None
             except TimeoutError:  # SQLite stalls for many seconds on a busy machine
-                if attempt == 3 or method != "GET" and not path.endswith("/filter"):
+                if attempt == 3 or (method != "GET" and not path.endswith("/filter")):
                     raise
 
     def runs(self, deployment: str = "run") -> list[dict[str, Any]]:
