@@ -111,7 +111,8 @@ def _checkable(
         )
         raise UsageError(what, where=f"--stage {stage}", hint=f"Here are the {known}.")
     plan = make_plan(pipeline, store)
-    made = {line.node.name: line.artifact for line in plan if line.artifact} | resolve_refs(pipeline, store)
+    made = resolve_refs(pipeline, store)
+    made.update({line.node.name: line.artifact for line in plan if line.artifact})
     wanted = [line.node for line in plan if line.node.name in ({stage} if stage else training)]
     not_checked = {
         node.name: f"{', '.join(missing)} not made yet: `forgeline run {pipeline.path}` makes what it reads"

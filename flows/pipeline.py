@@ -10,6 +10,7 @@ from typing import Any
 
 from prefect import allow_failure, flow
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
@@ -28,23 +29,14 @@ def run_with_prefect(
     context: RunContext,
     monitor: Monitor,
 ) -> None:
-    """Run every stage of `pipeline` as one Prefect flow run. What became of each stage is told to `monitor`.
+    """Run every stage of `pipeline`: as a flow run of their own or, within one (`flows/deployed.py`), as its tasks.
 
-    known: artifacts of refs; filled with each stage's artifact as it is made.
+    What became of each stage is told to `monitor`. known: artifacts of refs; filled with each stage's artifact as
+    it is made.
     """
-
     nodes = list(pipeline.stages.values())
-    # One thread a stage: those that wait for others, or for a slot, hold theirs.
-    runner: Any = ThreadPoolTaskRunner(max_workers=len(nodes))
+    updates = UiUpdates()
 
-    @flow(
-        name=pipeline.name,
-        description=pipeline.description or None,
-        flow_run_name=context.run,
-        task_runner=runner,
-        persist_result=False,
-        validate_parameters=False,
-    )
     def run_stages() -> State[Any]:
         futures: dict[str, PrefectFuture[Any]] = {}
         monitor.record.data["flow_run"] = str(flow_run.id)
@@ -65,8 +57,23 @@ def run_with_prefect(
         bad = [name for name, future in futures.items() if not future.state.is_completed()]
         return Failed(message=f"not completed: {', '.join(bad)}") if bad else Completed(message="all stages completed")
 
-    updates = UiUpdates()
     try:
-        run_stages(return_state=True)
+        if FlowRunContext.get() is not None:
+            run_stages()
+        else:
+            as_flow = flow(
+                name=pipeline.name,
+                description=pipeline.description or None,
+                flow_run_name=context.run,
+                task_runner=task_runner(len(nodes)),
+                persist_result=False,
+                validate_parameters=False,
+            )
+            as_flow(run_stages)(return_state=True)
     finally:
         updates.close(1.0 if context.cancelled.is_set() else 5.0)
+
+
+def task_runner(stages: int) -> Any:
+    """One thread a stage: those that wait for others, or for a slot, hold theirs."""
+    return ThreadPoolTaskRunner(max_workers=stages)

@@ -25,14 +25,19 @@ DEFAULTS = {
 }
 
 
-@contextmanager
-def prefect_environment(home: Path, run_folder: Path) -> Iterator[None]:
-    """Set Prefect's environment for the duration of a run; what the user has set stays."""
+def use_running_server(home: Path) -> None:
+    """Point Prefect, before it is imported, to the server `forgeline up` started here; what the user has set stays."""
     url = prefect_server.running(home)
     if url:
         os.environ.setdefault("PREFECT_API_URL", url)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def prefect_environment(home: Path, run_folder: Path) -> Iterator[None]:
+    """Set Prefect's environment for the duration of a run."""
+    use_running_server(home)
     if "PREFECT_API_URL" in os.environ or "PREFECT_HOME" in os.environ:
         yield
         return

@@ -55,17 +55,19 @@ def run_pipeline(
     pipeline: Pipeline,
     *,
     quiet: bool = False,
+    began: LastWords = lambda record: None,
     last_words: LastWords = lambda record: None,
     already: Spent = NOTHING,
 ) -> tuple[RunRecord, int]:
     """Run a pipeline to its end. Returns its record and the exit code; stage failures are in the record, not raised.
 
-    already: what of the budget is spent.
-    last_words: called instead of returning where a cancelled run has to end this process at once.
+    began: called with the record before anything runs. last_words: called instead of returning where a cancelled run
+    has to end this process at once. already: what of the budget is spent.
     """
     store = Store.open(pipeline.store, probe=True)
     plan = _plan_around_damage(pipeline, store)
     record = RunRecord(new_run_id(), pipeline, store, already)
+    began(record)
     with LiveView([(line.node.name, line.node.stage.kind) for line in plan], quiet=quiet) as live:
         if all(line.action in ("reuse", "skip") for line in plan):
             for line in plan:
@@ -120,7 +122,7 @@ def _run_flow(
         launcher=LocalLauncher(folder, preload=TORCH_PRELOAD),
         slots=slots,
         folder=folder,
-        producer={"commit": _commit(pipeline.path), "cores": slots.total},
+        producer={"commit": commit_of(pipeline.path), "cores": slots.total},
         notify=monitor.notify,
         tracking=WandbReplay(pipeline.tracking, project=pipeline.name, group=run, folder=folder),
         refused=monitor.refused,
@@ -137,6 +139,9 @@ def _run_flow(
         _show_ledger(context, record)
     except KeyboardInterrupt:
         context.cancel()
+    except BaseException:  # Prefect's own way of cancelling a flow run; it goes on to the flow's engine
+        record.finish("interrupted")
+        raise
     finally:
         context.launcher.close()
         for warning in context.tracking.close(1.0 if context.cancelled.is_set() else 20.0):
@@ -215,7 +220,7 @@ def _keep_saving(record: RunRecord, ended: threading.Event) -> None:
             log.warning("the record of the run could not be stored, going on: %s", error)
 
 
-def _commit(path: Path) -> str | None:
+def commit_of(path: Path) -> str | None:
     """The git commit of the folder the pipeline file lies in, for lineage; None outside a repository."""
     try:
         found = subprocess.run(

@@ -60,7 +60,8 @@ def _input_changes(
     resolved: Resolved,
     store: Store,
 ) -> Iterator[str]:
-    before, now = {e["field"]: e for e in old}, {e["field"]: e for e in new}
+    # A champion that is not there has no digest.
+    before, now = ({e["field"]: e for e in entries if e["digest"]} for entries in (old, new))
     names = {item.path: item.stage for item in resolved.items}
     # Inputs of one field stand in one list, in the order of the fields' paths.
     fields = [item.field for item in resolved.items]

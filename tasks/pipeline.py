@@ -6,6 +6,7 @@
     budget: {hours: 2}                   # what one run may cost; execution side too
     stages: {corpus: {dataset: {...}}}
     execution: {default: {...}, base: {processes: 2}}
+    deploy: {schedules: [{cron: "0 3 * * *"}]}       # see tasks/deployment.py
 
 Every fault of the file is found in one pass and reported together: file:line, field path, what to do. What `--set` and
 the environment put into it: `tasks/overrides.py`.
@@ -29,6 +30,7 @@ from infra.errors import ConfigError, Problem
 from infra.execution import Execution
 from infra.tracking import TrackingSettings
 from infra.yaml_source import Document, dotted, parse_yaml
+from tasks.deployment import Deploy, check_deployment
 from tasks.execution_settings import executions
 from tasks.overrides import apply_override, refuse_environment, with_environment
 from tasks.search import SEARCH, Results, Writing, write_out
@@ -38,7 +40,7 @@ from tasks.stopped import AFTER
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 DEFAULT_STORE = ".forgeline/store"
 NOTHING_TRIED = Results()
-EXECUTION_SIDE = ("store", "tracking", "budget", "execution")
+EXECUTION_SIDE = ("store", "tracking", "budget", "execution", "deploy")
 """Sections that decide how and where a pipeline runs, so that the environment may have a say in them."""
 
 
@@ -63,6 +65,7 @@ class PipelineFile(BaseModel):
     execution: dict[str, Any] = Field(
         default_factory=dict, description="`default` and stage names -> execution settings."
     )
+    deploy: Deploy = Field(default_factory=Deploy, description="When it runs by itself, and what it watches.")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Pipeline:
     budget: Budget = field(default_factory=Budget)
     overrides: tuple[str, ...] = field(default=())
     searches: tuple[Writing, ...] = field(default=())
+    deploy: Deploy = field(default_factory=Deploy)
 
 
 def load_pipeline(
@@ -153,6 +157,8 @@ def _check(
                 nodes[name] = _with_optional(node, {model for search in searches for model in search.candidates})
         _check_references(nodes, raw_stages, document, problems)
         nodes = _in_order(nodes, document, problems)
+    if file is not None:
+        check_deployment(file.deploy, nodes, document, problems)
     # What is wrong with a field because its variable is not set has been said already.
     problems[before:] = _told_once([problem for problem in problems[before:] if problem.field not in unset], searches)
     if file is None or problems:
@@ -168,6 +174,7 @@ def _check(
         budget=file.budget,
         overrides=overrides,
         searches=tuple(searches),
+        deploy=file.deploy,
     )
 
 
@@ -213,13 +220,16 @@ def _stage(
     inputs = tuple(input_fields(params))
     after = body.get(AFTER) or []
     after = tuple(after) if isinstance(after, list) else (after,)
-    needs = dict.fromkeys(i.stage for i in inputs if not i.stage.startswith("ref:")) | dict.fromkeys(after)
+    named = [item.fallback if item.ref else item.stage for item in inputs]
+    needs = dict.fromkeys(name for name in named if name) | dict.fromkeys(after)
     return StageNode(name, stage, params, execution, inputs, tuple(needs), after)
 
 
 def _with_optional(node: StageNode, candidates: Set[str]) -> StageNode:
     """The stage, which does without candidates that were dropped where it takes a list of them."""
-    inputs = (replace(item, optional="[" in item.path and item.stage in candidates) for item in node.inputs)
+    inputs = (
+        replace(item, optional=item.optional or ("[" in item.path and item.stage in candidates)) for item in node.inputs
+    )
     return replace(node, inputs=tuple(inputs))
 
 
@@ -259,16 +269,17 @@ def _check_references(
         for item in node.inputs:
             path = ("stages", node.name, node.stage.kind, *_split_path(item.path))
             place = document.place(path)
-            if item.stage.startswith("ref:"):
+            named = item.fallback if item.ref else item.stage
+            if named is None:
                 continue
-            if item.stage not in raw_stages:
-                message = f"no stage named {item.stage!r}; {did_you_mean(item.stage, raw_stages)}"
+            if named not in raw_stages:
+                message = f"no stage named {named!r}; {did_you_mean(named, raw_stages)}"
                 problems.append(Problem(place, dotted(path), message))
-            elif item.stage in nodes and nodes[item.stage].stage.makes not in item.types:
-                made = nodes[item.stage].stage.makes
+            elif named in nodes and nodes[named].stage.makes not in item.types:
+                made = nodes[named].stage.makes
                 fitting = [n.name for n in nodes.values() if n.stage.makes in item.types and n.name != node.name]
                 hint = f"; stages that make one: {', '.join(fitting)}" if fitting else ""
-                message = f"{item.stage!r} makes a {made}, but a {' or '.join(item.types)} is needed here{hint}"
+                message = f"{named!r} makes a {made}, but a {' or '.join(item.types)} is needed here{hint}"
                 problems.append(Problem(place, dotted(path), message))
 
 

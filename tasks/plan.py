@@ -17,6 +17,7 @@ from infra.config_check import did_you_mean
 from infra.errors import StageError, StoreError, UsageError
 from infra.keys import content_digest, digest
 from tasks.explain import why_it_runs
+from tasks.past import Known, already_made, champion, options, past_of
 from tasks.pipeline import Pipeline, StageNode
 from tasks.stage import InputField, SourceFile, identity_params
 from tasks.stopped import stopped_by
@@ -63,11 +64,38 @@ class PlannedStage:
 
 def resolve(node: StageNode, made: dict[str, ArtifactRef], sources: list[SourceFile] | None = None) -> Resolved:
     """Key and identity of a stage, given the artifacts of the stages and refs it names; optional ones may lack."""
+    either = next((item for item in node.inputs if item.fallback), None)
+    if either is None:
+        return _resolve(node, node.inputs, made, sources)
+    found: list[Resolved] = []
+    for artifact, named in options(either, made):
+        inputs = tuple(named if item is either else item for item in node.inputs)
+        found.append(_resolve(node, inputs, made, sources, {named.path: artifact}))
+        if already_made(either, made, found[-1].key):
+            return found[-1]
+    return found[0]
+
+
+def _resolve(
+    node: StageNode,
+    all_items: tuple[InputField, ...],
+    made: dict[str, ArtifactRef],
+    sources: list[SourceFile] | None,
+    chosen: dict[str, ArtifactRef] | None = None,
+) -> Resolved:
+    chosen = dict(chosen or {})
+    for item in all_items:
+        if item.path not in chosen and item.stage in made and not item.champion:
+            chosen[item.path] = made[item.stage]
+    others = list(chosen.values())
+    for item in all_items:
+        if item.champion and (past := champion(item, made, others)):
+            chosen[item.path] = past
     inputs: dict[str, list[ArtifactRef]] = {}
     entries = []
-    items = tuple(item for item in node.inputs if item.stage in made or not item.optional)
+    items = tuple(item for item in all_items if item.path in chosen or not item.optional)
     for item in items:
-        ref = made[item.stage]
+        ref = chosen[item.path]
         if ref.type not in item.types:
             raise UsageError(
                 f"{item.stage!r} is a {ref.type}, but a {' or '.join(item.types)} is needed here",
@@ -77,6 +105,8 @@ def resolve(node: StageNode, made: dict[str, ArtifactRef], sources: list[SourceF
             {"field": item.path, "digest": ref.digest, "type": ref.type, "split": item.split, **_label(item)}
         )
         inputs.setdefault(item.field, []).append(ref)
+    # That there was none is part of what was made, too.
+    entries += [{"field": i.path, "digest": None} for i in all_items if i.champion and i.path not in chosen]
     if sources is None:
         sources = _sources(node)
     identity = {
@@ -121,13 +151,17 @@ def refuses(node: StageNode, manifest: Manifest) -> bool:
     return node.stage.refuses and not manifest.metrics.get("passed")
 
 
-def resolve_refs(pipeline: Pipeline, store: Store) -> dict[str, ArtifactRef]:
-    """The artifacts behind every `ref:NAME` input. Raises UsageError on a ref that does not exist."""
-    found: dict[str, ArtifactRef] = {}
+def resolve_refs(pipeline: Pipeline, store: Store) -> Known:
+    """The artifacts behind every `ref:NAME` input. Raises UsageError on a ref that does not exist and has to."""
+    found = Known()
     for node in pipeline.stages.values():
         for item in node.inputs:
-            if item.stage.startswith("ref:") and item.stage not in found:
-                found[item.stage] = read_ref(store, item.stage.removeprefix("ref:"), f"stages.{node.name}.{item.path}")
+            if item.ref is None:
+                continue
+            if item.champion or item.fallback:
+                found.past.setdefault(item.stage, past_of(store, item.ref))
+            elif item.stage not in found:
+                found[item.stage] = read_ref(store, item.ref, f"stages.{node.name}.{item.path}")
     return found
 
 

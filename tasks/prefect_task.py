@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import json
 import logging
 import queue
 import re
@@ -17,9 +18,15 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from prefect import Task, task
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from infra.artifacts import ArtifactRef
@@ -30,6 +37,7 @@ from tasks.run_context import RunContext
 from tasks.stopped import stopped_by
 
 PROGRESS_INTERVAL = 5.0
+PROMOTED = "forgeline.model.promoted"
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +85,7 @@ def stage_task(
         made[node.name] = result.manifest.ref
         on_end(node.name, result)
         progress.finish()
-        updates.later(lambda: _table(context, node, result))
+        updates.later(lambda: _show(context, node, result))
         if result.refused:
             raise refusal(node, context)
         name = {"reuse": "Reused", "resume": "Resumed", "run": "Completed"}[result.action]
@@ -153,13 +161,42 @@ class _ProgressArtifact:
             update_progress_artifact(self.id, percent)
 
 
-def _table(context: RunContext, node: StageNode, result: StageResult) -> None:
+def _show(context: RunContext, node: StageNode, result: StageResult) -> None:
+    """What the stage made, as artifacts of the UI whose keys stay the same from run to run; a release is an event."""
     manifest = result.manifest
     values = {"size_mb": manifest.size / 1e6, **manifest.metrics}
     rows = [{"metric": name, "value": f"{value:.6g}"} for name, value in values.items()]
     rows.append({"metric": "key", "value": manifest.key[:16]})
     description = f"{node.name} of run {context.run}: {result.action}"
     create_table_artifact(rows, key=artifact_key(context.pipeline, node.name, "metrics"), description=description)
+    if manifest.type == "verdict":
+        verdict = json.loads((context.store.fetch(manifest) / "verdict.json").read_text(encoding="utf-8"))
+        key = artifact_key(context.pipeline, node.name, "verdict")
+        create_markdown_artifact(verdict_page(verdict), key=key, description=description)
+    if manifest.type == "release" and result.action != "reuse":
+        release = json.loads((context.store.fetch(manifest) / "release.json").read_text(encoding="utf-8"))
+        page = (context.store.fetch(manifest) / "README.md").read_text(encoding="utf-8")
+        create_markdown_artifact(page, key=artifact_key(release["ref"], "card"), description=description)
+        resource = {"prefect.resource.id": f"forgeline.ref.{release['ref']}", "forgeline.pipeline": context.pipeline}
+        emit_event(PROMOTED, resource=resource, payload={**release, "run": context.run})
+
+
+def verdict_page(verdict: dict[str, Any]) -> str:
+    """A gate's verdict in Markdown, with every number it was reached by."""
+    names = [f"`{one['name']}` ({one['digest'][:12]})" for one in (verdict["candidate"], verdict["against"]) if one]
+    lines = [f"# {'Passed' if verdict['passed'] else 'Refused'}", "", " against ".join(names), ""]
+    data = verdict["data"]
+    lines += [
+        f"On {data['n']:,} examples of `{data['stage']}.{data['split']}`, {verdict['resamples']:,} resamples.",
+        "",
+    ]
+    lines += ["| requirement | candidate | against | held against the limit | limit | |", "|-|-|-|-|-|-|"]
+    for one in verdict["requirements"]:
+        sure = f" ({100 * one['confidence']:g} %)" if one["confidence"] else ""
+        met = "met" if one["passed"] else "**not met**"
+        numbers = ["" if one[n] is None else f"{one[n]:.5g}" for n in ("candidate", "against", "bound", "limit")]
+        lines.append(f"| {one['metric']} {one['rule']}{sure} | {' | '.join(numbers)} | {met} |")
+    return "\n".join([*lines, "", *(f"- {one['sentence']}" for one in verdict["requirements"])])
 
 
 def show_ledger(pipeline: str, run: str, ledger: dict[str, Any]) -> None:

@@ -42,19 +42,24 @@ if TYPE_CHECKING:
 
 
 MEGABYTE = 1_000_000
+OR = " or "
 
 
 @dataclass(frozen=True)
 class Input:
     """Field marker: the value names a stage (`base`), one split of it (`functions.test`), or `ref:NAME`.
 
-    `types` are the artifact types accepted. The field enters the key as the content digest of what it names.
+    `ref:NAME or STAGE` is the ref where there is one, else the stage. `types` are the artifact types taken. champion:
+    the value is the bare name of a ref, which may not be there yet (`tasks/past.py`). The field enters the key as the
+    content digest of what it names.
     """
 
     types: tuple[str, ...]
+    champion: bool
 
-    def __init__(self, *types: str) -> None:
+    def __init__(self, *types: str, champion: bool = False) -> None:
         object.__setattr__(self, "types", types)
+        object.__setattr__(self, "champion", champion)
 
 
 @dataclass(frozen=True)
@@ -190,13 +195,15 @@ class Stage(Generic[P]):
 class InputField:
     """One reference found in a stage's params: dotted field path, the text given, the types it accepts.
 
-    optional: the stage does without it where a gate stopped what would have made it.
+    optional: the stage does without it where a gate stopped what would have made it, or it is the name of a champion
+    that is not there.
     """
 
     path: str
     text: str
     types: tuple[str, ...]
     optional: bool = False
+    champion: bool = False
 
     @property
     def field(self) -> str:
@@ -204,8 +211,18 @@ class InputField:
         return self.path.partition("[")[0]
 
     @property
+    def ref(self) -> str | None:
+        """Name of the ref, where the text names one."""
+        return self.text.removeprefix("ref:").partition(OR)[0].strip() if self.text.startswith("ref:") else None
+
+    @property
+    def fallback(self) -> str | None:
+        """The stage that stands in for a ref that is not there yet."""
+        return (self.text.partition(OR)[2].strip() or None) if self.text.startswith("ref:") else None
+
+    @property
     def stage(self) -> str:
-        return self.text if self.text.startswith("ref:") else self.text.partition(".")[0]
+        return f"ref:{self.ref}" if self.ref else self.text.partition(".")[0]
 
     @property
     def split(self) -> str | None:
@@ -220,7 +237,9 @@ def input_fields(params: BaseModel, prefix: str = "") -> Iterator[InputField]:
         if marker is not None and value is not None:
             many = isinstance(value, list | tuple)
             for i, text in enumerate(value if many else [value]):
-                yield InputField(f"{path}[{i}]" if many else path, text, marker.types)
+                named = f"ref:{text}" if marker.champion else text
+                place = f"{path}[{i}]" if many else path
+                yield InputField(place, named, marker.types, optional=marker.champion, champion=marker.champion)
         else:
             for i, item in enumerate(value if isinstance(value, list | tuple) else [value]):
                 if isinstance(item, BaseModel):

@@ -51,7 +51,9 @@ def show(arguments: argparse.Namespace) -> int:
         print(f"  {file.path}  {file.size:,} bytes  sha256 {file.sha256[:12]}")
     print("history:")
     for entry in refs.history(store, arguments.ref):
-        print(f"  {entry.number}: {entry.artifact.kind} {entry.artifact.key[:12]}  {entry.note}")
+        print(
+            f"  {entry.number}: {entry.artifact.kind} {entry.artifact.key[:12]}  {entry.at}  {entry.by}  {entry.note}"
+        )
     return 0
 
 

@@ -125,6 +125,8 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
     }
     return {
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # Each wait doubles: a run outlives eight minutes without a server, and then tells it how it ended.
+        "PREFECT_CLIENT_MAX_RETRIES": "8",
         **inherited,
         "PREFECT_HOME": str(folder),
         "PREFECT_PROFILES_PATH": str(folder / "profiles.toml"),

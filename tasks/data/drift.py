@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,29 @@ class Difference:
     p: float
     told: str
     drifted: bool = False
+
+
+def differences(
+    old: Sequence[Mapping[str, Any]],
+    new: Sequence[Mapping[str, Any]],
+    *,
+    alpha: float,
+    sizes: dict[str, float],
+    seed: int,
+) -> list[Difference]:
+    """Every test on two sets of rows with `text`, and `label` where all have one, judged together."""
+    from tasks.data.language import detector
+
+    old_texts, new_texts = [row["text"] for row in old], [row["text"] for row in new]
+    found = [lengths([len(t) for t in old_texts], [len(t) for t in new_texts])]
+    if all("label" in row for row in (*old, *new)):
+        found.append(shares("label", [row["label"] for row in old], [row["label"] for row in new]))
+    detect = detector()
+    languages = [[detect(text)[0] for text in texts] for texts in (old_texts, new_texts)]
+    found.append(shares("language", *languages))
+    found.append(novelty(old_texts, new_texts, seed))
+    found.append(ngrams(old_texts, new_texts, seed))
+    return judged(found, alpha=alpha, sizes=sizes)
 
 
 def lengths(old: Sequence[int], new: Sequence[int]) -> Difference:

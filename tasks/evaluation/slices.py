@@ -4,6 +4,7 @@
       source: {by: id, pattern: "[a-z]+"}       # what a regular expression finds in a column
       language: {by: language}                  # each value of a column the dataset keeps
       length: {by: text, edges: [60, 120]}      # ranges: <60, 60..120, >=120
+      must: {by: id, listed: [a.jsonl#3]}       # `listed` and `others`: what must not get worse, by name
 
 A metric of a slice is called `f1_macro[source=tweets]`, that of class spam `recall@spam[source=tweets]`. It is the
 metric where an example outside has weight 0, as one that a bootstrap did not draw; so all slices and all models share
@@ -48,12 +49,15 @@ class Slicing(StageParams):
         description="Ranges instead of values: below the first, from each to below the next, from the last on. A text "
         "is measured in characters, because tokens are each model's own.",
     )
+    listed: list[str] = Field(
+        default_factory=list, description="Values of the column that make the slice `listed`; the rest is `others`."
+    )
     min_examples: int = Field(30, ge=1, description="A slice with fewer is reported, and no gate lets it pass.")
 
     @model_validator(mode="after")
     def _one_way(self) -> Slicing:
-        if self.pattern is not None and self.edges:
-            raise ValueError("`pattern` makes values and `edges` ranges: give one")
+        if sum(map(bool, (self.pattern is not None, self.edges, self.listed))) > 1:
+            raise ValueError("`pattern` makes values, `edges` ranges and `listed` two slices: give one")
         if any(low >= high for low, high in pairwise(self.edges)):
             raise ValueError("`edges` must rise")
         try:
@@ -72,6 +76,8 @@ class Slicing(StageParams):
             size = len(value) if isinstance(value, str) else value
             return self.ranges[int(np.searchsorted(self.edges, size, side="right"))]
         told = value if isinstance(value, str) else json.dumps(value)
+        if self.listed:
+            return "listed" if told in self.listed else "others"
         if self.pattern is None:
             return told
         found = re.search(self.pattern, told)

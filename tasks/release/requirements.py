@@ -7,6 +7,9 @@ confidence: `size_mb`, `parameters`, `peak_memory_mb`, `latency_p50_ms@1`, `late
 `f1_macro[source=*]` is a requirement on every slice: the worst decides. Its confidence is that of all slices together,
 so each is held to its share of the doubt (Bonferroni). A slice with too few examples is never passed: named alone it
 is refused, among others it is told.
+
+Before there is a champion, what compares with it, or is about examples it knew, does not apply and passes, and so does
+what is about new examples where there are none (`tasks/evaluation/champion.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
+from tasks.evaluation.champion import NAME
 from tasks.evaluation.direction import greater_is_better
-from tasks.release.slices import every_slice, too_few
+from tasks.release.slices import does_not_apply, every_slice, too_few
 from tasks.stage import StageParams
 
 ABSOLUTE = ("min", "max")
@@ -82,6 +86,8 @@ class Requirement(StageParams):
 class Outcome:
     """How one requirement came out. `bound` is what was held against the limit: the point, or its confidence bound.
 
+    Where the requirement does not apply there is neither a value nor a bound.
+
     Of a requirement on every slice: the outcome of the worst, in `slices` that of each, and in `not_judged` how many
     examples those have that are too small.
     """
@@ -90,10 +96,10 @@ class Outcome:
     rule: str
     limit: float
     confidence: float | None
-    candidate: float
+    candidate: float | None
     against: float | None
     difference: float | None
-    bound: float
+    bound: float | None
     passed: bool
     sentence: str
     slices: tuple[Outcome, ...] = ()
@@ -102,6 +108,8 @@ class Outcome:
     @property
     def margin(self) -> float:
         """How far on the right side of the limit."""
+        if self.bound is None:
+            return math.inf
         return self.limit - self.bound if self.rule in AT_MOST else self.bound - self.limit
 
     def to_json(self) -> dict[str, Any]:
@@ -122,6 +130,12 @@ def judge(
 
     Raises StageError on an unknown metric, an undefined value, or a confidence for a cost.
     """
+    if reason := does_not_apply(scores, requirement.metric, against if requirement.rule in RELATIVE else None):
+        sentence = f"{requirement.metric} ({requirement.rule}) does not apply: {reason}."
+        asked = (requirement.metric, requirement.rule, requirement.limit, requirement.confidence)
+        return Outcome(
+            *asked, candidate=None, against=None, difference=None, bound=None, passed=True, sentence=sentence
+        )
     every = every_slice(scores, requirement.metric)
     if every is None:
         return _judge(requirement, scores, replicates, candidate, against)
@@ -208,10 +222,12 @@ def verdict_on(
 ) -> dict[str, Any]:
     """verdict.json: who was judged on what, and how each requirement came out. evaluation: digest of the scores."""
     models = scores["models"]
+    other = models.get(against) if against else None
     return {
         "passed": all(outcome.passed for outcome in outcomes),
         "candidate": {"name": candidate, **models[candidate]["artifact"]},
-        "against": {"name": against, **models[against]["artifact"]} if against else None,
+        "against": {"name": against, **other["artifact"]} if other else None,
+        **({NAME: scores[NAME]} if NAME in scores else {}),
         "data": scores["data"],
         "scores": evaluation,
         "resamples": scores["resamples"],

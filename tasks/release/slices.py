@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.errors import StageError
+from tasks.evaluation.champion import KNOWN, NAME, NEW, SINCE
 from tasks.evaluation.slices import slice_name
 from tasks.release.evidence import as_object
 from tasks.release.readable import is_number
@@ -47,6 +48,30 @@ def every_slice(scores: Mapping[str, Any], metric: str) -> EverySlice | None:
     if len(few) == len(sizes):
         few = {}
     return EverySlice([f"{name}{slice_name(slicing, value)}" for value in sizes if value not in few], few, asked)
+
+
+def awaited(scores: Mapping[str, Any], against: str) -> bool:
+    """Whether a model to compare with is a champion that is not there yet."""
+    return against == NAME and NAME in scores and not scores[NAME]["there"]
+
+
+def does_not_apply(scores: Mapping[str, Any], metric: str, against: str | None) -> str | None:
+    """Why a requirement asks nothing of these scores: there is no champion yet, or no new example; None if it does."""
+    champion = scores.get(NAME)
+    if champion is None:
+        return None
+    of_slice = metric.rpartition("[")[2].removesuffix("]") if metric.endswith("]") else ""
+    since = of_slice.partition("=")[0] == SINCE
+    if not champion["there"] and (since or (against and awaited(scores, against))):
+        return f"{champion['ref']} points to no model yet"
+    if of_slice in (f"{SINCE}={KNOWN}", f"{SINCE}={NEW}") and of_slice.partition("=")[2] not in _sizes(scores):
+        return f"no example is {of_slice.partition('=')[2]}"
+    return None
+
+
+def _sizes(scores: Mapping[str, Any]) -> Mapping[str, int]:
+    found: Mapping[str, int] = scores.get("slices", {}).get(SINCE, {}).get("n", {})
+    return found
 
 
 def too_few(scores: Mapping[str, Any], metric: str) -> tuple[int, int] | None:

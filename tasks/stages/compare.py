@@ -42,21 +42,11 @@ class Params(StageParams):
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.data import drift
-    from tasks.data.language import detector
+    from tasks.data.drift import differences
 
     params = job.params
     old, new = _rows(job.input("against"), params), _rows(job.input("data"), params)
-    old_texts, new_texts = [row["text"] for row in old], [row["text"] for row in new]
-    found = [drift.lengths([len(t) for t in old_texts], [len(t) for t in new_texts])]
-    if all("label" in row for row in (*old, *new)):
-        found.append(drift.shares("label", [row["label"] for row in old], [row["label"] for row in new]))
-    detect = detector()
-    languages = [[detect(text)[0] for text in texts] for texts in (old_texts, new_texts)]
-    found.append(drift.shares("language", *languages))
-    found.append(drift.novelty(old_texts, new_texts, params.seed))
-    found.append(drift.ngrams(old_texts, new_texts, params.seed))
-    judged = drift.judged(found, alpha=params.alpha, sizes=params.sizes.model_dump())
+    judged = differences(old, new, alpha=params.alpha, sizes=params.sizes.model_dump(), seed=params.seed)
     drifted = any(difference.drifted for difference in judged)
     verdict = {
         "drifted": drifted,

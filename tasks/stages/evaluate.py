@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -47,6 +48,11 @@ class Params(StageParams):
     """What is compared on what."""
 
     models: Annotated[list[str], Input("model", "onnx")] = Field(min_length=1, description="Models, each as it ships.")
+    champion: Annotated[str | None, Input("model", "onnx", champion=True)] = Field(
+        None,
+        description="Ref of what is in production, judged beside them as `champion` once there is one; on what it was "
+        "judged on before (slice `since=known`) and on what is new (`since=new`).",
+    )
     data: Annotated[str, Input("dataset", "tokens")] = Field(
         description="Data, with the split (`functions.test`); default test."
     )
@@ -64,14 +70,22 @@ class Params(StageParams):
 def run(job: Job[Params]) -> dict[str, float]:
     from safetensors.numpy import save_file
 
+    from tasks.evaluation.champion import NAME, SINCE, judged_before
     from tasks.evaluation.comparison import Timing, compare
     from tasks.evaluation.scores import scores_of
     from tasks.evaluation.slices import read_masks
 
-    params, data, models = job.params, job.input("data"), job.inputs["models"]
+    params, data, models = job.params, job.input("data"), list(job.inputs["models"])
     split = data.split or "test"
+    champion = next(iter(job.inputs.get(NAME, [])), None)
+    if champion is not None:
+        models.append(replace(champion, stage=NAME))
     chosen, labels = _agree(models)
     masks = read_masks(data, split, params.slices)
+    since = None
+    if champion is not None and data.manifest.type == "dataset":
+        since = judged_before(job.store, champion.manifest, data, split)
+        masks[SINCE] = since.masks
     _import_for_children(models)
     latency = params.latency
     measured, baselines = compare(
@@ -91,11 +105,14 @@ def run(job: Job[Params]) -> dict[str, float]:
     scores = scores_of(chosen, artifacts, measured, masks)
     scores["data"] = {"stage": data.stage, "split": split, "n": scores.pop("n"), "digest": data.manifest.digest}
     scores |= {"labels": labels, "baselines": baselines, "resamples": params.resamples, "seed": params.seed}
+    if params.champion is not None:
+        scores[NAME] = {"ref": params.champion, "there": champion is not None, "told": since.told if since else ""}
     if masks:
+        slicings = {SINCE: Slicing(by=NAME, min_examples=1), **params.slices}
         scores["slices"] = {
             name: {
-                **params.slices[name].model_dump(exclude_defaults=True),
-                "min_examples": params.slices[name].min_examples,
+                **slicings[name].model_dump(exclude_defaults=True),
+                "min_examples": slicings[name].min_examples,
                 "n": {one: int(mask.sum()) for one, mask in slices.items()},
             }
             for name, slices in masks.items()

@@ -20,7 +20,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from infra.errors import StageError
+from tasks.evaluation.champion import NAME
 from tasks.release.requirements import Requirement, judge, read_replicates, require_models, value_of, verdict_on
+from tasks.release.slices import awaited
 from tasks.stage import Input, Job, Stage, StageParams
 
 
@@ -43,8 +45,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     params, source = job.params, job.input("scores")
     scores = json.loads((source.path / "scores.json").read_text(encoding="utf-8"))
     models = scores["models"]
-    names = [name for name in params.candidates or models if name != params.against]
-    require_models(source.stage, models, {"against": [params.against], "candidates": names})
+    names = [name for name in params.candidates or models if name not in (params.against, NAME)]
+    others = [] if awaited(scores, params.against) else [params.against]
+    require_models(source.stage, models, {"against": others, "candidates": names})
     if not names:
         raise StageError(
             f"{source.stage!r} holds no model but {params.against!r}",

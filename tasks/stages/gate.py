@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from tasks.release.requirements import RELATIVE, Requirement, judge, read_replicates, require_models, verdict_on
+from tasks.release.slices import awaited
 from tasks.stage import Input, Job, Stage, StageParams
 
 
@@ -17,7 +18,9 @@ class Params(StageParams):
     scores: Annotated[str, Input("scores")] = Field(description="Evaluation that holds the models.")
     candidate: str = Field(description="Model to be let through: its name in the evaluation.")
     against: str | None = Field(
-        None, description="Model it is compared with, in the same evaluation. None: no comparison."
+        None,
+        description="Model it is compared with, in the same evaluation: a stage's, or `champion`, of which nothing is "
+        "asked before there is one. None: no comparison.",
     )
     require: list[Requirement] = Field(min_length=1, description="All of these must hold.")
 
@@ -35,7 +38,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     params, source = job.params, job.input("scores")
     scores = json.loads((source.path / "scores.json").read_text(encoding="utf-8"))
     models = scores["models"]
-    wanted = {"candidate": [params.candidate], "against": [params.against] if params.against else []}
+    others = [params.against] if params.against and not awaited(scores, params.against) else []
+    wanted = {"candidate": [params.candidate], "against": others}
     require_models(source.stage, models, wanted)
     replicates = read_replicates(source.path)
     outcomes = [judge(r, scores, replicates, params.candidate, params.against) for r in params.require]

@@ -2,16 +2,21 @@
 
 Payload: `release.json` (what the name points to, on which verdict) and `README.md`, the model's card: how good it is,
 why it ships, what it was made of, how to load it without Forgeline.
+
+With `weights`, `<ref>-weights` follows: the trained model from which the release was made, for a later training to go
+on from (`model: "ref:stdlib-code/production-weights or base"`).
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from infra.errors import GateRefused, StageError
+from tasks.evaluation.champion import NAME
 from tasks.release.model_page import model_page
 from tasks.release.promotion import publish
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
@@ -27,6 +32,9 @@ class Params(StageParams):
         None, description="Model to promote. None: the one that the verdict let through."
     )
     gate: Annotated[str, Input("verdict")] = Field(description="Verdict on that very model.")
+    weights: Annotated[str | None, Input("model")] = Field(
+        None, description="Trained model behind the release; `<ref>-weights` will point to it. None: to nothing."
+    )
     ref: str = Field(
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$",
         description="Name that will point to the model, e.g. `stdlib-code/production`.",
@@ -48,11 +56,17 @@ def run(job: Job[Params]) -> dict[str, float]:
             where="model",
             hint=f"Promote {judged['name']!r}, or make {given.stage!r} the gate's candidate.",
         )
-    release = {
+    release: dict[str, Any] = {
         "ref": job.params.ref,
         "model": {"kind": model.kind, "key": model.key, "digest": model.digest, "type": model.type},
         "verdict": gate.manifest.digest,
     }
+    if job.params.weights is not None:
+        release["weights"] = asdict(job.input("weights").manifest.ref)
+    if NAME in verdict and verdict[NAME]["ref"] == job.params.ref:
+        # What was beaten has to be in production still when the release is published.
+        champion = verdict["against"] if verdict["against"] and verdict["against"]["name"] == NAME else None
+        release[NAME] = champion["digest"] if champion else None
     (job.output / "release.json").write_text(json.dumps(release, indent=2) + "\n", encoding="utf-8")
     page = model_page(job.store, job.params.ref, given, verdict, gate.manifest)
     (job.output / "README.md").write_text(page, encoding="utf-8")

@@ -1,0 +1,58 @@
+"""`forgeline deploy|watch`: a pipeline that runs by itself."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.commands.parsing import Commands, load
+
+if TYPE_CHECKING:
+    from tasks.watching import Entry
+
+
+def add(commands: Commands) -> None:
+    text = "register a pipeline with Prefect: its schedules, its form of parameters, what it watches"
+    sub = commands.add("deploy", deploy, text, file=True)
+    sub.add_argument("--dry-run", action="store_true", help="only say what differs from what is registered")
+    text = "look at a pipeline's data once, and start its run where they changed and are worth it"
+    sub = commands.add("watch", watch, text, file=True)
+    sub.add_argument("--here", action="store_true", help="run it in this process instead of where it is deployed")
+
+
+def deploy(arguments: argparse.Namespace) -> int:
+    from flows.prefect_settings import use_running_server
+    from flows.run import commit_of, home
+
+    pipeline = load(arguments)
+    use_running_server(home())
+    from flows.deploy import deploy as register
+    from flows.registration import registration
+
+    wanted = registration(pipeline, working_dir=Path.cwd(), version=commit_of(arguments.file))
+    changes = register(wanted, dry_run=arguments.dry_run)
+    print("\n".join(map(str, changes)))
+    return 0
+
+
+def watch(arguments: argparse.Namespace) -> int:
+    from flows.prefect_settings import use_running_server
+    from flows.run import home
+
+    pipeline = load(arguments)
+    use_running_server(home())
+    from flows.deployed import DeployedRun, make_here
+    from flows.watch import look
+
+    class Here:
+        """Runs it in this process: it has ended when it has started."""
+
+        def start(self, entry: Entry, attempt: int) -> dict[str, Any]:
+            return {"stages": sorted(make_here(pipeline))}
+
+        def crashed(self, note: dict[str, Any]) -> bool:
+            return False
+
+    print(look(pipeline, Here() if arguments.here else DeployedRun(pipeline.name), make_here))
+    return 0

@@ -1,0 +1,156 @@
+"""The flows that deployments run: a pipeline, and a look at its data. Started by a Prefect worker, by name.
+
+A deployed pipeline's flow run has the stages as its tasks, as `forgeline run` has. It ends Completed, also where a gate
+refused (`Refused`: that is a result); Failed where a stage failed; `Interrupted` where it was stopped and the next run
+goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.runtime import flow_run as running
+from prefect.states import Completed, Failed
+
+from flows.deploy import prefect_api
+from flows.pipeline import task_runner
+from flows.registration import RUN
+from flows.run import run_pipeline
+from flows.search import run_trials
+from flows.watch import look, made_of
+from infra.artifacts import ArtifactRef
+from infra.errors import UsageError
+from tasks.parameter_form import overrides
+from tasks.pipeline import Pipeline, load_pipeline
+from tasks.prefect_task import artifact_key
+from tasks.run_record import RunRecord
+from tasks.search import Results
+from tasks.watching import Entry
+
+MOST_STAGES = 512
+
+
+@flow(name="forgeline", task_runner=task_runner(MOST_STAGES), persist_result=False, validate_parameters=False)
+def run_deployed(file: str, settings: dict[str, Any] | None = None) -> State[Any]:
+    """Run a pipeline file with the settings of the form. Raises ForgelineError on a file or settings that are wrong."""
+    path = Path(file)
+    changes = overrides(load_pipeline(path), settings or {})
+    last: list[RunRecord] = []
+
+    def once(pipeline: Pipeline) -> int:
+        record, code = run_pipeline(pipeline, quiet=True, began=_name_run)
+        _report(record)
+        last[:] = [record]
+        return code
+
+    def load(results: Results) -> Pipeline:
+        return load_pipeline(path, changes, None, results)
+
+    pipeline, code = run_trials(load, once, get_run_logger().info)
+    if pipeline is not None:
+        code = once(pipeline)
+    return _state(last[0].data, code)
+
+
+@flow(name="forgeline-watch", task_runner=task_runner(MOST_STAGES), persist_result=False, validate_parameters=False)
+def watch_deployed(file: str) -> State[Any]:
+    """Look at a pipeline's data once, and start its deployment where they are worth it."""
+    pipeline = load_pipeline(Path(file))
+    found = look(pipeline, DeployedRun(pipeline.name), make_here)
+    get_run_logger().info("%s", found)
+    return Completed(name=found.action.capitalize(), message=found.reason)
+
+
+def make_here(pipeline: Pipeline) -> dict[str, ArtifactRef]:
+    """Run a pipeline in this process. Raises StageError where it does not end well."""
+    record, code = run_pipeline(pipeline, quiet=True)
+    return made_of(record.data, code)
+
+
+class DeployedRun:
+    """Starts the deployment of a pipeline, once for each decision and attempt, whoever asks and however often."""
+
+    def __init__(self, pipeline: str) -> None:
+        self.pipeline = pipeline
+
+    def start(self, entry: Entry, attempt: int) -> dict[str, Any]:
+        with prefect_api() as client:
+            try:
+                deployment = client.read_deployment_by_name(f"{self.pipeline}/{RUN}")
+            except ObjectNotFound as error:
+                what = f"{self.pipeline} is not deployed on this Prefect server"
+                raise UsageError(what, where=str(client.api_url), hint="Deploy it: forgeline deploy FILE.") from error
+            begun = client.create_flow_run_from_deployment(
+                deployment.id,
+                idempotency_key=f"{self.pipeline}-{entry.sources[:32]}-{attempt}",
+                name=f"new data {entry.run}" + (f", start {attempt}" if attempt > 1 else ""),
+                tags=["new data"],
+            )
+        return {"flow_run": str(begun.id)}
+
+    def crashed(self, note: dict[str, Any]) -> bool:
+        with prefect_api() as client:
+            try:
+                found = client.read_flow_run(note["flow_run"])
+            except ObjectNotFound:
+                return True
+        return found.state is not None and found.state.is_crashed()
+
+
+def _name_run(record: RunRecord) -> None:
+    """The flow run gets the run's id as its name, and the record its id: UI, W&B and report speak of one thing."""
+    if running.id:
+        record.data["flow_run"] = running.id
+        with _only_shown(), get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(running.id), name=record.data["run"])
+
+
+def _report(record: RunRecord) -> None:
+    """The run's report, in the store beside its record, and where it is as an artifact of the UI."""
+    from tasks.release.report import render_report
+    from tasks.release.stored_evidence import evidence_loader
+
+    path = f"runs/{record.data['run']}/report.html"
+    page = render_report(record.data, evidence_loader(record.store))
+    record.store.write_bytes(path, page.encode("utf-8"))
+    pipeline = record.data["pipeline"]
+    lines = [f"# {pipeline}: {record.data['status']}", "", f"`{record.store.url}/{path}`", ""]
+    lines += [
+        f"- {stage['name']} ({stage['kind']}): {stage['action']} {stage['reason']}" for stage in record.data["stages"]
+    ]
+    key, description = artifact_key(pipeline, "report"), f"run {record.data['run']}"
+    with _only_shown():
+        create_markdown_artifact("\n".join(lines), key=key, description=description)
+
+
+@contextlib.contextmanager
+def _only_shown() -> Iterator[None]:
+    """For what is only shown in the UI: a server that is away costs the run nothing but that."""
+    try:
+        yield
+    except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+        get_run_logger().warning("the Prefect UI could not be updated: %s", error)
+
+
+def _state(record: dict[str, Any], code: int) -> State[Any]:
+    words = f"run {record['run']}"
+    errors = [f"{stage['name']}: {stage['error']['what']}" for stage in record["stages"] if stage["error"]]
+    match code:
+        case 0:
+            return Completed(message=words)
+        case 4:
+            return Completed(name="Refused", message=f"{words}: a gate said no, and nothing was promoted by it")
+        case 75 | 130:
+            return Failed(name="Interrupted", message=f"{words} was stopped; the next one goes on from there")
+        case _:
+            return Failed(message="; ".join([words, *errors]))

@@ -1,0 +1,98 @@
+"""What a champion was judged on, so that it and its challenger are judged on that again, and on what is new apart.
+
+The champion's own lineage names the dataset it was trained on; that one's split of the same name is what it was judged
+on. An example is `known` if its id or its text was there; the rest is `new`. Both are slices of `since`, which a gate
+asks about as of any other: `f1_macro[since=known]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import StageError
+from tasks.data.columns import stored_files
+from tasks.data.new_rows import rows
+
+if TYPE_CHECKING:
+    from infra.artifacts import Manifest
+    from infra.store import Store
+    from tasks.stage import InputArtifact
+
+SINCE, KNOWN, NEW = "since", "known", "new"
+NAME = "champion"
+
+
+@dataclass(frozen=True)
+class Since:
+    """`mask` [N]: whether the champion was judged on an example. `told`: a sentence on how that was found."""
+
+    mask: npt.NDArray[np.bool_]
+    told: str
+
+    @property
+    def masks(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """The slices that have examples."""
+        return {name: mask for name, mask in ((KNOWN, self.mask), (NEW, ~self.mask)) if mask.any()}
+
+
+def judged_before(store: Store, champion: Manifest, data: InputArtifact, split: str) -> Since:
+    """Which examples of a split the champion was judged on.
+
+    Raises StageError where its dataset is no longer in the store, or had examples that are not in this split any more.
+    """
+    from tasks.training.text_features import read_split
+
+    ids = read_split(data, split, columns=("id",))["id"]
+    found = next((item for item in _lineage(store, champion) if item["stage"] == data.stage), None)
+    if found is None:
+        return Since(np.ones(len(ids), bool), f"{data.stage!r} is not in the champion's lineage: all count as known")
+    if found["digest"] == data.manifest.digest:
+        return Since(np.ones(len(ids), bool), "the champion was judged on these very examples")
+    before = store.manifest(found["kind"], found["key"])
+    if before is None:
+        raise StageError(
+            f"the dataset the champion was judged on ({found['kind']} {found['key'][:12]}) is no longer in the store",
+            where=NAME,
+            hint="Restore it, or promote a new champion by hand: forgeline promote REF MODEL --force --reason ...",
+        )
+    if _test_version(before) != _test_version(data.manifest):
+        return Since(np.zeros(len(ids), bool), "the test split was begun anew (`test_version`): all examples are new")
+    files = [entry.path for _, entry in stored_files(before, [split])]
+    theirs = list(rows(store, before, files))
+    mine = [(row["id"], row.get("text")) for row in rows(store, data.manifest, _files(data.manifest, split))]
+    texts, names = {text for _, text in mine if text is not None}, {name for name, _ in mine}
+    gone = [row["id"] for row in theirs if row["id"] not in names and row.get("text") not in texts]
+    if gone:
+        raise StageError(
+            f"{len(gone)} of the {len(theirs)} examples the champion was judged on are not in {data.stage}.{split}: "
+            f"{', '.join(gone[:3])}",
+            where=NAME,
+            hint="Bring them back, or raise `split.test_version` of the dataset to begin a new test split.",
+        )
+    known_ids, known_texts = {row["id"] for row in theirs}, {row.get("text") for row in theirs} - {None}
+    place = {name: name in known_ids or text in known_texts for name, text in mine}
+    return Since(np.array([place[name] for name in ids]), f"of the {len(ids)} examples {sum(place.values())} are known")
+
+
+def _files(data: Manifest, split: str) -> list[str]:
+    return [entry.path for _, entry in stored_files(data, [split])]
+
+
+def _test_version(data: Manifest) -> Any:
+    return data.identity.get("params", {}).get("split", {}).get("test_version")
+
+
+def _lineage(store: Store, artifact: Manifest) -> Iterator[dict[str, Any]]:
+    """What an artifact was made of, nearest first, as far as the store has it."""
+    waiting, seen = [artifact], set[str]()
+    while waiting:
+        items = [item for manifest in waiting for items in manifest.inputs.values() for item in items]
+        yield from items
+        seen |= {manifest.key for manifest in waiting}
+        found = (store.manifest(item["kind"], item["key"]) for item in items if item["key"] not in seen)
+        waiting = [manifest for manifest in found if manifest is not None]

@@ -1,0 +1,188 @@
+"""Watching data: have the sources changed, is what they hold now worth a run, and has that run been started?
+
+What was decided is a journal in the store (`infra/journal.py`), one entry for each state of the sources that came to
+rest. Whoever writes an entry starts its run; so two watchers, or a hundred events, start one. Prefect, or any other
+starter, is told by `flows/watch.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from infra import journal
+from infra.artifacts import ArtifactRef, Manifest
+from infra.durations import told
+from infra.keys import content_digest
+from tasks.pipeline import Pipeline, StageNode
+
+if TYPE_CHECKING:
+    from infra.store import Store
+    from tasks.deployment import Watch
+
+LOOKED_AT = 1000
+ALPHA = 0.01
+STARTS = 3
+"""Times a run for one state of the data is started, where it crashed before."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A decision: on which state of the sources, with which datasets made of them, and why.
+
+    run: number of the entry that started the run on these examples: its own, or, where the sources changed and their
+    examples did not, that of an earlier one. at: when that was, in UTC.
+    """
+
+    number: int
+    sources: str
+    datasets: dict[str, dict[str, str]]
+    reason: str
+    run: int
+    at: str
+
+    def dataset(self, store: Store, stage: str) -> Manifest | None:
+        """What a stage's dataset was; None where it was not watched, or is no longer in the store."""
+        found = self.datasets.get(stage)
+        return store.manifest(found["kind"], found["key"]) if found else None
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Whether new data are worth a run, and the sentence that says why or why not."""
+
+    enough: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The state of the sources: the stages that read files, and the digest of those by path and content."""
+
+    stages: tuple[str, ...]
+    digest: str
+
+
+def sources_of(nodes: Sequence[StageNode]) -> Sources:
+    """What the stages' sources hold now. Raises StageError on a source that vanished."""
+    found = {}
+    for node in nodes:
+        assert node.stage.sources is not None, "only stages that read files are watched"
+        if files := node.stage.sources(node.params):
+            found[node.name] = [(f"{node.name}/{file.path}", file.sha256) for file in files]
+    return Sources(tuple(found), content_digest(file for files in found.values() for file in files))
+
+
+def only(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
+    """The pipeline cut down to some stages and what they need."""
+    kept: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in kept:
+            kept.add(name)
+            waiting += pipeline.stages[name].needs
+    return replace(pipeline, stages={name: node for name, node in pipeline.stages.items() if name in kept})
+
+
+def last_entry(store: Store, pipeline: str) -> Entry | None:
+    """The newest decision."""
+    found = journal.newest(store, f"{pipeline}/watch")
+    return Entry(number=found[0], **found[1]) if found else None
+
+
+def write_entry(
+    store: Store,
+    pipeline: str,
+    after: Entry | None,
+    sources: str,
+    datasets: dict[str, ArtifactRef],
+    reason: str,
+    *,
+    same: bool = False,
+) -> Entry | None:
+    """Add a decision; None where another watcher decided first. same: the examples are those of `after`."""
+    number = after.number + 1 if after else 1
+    made = {name: asdict(ref) for name, ref in sorted(datasets.items())}
+    at = datetime.now(UTC).isoformat("T", "seconds")
+    if same and after is not None:
+        entry = Entry(number, sources, made, reason, after.run, after.at)
+    else:
+        entry = Entry(number, sources, made, reason, number, at)
+    content = {name: value for name, value in asdict(entry).items() if name != "number"}
+    return entry if journal.append(store, f"{pipeline}/watch", number - 1, content) else None
+
+
+def starts_of(store: Store, pipeline: str, entry: Entry) -> tuple[int, dict[str, Any] | None]:
+    """How often the entry's run was started, and what was noted of the last time."""
+    return journal.newest(store, f"{pipeline}/watch-starts-{entry.run}") or (0, None)
+
+
+def note_start(store: Store, pipeline: str, entry: Entry, after: int, note: dict[str, Any]) -> None:
+    journal.append(store, f"{pipeline}/watch-starts-{entry.run}", after, note)
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What the datasets have that those of the last run had not, of each stage; and how many examples went."""
+
+    rows: dict[str, list[dict[str, Any]]]
+    gone: int
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+
+def fresh_since(store: Store, last: Entry, datasets: dict[str, ArtifactRef]) -> Fresh:
+    """The examples of `datasets` against those of the last decision."""
+    from tasks.data.new_rows import new_rows
+
+    found, gone = {}, 0
+    for name, ref in datasets.items():
+        manifest, before = store.manifest(ref.kind, ref.key), last.dataset(store, name)
+        assert manifest is not None, "it has just been made"
+        found[name] = new_rows(store, manifest, before)
+        gone += len(new_rows(store, before, manifest)) if before else 0
+    return Fresh(found, gone)
+
+
+def worth_a_run(store: Store, watch: Watch, last: Entry, fresh: Fresh, now: datetime) -> Worth:
+    """Are the new data worth a run? Enough new examples, the age of the last run, or drift: one of them is enough."""
+    have = f"{fresh.count:,} new example{'s' if fresh.count != 1 else ''}"
+    if fresh.gone:
+        have += f" and {fresh.gone:,} fewer of the old"
+    if fresh.count >= watch.min_new_rows:
+        return Worth(True, f"{have}, {watch.min_new_rows:,} are enough")
+    age = (now - datetime.fromisoformat(last.at)).total_seconds()
+    if watch.max_age is not None and age >= watch.max_age:
+        return Worth(True, f"{have}, and the last run is {told(round(age))} old ({told(watch.max_age)} are enough)")
+    drifted = _drift(store, last, fresh.rows) if watch.drift else []
+    if drifted:
+        return Worth(True, f"{have}, which differ from those before: {'; '.join(drifted)}")
+    older = f", a run {told(watch.max_age)} old" if watch.max_age is not None else ""
+    drift = ", or drift" if watch.drift else ""
+    return Worth(False, f"{have}; {watch.min_new_rows:,}{older}{drift} would be enough")
+
+
+def _drift(store: Store, last: Entry, fresh: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What differs between the new examples and those the last run had, of each dataset with enough of both."""
+    from tasks.data.columns import stored_files
+    from tasks.data.drift import differences, sample
+    from tasks.data.new_rows import rows
+    from tasks.stages.compare import Sizes
+
+    found = []
+    for name, new in fresh.items():
+        before = last.dataset(store, name)
+        if before is None or len(new) < 20:
+            continue
+        old = list(rows(store, before, [entry.path for _, entry in stored_files(before)]))
+        if len(old) < 20:
+            continue
+        chosen = [sample(one, LOOKED_AT, lambda row: str(row["id"])) for one in (old, new)]
+        judged = differences(chosen[0], chosen[1], alpha=ALPHA, sizes=Sizes().model_dump(), seed=0)
+        found += [f"{one.name} of {name} ({one.told})" for one in judged if one.drifted]
+    return found

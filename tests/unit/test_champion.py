@@ -1,0 +1,377 @@
+"""A champion and its challenger: who is compared with whom, run after run, and how a name moves and moves back."""
+
+from __future__ import annotations
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli import main
+from infra import refs
+from infra.artifacts import ArtifactRef, Manifest
+from infra.errors import ConfigError, StageError, StoreError, UsageError
+from infra.refs import RefConflict
+from infra.store import Store
+from tasks.evaluation.champion import judged_before
+from tasks.pipeline import Pipeline, load_pipeline
+from tasks.plan import make_plan, resolve, resolve_refs, stored
+from tasks.release.promotion import promote, roll_back
+from tasks.release.requirements import Requirement, judge, verdict_on
+from tasks.stage import InputArtifact
+
+PIPELINE = """
+name: fresh
+stages:
+  corpus: {dataset: {sources: [{files: "corpus.txt"}]}}
+  words: {tokenizer: {data: corpus, vocab_size: 300}}
+  tokens: {pack: {data: corpus, tokenizer: words, context: 8}}
+  base: {pretrain: {data: tokens, objective: causal_lm, model: {type: gpt2}, max_steps: 1, learning_rate: 1e-3, global_batch_size: 1}}
+  texts: {dataset: {sources: [{files: "data/*.txt"}]}}
+  model: {finetune: {model: "ref:fresh/production-weights or base", data: texts, objective: text_classification, max_steps: 1, learning_rate: 1e-3, global_batch_size: 1}}
+  onnx: {export: {model: model}}
+  scores: {evaluate: {models: [onnx], champion: fresh/production, data: texts.test}}
+  gate: {gate: {scores: scores, candidate: onnx, against: champion, require: [{metric: accuracy, max_drop: 0.1}]}}
+  ship: {promote: {model: onnx, weights: model, gate: gate, ref: fresh/production}}
+"""
+
+
+class House:
+    """A pipeline whose stages are done by writing down what they were made of: no model, real keys and refs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "data").mkdir()
+        (folder / "corpus.txt").write_text("a corpus")
+        (folder / "p.yaml").write_text(PIPELINE)
+        self.store = Store.open(str(folder / "store"))
+        self.data("first")
+
+    def data(self, name: str) -> None:
+        (self.folder / "data" / f"{name}.txt").write_text(f"text {name}")
+
+    def pipeline(self) -> Pipeline:
+        return load_pipeline(self.folder / "p.yaml", store=str(self.folder / "store"))
+
+    def run(self, *, passes: bool = True) -> list[str]:
+        """Run it; names of the stages that were not reused."""
+        pipeline, ran = self.pipeline(), []
+        known = resolve_refs(pipeline, self.store)
+        for node in pipeline.stages.values():
+            resolved = resolve(node, known)
+            manifest = stored(self.store, node.stage.kind, resolved)
+            if manifest is None:
+                ran.append(node.name)
+                manifest = self.make(node, resolved, passes=passes)
+            known[node.name] = manifest.ref
+            if node.stage.refuses and not manifest.metrics["passed"]:
+                break
+            if node.name == "ship":
+                release = json.loads((self.store.fetch(manifest) / "release.json").read_text())
+                promote(self.store, release, f"release {manifest.digest[:16]}")
+        return ran
+
+    def make(self, node: Any, resolved: Any, *, passes: bool) -> Manifest:
+        place = self.folder / "work" / resolved.key
+        place.mkdir(parents=True)
+        (place / "made.txt").write_text(resolved.key)
+        if node.name == "ship":
+            model, weights = resolved.inputs["model"][0], resolved.inputs["weights"][0]
+            scores = next(
+                m for m in self.manifests("evaluate") if m.digest == self.digest_of(resolved, "gate", "scores")
+            )
+            beaten = [item["digest"] for item in scores.inputs.get("champion", [])]
+            release = {"ref": "fresh/production", "model": vars(model), "weights": vars(weights)}
+            (place / "release.json").write_text(json.dumps({**release, "champion": next(iter(beaten), None)}))
+        inputs: dict[str, list[dict[str, Any]]] = {}
+        taken: dict[str, int] = {}
+        for item in resolved.items:
+            ref = resolved.inputs[item.field][taken.get(item.field, 0)]
+            taken[item.field] = taken.get(item.field, 0) + 1
+            inputs.setdefault(item.field, []).append({**vars(ref), "stage": item.stage, "split": item.split})
+        return self.store.commit(
+            kind=node.stage.kind, type=node.stage.makes, key=resolved.key, attempt="a", payload_dir=place,
+            identity=resolved.identity, inputs=inputs, metrics={"passed": float(passes)},
+        )  # fmt: skip
+
+    def manifests(self, kind: str) -> list[Manifest]:
+        found = [self.store.manifest(kind, key) for key in self.store.list(f"artifacts/{kind}")]
+        return [manifest for manifest in found if manifest]
+
+    def digest_of(self, resolved: Any, kind: str, field: str) -> str:
+        gate = self.store.manifest(kind, resolved.inputs[kind][0].key)
+        assert gate
+        return str(gate.inputs[field][0]["digest"])
+
+    def input_of(self, stage: str, field: str) -> list[str]:
+        """Digests a stage's field had in the last run."""
+        entry = next(m for m in self.manifests(stage) if m.key == self.plan()[stage])
+        return [item["digest"] for item in entry.inputs.get(field, [])]
+
+    def manifests_by_stage(self, shipped: str) -> str:
+        """Digest of the weights behind a shipped model."""
+        export = next(m for m in self.manifests("export") if m.digest == shipped)
+        return str(export.inputs["model"][0]["digest"])
+
+    def plan(self) -> dict[str, str]:
+        return {line.node.stage.kind: line.key or "" for line in make_plan(self.pipeline(), self.store)}
+
+    def actions(self) -> set[str]:
+        return {line.action for line in make_plan(self.pipeline(), self.store)}
+
+    def champion(self) -> str:
+        entry = refs.get(self.store, "fresh/production")
+        return entry.digest if entry else ""
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def test_what_was_promoted_is_found_made_when_the_pipeline_runs_again(house: House) -> None:
+    assert "scores" in house.run()
+    first = house.champion()
+    assert house.actions() == {"reuse"}, "neither its own champion nor its own weights make it run again"
+    assert house.run() == []
+    house.data("second")
+    assert house.run() == ["texts", "model", "onnx", "scores", "gate", "ship"]
+    assert house.champion() != first
+    assert house.actions() == {"reuse"}
+    assert house.input_of("evaluate", "champion") == [first]
+    assert house.input_of("finetune", "model") == [house.manifests_by_stage(first)]
+
+
+def test_a_refused_challenger_leaves_champion_and_weights(house: House) -> None:
+    house.run()
+    first = house.champion()
+    house.data("second")
+    house.run(passes=False)
+    assert house.champion() == first
+    house.data("third")
+    assert "model" in house.run()
+    assert house.input_of("evaluate", "champion") == [first]
+
+
+def test_a_roll_back_is_not_undone_and_is_what_the_next_challenger_meets(house: House) -> None:
+    house.run()
+    first, weights = house.champion(), refs.get(house.store, "fresh/production-weights")
+    house.data("second")
+    house.run()
+    moves = roll_back(house.store, "fresh/production", None, "too slow")
+    assert [move.ref for move in moves] == ["fresh/production", "fresh/production-weights"]
+    assert house.champion() == first
+    now = refs.get(house.store, "fresh/production-weights")
+    assert weights and now and now.artifact == weights.artifact
+    assert house.run() == [], "the same data are not trained on again"
+    assert house.champion() == first
+    house.data("third")
+    house.run()
+    assert house.input_of("evaluate", "champion") == [first]
+
+
+def test_back_and_back_again(house: House) -> None:
+    house.run()
+    first = house.champion()
+    house.data("second")
+    house.run()
+    second = house.champion()
+    roll_back(house.store, "fresh/production", None, "")
+    roll_back(house.store, "fresh/production", None, "")
+    assert house.champion() == second
+    roll_back(house.store, "fresh/production", 1, "")
+    assert house.champion() == first
+    behind = refs.get(house.store, "fresh/production-weights")
+    assert behind and behind.digest == house.manifests_by_stage(first)
+    with pytest.raises(UsageError, match=r"no entry 9\n.*Its entries: 5 .* 1 "):
+        roll_back(house.store, "fresh/production", 9, "")
+
+
+def test_killed_between_its_two_moves_a_promotion_is_made_whole_by_the_next_run(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: Any, **given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refs, "set", killed)
+        with pytest.raises(KeyboardInterrupt):
+            house.run()
+    assert house.champion() == ""
+    assert house.run() == []
+    assert house.champion() != ""
+    assert len(refs.history(house.store, "fresh/production-weights")) == 1
+
+
+def test_a_challenger_of_a_champion_that_is_gone_is_not_published(house: House) -> None:
+    house.run()
+    house.data("second")
+    pipeline = house.pipeline()
+    known = resolve_refs(pipeline, house.store)  # two runs begin at once, and see the same champion
+    entry = refs.get(house.store, "fresh/production")
+    assert entry
+    other = ArtifactRef("export", "f" * 64, "e" * 64, "onnx")
+    refs.advance(house.store, "fresh/production", other, note="another run was faster")
+    release = {"ref": "fresh/production", "model": vars(ArtifactRef("export", "d" * 64, "c" * 64, "onnx"))}
+    with pytest.raises(StoreError, match=r"another champion was being challenged\n.*Run the pipeline again"):
+        promote(house.store, {**release, "champion": entry.digest}, "release x")
+    assert known.past["ref:fresh/production"][0].artifact == entry.artifact
+    assert house.champion() == other.digest
+
+
+def test_of_those_who_move_a_name_at_once_each_but_one_is_told(house: House) -> None:
+    house.run()
+    house.data("second")
+    house.run()
+
+    def back(_: int) -> str:
+        try:
+            roll_back(house.store, "fresh/production", 1, "")
+        except RefConflict:
+            return "told"
+        return "moved"
+
+    before = len(refs.history(house.store, "fresh/production"))
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(back, range(6)))
+    assert len(refs.history(house.store, "fresh/production")) - before == found.count("moved") >= 1
+
+
+def test_moves_by_hand_need_a_verdict_or_a_reason(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    house.run()
+    store = str(house.folder / "store")
+    for name, kind in (("fresh/other/latest", "finetune"), ("fresh/onnx/latest", "export")):
+        refs.advance(house.store, name, house.manifests(kind)[0].ref)
+    given = ["promote", "fresh/production", "fresh/other/latest", "--store", store]
+    assert main(given) == 2 and "which gate let it through?" in capsys.readouterr().err
+    assert main([*given, "--force"]) == 2 and "needs a reason" in capsys.readouterr().err
+    assert main([*given, "--force", "--reason", "an experiment"]) == 0
+    assert refs.history(house.store, "fresh/production")[0].note == "forced: an experiment"
+    verdict = {"passed": False, "candidate": {"name": "onnx", "digest": house.manifests("export")[0].digest}}
+    verdict["requirements"] = [{"passed": False, "sentence": "It is worse."}]
+    (house.folder / "verdict").mkdir()
+    (house.folder / "verdict/verdict.json").write_text(json.dumps(verdict))
+    made = house.store.commit(
+        kind="gate", type="verdict", key="9" * 64, attempt="a", payload_dir=house.folder / "verdict", identity={}
+    )
+    refs.advance(house.store, "fresh/gate/latest", made.ref)
+    by_verdict = ["--verdict", "fresh/gate/latest"]
+    assert main([*given, *by_verdict]) == 2 and "not on this model" in capsys.readouterr().err
+    onnx = ["promote", "fresh/production", "fresh/onnx/latest", "--store", store]
+    assert main([*onnx, *by_verdict]) == 4 and "It is worse." in capsys.readouterr().err
+    assert main(["rollback", "fresh/production", "--store", store, "--reason", "no more"]) == 0
+    assert re.search(r"fresh/production: finetune .* \(entry 2\) -> export .* \(entry 3\)", capsys.readouterr().out)
+    assert main(["rollback", "fresh/nothing", "--store", store]) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("or base", "or bsae", "no stage named 'bsae'; did you mean base?"),
+        ("or base", "or texts", "'texts' makes a dataset, but a model is needed here"),
+        ("or base", "or onnx", "stages need each other in a circle"),
+    ],
+)
+def test_a_stage_that_stands_in_is_checked_as_any_other(house: House, old: str, new: str, says: str) -> None:
+    (house.folder / "p.yaml").write_text(PIPELINE.replace(old, new))
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        house.pipeline()
+
+
+def scores(*, there: bool, n: dict[str, int] | None = None) -> dict[str, Any]:
+    metrics = {"accuracy": {"value": 0.8, "greater_is_better": True}}
+    metrics |= {f"accuracy[since={name}]": {"value": 0.7, "greater_is_better": True} for name in n or {}}
+    one = {"metrics": metrics, "artifact": {"digest": "a"}}
+    return {
+        "models": {"int8": one, **({"champion": one} if there else {})},
+        "champion": {"ref": "fresh/production", "there": there, "told": ""},
+        "data": {}, "resamples": 100,
+        **({"slices": {"since": {"n": n, "min_examples": 1}}} if n else {}),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "accuracy[since=known]", "accuracy[since=*]", "accuracy[since=new]"])
+def test_before_there_is_a_champion_nothing_is_compared_with_it(metric: str) -> None:
+    outcome = judge(Requirement(metric=metric, max_drop=0.0), scores(there=False), {}, "int8", "champion")
+    assert outcome.passed and outcome.bound is None
+    assert outcome.sentence == f"{metric} (max_drop) does not apply: fresh/production points to no model yet."
+    assert verdict_on("int8", "champion", scores(there=False), "d", [outcome])["against"] is None
+    low = judge(Requirement(metric="accuracy", min=0.9), scores(there=False), {}, "int8", "champion")
+    assert not low.passed
+
+
+def test_what_asks_about_new_examples_where_there_are_none_does_not_apply() -> None:
+    requirement = Requirement(metric="accuracy[since=new]", max_drop=0.0)
+    found = judge(requirement, scores(there=True, n={"known": 40}), {}, "int8", "champion")
+    assert found.passed and "no example is new" in found.sentence
+    found = judge(requirement, scores(there=True, n={"known": 40, "new": 3}), {}, "int8", "champion")
+    assert found.passed and found.bound == 0.0
+
+
+class Datasets:
+    """Datasets of named examples, and a champion that was trained on one of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store, self.count = folder, Store.open(str(folder / "store")), 0
+
+    def dataset(self, rows: dict[str, str], *, test_version: int = 0) -> InputArtifact:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.count += 1
+        place = self.folder / str(self.count)
+        (place / "test").mkdir(parents=True)
+        pq.write_table(pa.table({"id": list(rows), "text": list(rows.values())}), place / "test/a.parquet")
+        description = {"splits": {"test": len(rows)}, "labels": None, "columns": ["id", "text"]}
+        (place / "dataset.json").write_text(json.dumps(description))
+        manifest = self.store.commit(
+            kind="dataset", type="dataset", key=f"{self.count:064d}", attempt="a", payload_dir=place,
+            identity={"params": {"split": {"test_version": test_version}}},
+        )  # fmt: skip
+        return InputArtifact("texts", self.store.fetch(manifest), manifest, "test")
+
+    def champion(self, data: InputArtifact) -> Manifest:
+        (self.folder / "model").mkdir(exist_ok=True)
+        (self.folder / "model/w").write_text("w")
+        entry = {**vars(data.manifest.ref), "stage": "texts", "split": None}
+        made = [("finetune", {"data": [entry]})]
+        for kind, inputs in made:
+            model = self.store.commit(
+                kind=kind, type="model", key="1" * 64, attempt="a", payload_dir=self.folder / "model", identity={},
+                inputs=inputs,
+            )  # fmt: skip
+        above = {**vars(model.ref), "stage": "model", "split": None}
+        return self.store.commit(
+            kind="export", type="onnx", key="2" * 64, attempt="a", payload_dir=self.folder / "model", identity={},
+            inputs={"model": [above]},
+        )  # fmt: skip
+
+
+def test_known_and_new_examples(tmp_path: Path) -> None:
+    made = Datasets(tmp_path)
+    champion = made.champion(made.dataset({"a": "one", "b": "two"}))
+    now = made.dataset({"a": "one", "c": "two", "d": "three"})
+    found = judged_before(made.store, champion, now, "test")
+    assert found.mask.tolist() == [True, True, False], "b's text is there under another name"
+    assert {name: int(mask.sum()) for name, mask in found.masks.items()} == {"known": 2, "new": 1}
+
+
+def test_examples_that_are_gone_are_an_error_unless_the_test_split_was_begun_anew(tmp_path: Path) -> None:
+    made = Datasets(tmp_path)
+    champion = made.champion(made.dataset({"a": "one", "b": "two"}))
+    with pytest.raises(StageError, match=r"1 of the 2 examples the champion was judged on are not in texts.test: b"):
+        judged_before(made.store, champion, made.dataset({"a": "one", "c": "other"}), "test")
+    anew = judged_before(made.store, champion, made.dataset({"a": "one"}, test_version=1), "test")
+    assert not anew.mask.any() and list(anew.masks) == ["new"]
+
+
+def test_a_champion_whose_test_set_is_gone_says_so(tmp_path: Path) -> None:
+    made = Datasets(tmp_path)
+    old = made.dataset({"a": "one"})
+    champion = made.champion(old)
+    made.store.delete(f"{old.manifest.ref.prefix}/manifest.json")
+    with pytest.raises(StageError, match="is no longer in the store"):
+        judged_before(made.store, champion, made.dataset({"a": "one", "b": "two"}), "test")
