@@ -1,7 +1,7 @@
 """The command line of Forgeline.
 
-`forgeline validate|schema|plan|run|prepare|checkpoint|doctor|status|logs|cancel|compare|show|report|promote|rollback|
-deploy|watch|up|down`
+`forgeline validate|schema|plan|run|prepare|checkpoint|doctor|status|logs|cancel|compare|show|report|lineage|gc|promote|
+rollback|deploy|watch|up|down`
 
 stdout carries the result (text, or JSON with `--json`), stderr the progress and the errors. Exit codes: 0 ok, 2 bad
 config or usage, 3 a stage or a check failed, 4 the gate refused, 75 preempted and resumable, 130 interrupted.
@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from flows.commands import deployments, pipelines, releases, reports, runs, services, trainings
+from flows.commands import deployments, garbage, lineage, pipelines, releases, reports, runs, services, trainings
 from flows.commands.parsing import Commands
 from infra.errors import ForgelineError
 
@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     trainings.add(commands)
     runs.add(commands)
     reports.add(commands)
+    lineage.add(commands)
+    garbage.add(commands)
     releases.add(commands)
     deployments.add(commands)
     services.add(commands)

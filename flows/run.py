@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import subprocess
 import threading
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from flows.budget import watch_budget
 from flows.live import LiveView
 from flows.monitor import Monitor
 from flows.prefect_settings import log_to_file, prefect_environment
-from infra.artifacts import ArtifactRef
+from infra.artifacts import ArtifactRef, Manifest
 from infra.budget import Spent
 from infra.errors import CorruptArtifact, GateRefused, Preempted, StoreError
 from infra.launch.local import LocalLauncher
@@ -69,9 +70,7 @@ def run_pipeline(
     record = RunRecord(new_run_id(), pipeline, store, already)
     began(record)
     with LiveView([(line.node.name, line.node.stage.kind) for line in plan], quiet=quiet) as live:
-        if all(line.action in ("reuse", "skip") for line in plan):
-            for line in plan:
-                _note_settled(line, record, store, live)
+        if all(line.action in ("reuse", "skip") for line in plan) and _settled(plan, record, store, live):
             status, code = _refused_or_ok(pipeline, {line.node.name for line in plan if line.refused})
             record.finish(status)
             return record, code
@@ -88,13 +87,29 @@ def _plan_around_damage(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
                 raise
 
 
-def _note_settled(line: PlannedStage, record: RunRecord, store: Store, live: LiveView) -> None:
-    if line.artifact is None:
+def _settled(plan: list[PlannedStage], record: RunRecord, store: Store, live: LiveView) -> bool:
+    """Note that everything is reused; False if some of it was collected since it was planned with.
+
+    It is named in the record first and looked for then, so garbage collection either sees the name or is seen.
+    """
+    artifacts = {line.node.name: line.artifact for line in plan if line.artifact}
+    record.reuses(artifacts)
+    manifests = {name: store.manifest(ref.kind, ref.key) for name, ref in artifacts.items()}
+    if None in manifests.values():
+        record.reuses(dict.fromkeys(artifacts))
+        return False
+    for line in plan:
+        _note_settled(line, manifests.get(line.node.name), record, store, live)
+    return True
+
+
+def _note_settled(
+    line: PlannedStage, manifest: Manifest | None, record: RunRecord, store: Store, live: LiveView
+) -> None:
+    if manifest is None:
         record.skip(line.node.name, line.reason)
         live.update(line.node.name, state="skipped", reason=line.reason)
         return
-    manifest = store.manifest(line.artifact.kind, line.artifact.key)
-    assert manifest is not None
     if line.node.stage.publish:
         line.node.stage.publish(store, manifest)
     record.note(line.node.name, StageResult("reuse", manifest, line.reason, line.refused))
@@ -122,7 +137,7 @@ def _run_flow(
         launcher=LocalLauncher(folder, preload=TORCH_PRELOAD),
         slots=slots,
         folder=folder,
-        producer={"commit": commit_of(pipeline.path), "cores": slots.total},
+        producer={"commit": commit_of(pipeline.path), "cores": slots.total, **_machine()},
         notify=monitor.notify,
         tracking=WandbReplay(pipeline.tracking, project=pipeline.name, group=run, folder=folder),
         refused=monitor.refused,
@@ -218,6 +233,11 @@ def _keep_saving(record: RunRecord, ended: threading.Event) -> None:
             record.save()
         except StoreError as error:
             log.warning("the record of the run could not be stored, going on: %s", error)
+
+
+def _machine() -> dict[str, Any]:
+    """The machine's name and its CPUs, for lineage: part of what is told about an artifact, never of its identity."""
+    return {"host": platform.node(), "cpus": os.cpu_count()}
 
 
 def commit_of(path: Path) -> str | None:

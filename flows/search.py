@@ -13,6 +13,7 @@ from dataclasses import replace
 from infra.artifacts import ArtifactRef
 from infra.errors import GateRefused
 from infra.store import Store
+from tasks.data.parts import input_manifest
 from tasks.pipeline import Pipeline, StageNode
 from tasks.plan import make_plan
 from tasks.search import Results
@@ -84,8 +85,7 @@ def _results(pipeline: Pipeline) -> dict[str, dict[str, Result]]:
 
 
 def _result(store: Store, scores: ArtifactRef, candidate: str) -> tuple[float, float]:
-    manifest = store.manifest(scores.kind, scores.key)
-    assert manifest is not None, "it has just been planned with"
+    manifest = input_manifest(scores.kind, scores.key, store)
     told = json.loads((store.fetch(manifest) / "scores.json").read_text(encoding="utf-8"))
     model = told["models"][candidate]
     quality = float(model["metrics"][told["primary_metric"]]["value"])

@@ -30,6 +30,8 @@ from infra.process_id import is_dead, this_process
 from infra.store import Store
 
 LEASE_SECONDS = 10.0
+LONG_DEAD = 86400.0
+"""Age of a heartbeat from which on nobody asks whose it was."""
 log = logging.getLogger(__name__)
 
 
@@ -180,6 +182,32 @@ def wait_for(
             return claim
         if cancelled.wait(poll):
             raise Preempted("cancelled while waiting for another run", where=f"claims/{kind}/{key}")
+
+
+def held(store: Store, now: float, prefix: str = "claims") -> set[tuple[str, str]]:
+    """Kind and key of what somebody works on, for one who cannot wait a lease to see whether a heartbeat moves.
+
+    A claim counts that was not released, whose owner is not known to be dead, and whose last sign of life is younger
+    than three leases at `now`, both by the store's clock. prefix: look only there, e.g. `claims/KIND/KEY`.
+    """
+    newest: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, str, int], float] = {}
+    for entry in store.entries(prefix):
+        _, kind, key, name = entry.path.split("/")
+        generation = int(name[:6])
+        newest[kind, key] = max(newest.get((kind, key), 0), generation)
+        seen[kind, key, generation] = max(seen.get((kind, key, generation), 0.0), entry.modified)
+    found = set()
+    for (kind, key), generation in newest.items():
+        age = now - seen[kind, key, generation]
+        if age > LONG_DEAD:
+            continue
+        stem = f"{_folder(kind, key)}/{generation:06d}"
+        holder = store.find_json(f"{stem}.json") or {}
+        released = (store.find_json(f"{stem}.beat.json") or {}).get("released", False)
+        if not released and not is_dead(holder) and age < 3 * float(holder.get("lease", LEASE_SECONDS)):
+            found.add((kind, key))
+    return found
 
 
 def _folder(kind: str, key: str) -> str:

@@ -55,10 +55,14 @@ class RefEntry:
         return self.artifact.type
 
 
+def is_name(name: str) -> bool:
+    """Whether `name` can be a ref: parts of letters, digits and `._-`, joined by `/`."""
+    return all(PART.fullmatch(part) and not ENTRY.fullmatch(part) for part in name.split("/"))
+
+
 def checked_name(name: str) -> str:
-    """`name` if it can be a ref: parts of letters, digits and `._-`, joined by `/`. Raises UsageError."""
-    parts = name.split("/")
-    if not all(PART.fullmatch(part) for part in parts) or any(ENTRY.fullmatch(part) for part in parts):
+    """`name` if it can be a ref. Raises UsageError."""
+    if not is_name(name):
         raise UsageError(
             f"{name!r} cannot be the name of a ref",
             hint="Use letters, digits, '.', '_' and '-', in parts joined by '/', e.g. my-pipeline/production.",
@@ -77,12 +81,12 @@ def get(store: Store, name: str) -> RefEntry | None:
 
 
 def history(store: Store, name: str, limit: int | None = None) -> list[RefEntry]:
-    """The last `limit` moves of a ref (None: all of them), newest first."""
+    """Every move of a ref, newest first; the last `limit` of them."""
     newest = get(store, name)
     if newest is None:
         return []
-    first = max(0, newest.number - limit) if limit else 0
-    older = (_read(store, name, number) for number in range(newest.number - 1, first, -1))
+    last = 0 if limit is None else max(newest.number - limit, 0)
+    older = (_read(store, name, number) for number in range(newest.number - 1, last, -1))
     return [newest, *(entry for entry in older if entry is not None)]
 
 

@@ -10,6 +10,7 @@ Layout (see `infra.artifacts` for what an artifact is):
     artifacts/<kind>/<key>/manifest.json                     create-only, written last: it is the commit
     files/<sha256>                                           files that several artifacts share
     quarantine/<kind>/<key>/<attempt>-<n>/manifest.json      manifests of artifacts found damaged
+    trash/<kind>/<key>/<attempt>/manifest.json               manifests that nothing needs (`infra.collector`)
     claims/ refs/ checkpoints/ runs/                         see `infra.claims`, `infra.refs`, `infra.checkpoints`
 
 A process killed at any moment leaves an attempt folder nobody points to, or a committed artifact; never a mix.

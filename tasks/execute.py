@@ -51,6 +51,15 @@ class StageResult:
 
 def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult:
     """Make, resume or reuse one stage's artifact. Raises ForgelineError; `transient` ones are worth another attempt."""
+    while True:
+        result = _execute(node, made, context)
+        # Garbage collection may have taken what was about to be reused. By now a ref names it, so it looks after it.
+        if context.store.exists(f"{result.manifest.ref.prefix}/manifest.json"):
+            return result
+        log.warning("%s: what it was going to reuse was collected; it is made again", node.name)
+
+
+def _execute(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult:
     resolved = resolve(node, made)
     kind = node.stage.kind
     manifest = stored(context.store, kind, resolved)

@@ -10,6 +10,7 @@ import re
 import secrets
 import socket
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from infra.process_id import is_dead, this_process
 from tasks.stage_times import StageTimes
 
 if TYPE_CHECKING:
+    from infra.artifacts import ArtifactRef
     from infra.store import Store
     from tasks.execute import StageResult
     from tasks.pipeline import Pipeline, StageNode
@@ -82,6 +84,12 @@ class RunRecord:
             else:
                 entry["error"] = None
                 self.note(name, result)
+        self.save()
+
+    def reuses(self, artifacts: Mapping[str, ArtifactRef | None]) -> None:
+        """Say what stages are going to reuse, before it is looked at: what a record names is not collected."""
+        for name, artifact in artifacts.items():
+            self._stages[name]["artifact"] = asdict(artifact) if artifact else None
         self.save()
 
     def note(self, name: str, result: StageResult) -> None:

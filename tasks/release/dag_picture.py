@@ -22,8 +22,10 @@ ACTIONS = {
     "refused": "refused",
     "skipped": "skipped",
     "waiting": "not reached",
+    "data": "read",
+    "missing": "missing",
 }
-"""What a run record calls an action, and what a reader does."""
+"""What a run record calls an action, and what a reader does; the last two stand only in a lineage."""
 
 
 def dag(stages: Sequence[dict[str, Any]]) -> Markup:

@@ -13,9 +13,7 @@ from infra.platform import prefect_server
 
 
 @pytest.mark.month
-def test_a_month(
-    tmp_path: Path, load: Callable[[str], Any], seaweed: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_month(tmp_path: Path, load: Callable[[str], Any], seaweed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def say(text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +19,9 @@ import pytest
 
 from infra import claims, refs
 from infra.artifacts import ArtifactRef, Manifest
+from infra.census import Keep
 from infra.checkpoints import CheckpointStore
+from infra.collector import collect, restore
 from infra.errors import CorruptArtifact, LeaseLost, StageError, StoreError
 from infra.store import Store
 
@@ -93,6 +96,17 @@ def test_objects_are_created_read_listed_and_deleted(store: Store) -> None:
     store.delete("a/two with space")
     store.delete_tree("a")
     assert list(store.walk("a")) == [] and not store.exists("a/b/one.json")
+
+
+def test_sizes_and_times_are_the_stores_own(store: Store) -> None:
+    before = store.now()
+    store.write_bytes("a/one", b"12345")
+    (entry,) = store.entries("a")
+    assert (entry.path, entry.size, entry.modified) == ("a/one", 5, store.modified("a/one"))
+    assert before <= entry.modified <= store.now() <= before + 60
+    assert list(store.walk(".probe")) == [] and store.unfinished(remove=False) == []
+    with pytest.raises(FileNotFoundError):
+        store.modified("a/none")
 
 
 def test_create_has_one_winner_even_for_equal_bytes(store: Store) -> None:
@@ -269,6 +283,22 @@ def test_a_large_file_in_parts_arrives_whole(store: Store, tmp_path: Path) -> No
 
 
 # --- refs -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_nothing_needs_goes_in_two_rounds_and_comes_back_in_between(store: Store, tmp_path: Path) -> None:
+    kept = commit(store, payload(tmp_path / "kept"), key="kept")
+    commit(store, payload(tmp_path / "lost"), key="lost")
+    refs.advance(store, "garbage/latest", kept.ref)
+    keep = Keep(grace=0, runs=0, history=1)
+    time.sleep(1.1)  # S3 tells times by the second
+    collect(store, keep)
+    assert store.manifest("pretrain", "lost") is None
+    assert store.fetch(restore(store, "pretrain", "lost")).is_dir()
+    for _ in range(2):
+        time.sleep(1.1)
+        collect(store, keep)
+    assert store.fetch(kept).is_dir() and list(store.walk("trash")) == []
+    assert list(store.walk("artifacts/pretrain/lost")) == []
 
 
 def test_refs_move_by_compare_and_set_and_remember(store: Store) -> None:
