@@ -132,8 +132,8 @@ def test_what_cannot_be_done_within_the_rest_is_not_started(tmp_path: Path, cont
 
     late = RunRecord("two", pipeline, context.store, already=Spent(30.0))
     watch_budget(late, context, ended)
-    assert "too much for the budget of 1 hours (0.00833 spent)" in context.may_start(corpus)
-    assert late.data["stopped"] == "the budget of 1 hours (0.00833 spent)"
+    assert "too much for the budget of 1 hours (0.008" in context.may_start(corpus)
+    assert late.data["stopped"].startswith("the budget of 1 hours")
     with pytest.raises(Preempted, match="not started: it takes at least 1 h"):
         execute_stage(corpus, {}, context)
     assert not list(context.folder.glob("*/*/job.json"))
