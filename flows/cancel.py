@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import psutil
@@ -11,6 +12,7 @@ from infra.process_id import is_dead, is_here, start_time
 from infra.store import Store
 from tasks.run_record import read_run, state_of
 
+POLL_SECONDS = 0.1
 PATIENCE = 60.0
 """Seconds for a run to end once it was asked to."""
 
@@ -40,12 +42,14 @@ def _terminate(pid: int, started: str) -> bool:
         if start_time(pid) != started:
             return False
         process.terminate()
-        process.wait(PATIENCE)
     except psutil.NoSuchProcess:
         return False
-    except psutil.TimeoutExpired as error:
-        hint = f"`kill -9 {pid}` ends it and its jobs; what is committed stays whole."
-        raise StageError(f"process {pid} did not end within {PATIENCE:.0f} s", hint=hint) from error
+    deadline = time.monotonic() + PATIENCE
+    while start_time(pid) == started:  # not so for one that ended, even if its parent has not asked how yet
+        if time.monotonic() > deadline:
+            hint = f"`kill -9 {pid}` ends it and its jobs; what is committed stays whole."
+            raise StageError(f"process {pid} did not end within {PATIENCE:.0f} s", hint=hint)
+        time.sleep(POLL_SECONDS)
     return True
 
 

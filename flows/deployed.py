@@ -33,7 +33,7 @@ from infra.errors import UsageError
 from tasks.parameter_form import overrides
 from tasks.pipeline import Pipeline, load_pipeline
 from tasks.prefect_task import artifact_key
-from tasks.run_record import RunRecord
+from tasks.run_record import RunRecord, spent_by
 from tasks.search import Results
 from tasks.watching import Entry
 
@@ -45,12 +45,12 @@ def run_deployed(file: str, settings: dict[str, Any] | None = None) -> State[Any
     """Run a pipeline file with the settings of the form. Raises ForgelineError on a file or settings that are wrong."""
     path = Path(file)
     changes = overrides(load_pipeline(path), settings or {})
-    last: list[RunRecord] = []
+    rounds: list[RunRecord] = []
 
     def once(pipeline: Pipeline) -> int:
-        record, code = run_pipeline(pipeline, quiet=True, began=_name_run)
+        record, code = run_pipeline(pipeline, quiet=True, began=_name_run, already=spent_by(rounds))
         _report(record)
-        last[:] = [record]
+        rounds.append(record)
         return code
 
     def load(results: Results) -> Pipeline:
@@ -59,7 +59,7 @@ def run_deployed(file: str, settings: dict[str, Any] | None = None) -> State[Any
     pipeline, code = run_trials(load, once, get_run_logger().info)
     if pipeline is not None:
         code = once(pipeline)
-    return _state(last[0].data, code)
+    return _state(rounds[-1].data, code)
 
 
 @flow(name="forgeline-watch", task_runner=task_runner(MOST_STAGES), persist_result=False, validate_parameters=False)

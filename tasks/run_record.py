@@ -10,7 +10,7 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -133,6 +133,12 @@ class RunRecord:
             "status": self.data["status"],
             "stages": [{field: entry[field] for field in fields} for entry in self.data["stages"]],
         }
+
+
+def spent_by(rounds: Sequence[RunRecord]) -> Spent:
+    """What the finished rounds of one command have spent of the budget together."""
+    ledgers = [record.data["ledger"] for record in rounds]
+    return sum((Spent(ledger["wall"], ledger["core_seconds"], ledger["gpu_seconds"]) for ledger in ledgers), NOTHING)
 
 
 def _waiting(node: StageNode) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def plan(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace) -> int:
     from flows.run import run_pipeline
     from flows.search import run_trials
-    from infra.budget import Spent
+    from tasks.run_record import spent_by
 
     def tell(record: RunRecord) -> None:
         if arguments.json:
@@ -88,8 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     rounds: list[RunRecord] = []
 
     def once(pipeline: Pipeline) -> int:
-        already = sum((record.times.spent() for record in rounds), Spent())
-        record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=tell, already=already)
+        record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=tell, already=spent_by(rounds))
         _how_it_ended(record, report=not arguments.no_report)
         rounds.append(record)
         return code

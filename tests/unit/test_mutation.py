@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from infra import refs
 from infra.artifacts import ArtifactRef, Manifest
+from infra.budget import Budget
 from infra.errors import ConfigError
 from infra.execution import Execution
 from infra.store import Store
@@ -94,7 +95,9 @@ FIXED = {
     "execution.launcher": ONE_CHOICE,
     "execution.offload_optimizer": "it needs a ZeRO stage",
     "execution.offload_parameters": "it needs a ZeRO stage",
+    "budget.money": "it needs a price",
 }
+SETTINGS = ("tracking.", "budget.", "execution.")
 # What says where data lies; the content enters the key instead, which the tests of sources below show.
 LOCATED = {"files", "python_functions", "exclude", "given", "tasks"}
 MODELS: dict[str, list[dict[str, Any]]] = {
@@ -434,7 +437,7 @@ def test_each_identity_field_runs_its_stage_and_no_other(quickstart: Quickstart)
             false_misses += [f"{field}: {miss}" for miss in misses]
     sys.stdout.write(f"{count} fields mutated, wrong hits {len(wrong_hits)}, false misses {len(false_misses)}\n")
     assert not wrong_hits and not false_misses, (wrong_hits, false_misses)
-    assert fixed == {field for field in FIXED if not field.startswith("execution.")}
+    assert fixed == {field for field in FIXED if not field.startswith(SETTINGS)}
     assert count > 150
 
 
@@ -487,10 +490,11 @@ def test_a_new_stage_version_runs_its_stages(quickstart: Quickstart) -> None:
 # --- not identity -----------------------------------------------------------------------------------------------------
 
 
-def test_no_execution_or_tracking_field_runs_anything(quickstart: Quickstart) -> None:
+def test_no_execution_tracking_or_budget_field_runs_anything(quickstart: Quickstart) -> None:
     names = list(quickstart.data["stages"])
     places: list[tuple[type[BaseModel], list[Path_]]] = [
         (TrackingSettings, [("tracking",)]),
+        (Budget, [("budget",)]),
         (Execution, [("execution", "default")]),
         (Execution, [("execution", name) for name in names]),
     ]
@@ -515,9 +519,9 @@ def test_no_execution_or_tracking_field_runs_anything(quickstart: Quickstart) ->
                 break
             else:
                 if not isinstance(value, dict):
-                    fixed.add(".".join(("execution", *map(str, path))))
-    sys.stdout.write(f"{count} execution and tracking fields mutated, 0 stages run\n")
-    assert fixed == {field for field in FIXED if field.startswith("execution.")}
+                    fixed.add(".".join((targets[0][0], *map(str, path))))
+    sys.stdout.write(f"{count} execution, tracking and budget fields mutated, 0 stages run\n")
+    assert fixed == {field for field in FIXED if field.startswith(SETTINGS)}
     assert count > 150
 
 
