@@ -180,7 +180,7 @@ def _send(client: SyncPrefectClient, method: Any, path: Any, body: Body | None =
 @contextlib.contextmanager
 def prefect_api() -> Iterator[SyncPrefectClient]:
     """A client of the Prefect server in use; what it raises becomes an error that says what to do."""
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     url = PREFECT_API_URL.value()
     if not url:
@@ -188,7 +188,8 @@ def prefect_api() -> Iterator[SyncPrefectClient]:
             "there is no Prefect server to talk to", where="PREFECT_API_URL", hint="Start one here: forgeline up."
         )
     try:
-        with get_client(sync_client=True) as client:
+        # A person waits for it, or a look that another one follows.
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}), get_client(sync_client=True) as client:
             yield client
     except PrefectHTTPStatusError as error:
         code = error.response.status_code

@@ -1,0 +1,159 @@
+"""Deploying to a real Prefect server: all of it or nothing, what it refuses, and events that name nobody."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.deploy import deploy
+from flows.registration import Registration, registration
+from infra.errors import ForgelineError, StageError, TransientError
+from infra.platform import prefect_server
+from tasks.pipeline import load_pipeline
+
+pytestmark = pytest.mark.e2e
+PIPELINE = """
+name: deployed
+stages:
+  texts: {dataset: {sources: [{files: "*.txt"}]}}
+  words: {tokenizer: {data: texts, vocab_size: 300}}
+deploy:
+  schedules: [{cron: "0 3 * * *", timezone: Europe/Berlin}]
+  parameters: {size: stages.words.vocab_size}
+  watch: {every: 1h}
+"""
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API of a server of our own."""
+    home = tmp_path_factory.mktemp("home")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    try:
+        url = prefect_server.up(home, port).api_url
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield url
+    finally:
+        prefect_server.down(home)
+
+
+@pytest.fixture
+def wanted(tmp_path: Path) -> Registration:
+    (tmp_path / "p.yaml").write_text(PIPELINE)
+    return registration(load_pipeline(tmp_path / "p.yaml"), working_dir=tmp_path, version="v1")
+
+
+def ask(api: str, method: str, path: str, body: Any = None) -> Any:
+    request = urllib.request.Request(
+        api + path, method=method, headers={"content-type": "application/json"},
+        data=None if body is None else json.dumps(body).encode(),
+    )  # fmt: skip
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read() or "null")
+
+
+def refused(api: str, path: str, body: Any) -> tuple[int, str]:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask(api, "POST", path, body)
+    return caught.value.code, caught.value.read().decode()
+
+
+def names(api: str) -> set[str]:
+    deployments = ask(api, "POST", "/deployments/filter", {})
+    return {one["name"] for one in [*deployments, *ask(api, "POST", "/automations/filter", {})]}
+
+
+def event(name: str) -> dict[str, Any]:
+    return {
+        "event": "dataset.updated", "id": str(uuid.uuid4()), "occurred": "2026-11-24T03:00:00Z",
+        "resource": {"prefect.resource.id": f"forgeline.pipeline.{name}"}, "payload": {},
+    }  # fmt: skip
+
+
+def test_all_of_it_or_nothing_and_then_only_what_differs(api: str, wanted: Registration) -> None:
+    before = names(api)
+    broken = replace(wanted, automations={**wanted.automations, "last": {"trigger": {"type": "never"}, "actions": []}})
+    with pytest.raises(StageError, match="Prefect answered 422"):
+        deploy(broken)
+    assert names(api) == before, "what came before the one that failed was taken back"
+
+    assert {str(change)[0] for change in deploy(wanted, dry_run=True)} <= {"+", "="}
+    assert names(api) == before, "a dry run changes nothing"
+    deploy(wanted)
+    assert {"run", "watch"} <= names(api)
+    assert {str(change)[0] for change in deploy(wanted, dry_run=True)} == {"="}
+
+    later = {**wanted.deployments["run"], "version": "v2", "schedules": []}
+    newer = replace(wanted, deployments={**wanted.deployments, "run": later})
+    differs = {change.what: [name for name, _, _ in change.differs] for change in deploy(newer, dry_run=True)}
+    assert differs["deployment deployed/run"] == ["version", "schedules"]
+    with pytest.raises(StageError):
+        deploy(replace(newer, automations=broken.automations))
+    assert {str(change)[0] for change in deploy(wanted, dry_run=True)} == {"="}, "the old state, not a mix"
+    deploy(newer)
+    assert ask(api, "GET", "/deployments/name/deployed/run")["version"] == "v2"
+
+
+def test_a_wrong_value_in_the_form_is_refused_with_its_field(api: str, wanted: Registration) -> None:
+    deploy(wanted)
+    run = ask(api, "GET", "/deployments/name/deployed/run")
+    path = f"/deployments/{run['id']}/create_flow_run"
+    code, told = refused(api, path, {"parameters": {"settings": {"size": "many"}}})
+    assert (code, "many" in told) == (409, True), told
+    given = {"parameters": {"settings": {"size": 400}}, "state": {"type": "SCHEDULED"}, "idempotency_key": "one"}
+    first, again = (ask(api, "POST", path, given) for _ in range(2))
+    assert first["id"] == again["id"], "the same key starts one run"
+    assert first["parameters"]["file"] == wanted.deployments["run"]["parameters"]["file"]
+    ask(api, "POST", f"/flow_runs/{first['id']}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+
+
+def test_events_that_are_malformed_or_name_nobody(api: str, wanted: Registration) -> None:
+    deploy(wanted)
+    code, told = refused(api, "/events", [{"event": "dataset.updated", "resource": {}}])
+    assert (code, "prefect.resource.id" in told) == (422, True), told
+    ask(api, "POST", "/events", [event("nobody")])
+    runs = ask(
+        api, "POST", "/flow_runs/filter", {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED", "CANCELLED"]}}}}
+    )
+    assert runs == []
+
+
+def test_a_server_that_is_away_or_asks_for_a_password(wanted: Registration) -> None:
+    class Closed(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *args: Any) -> None:
+            return
+
+    server = HTTPServer(("127.0.0.1", 0), Closed)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/api"
+    errors: list[ForgelineError] = []
+    try:
+        with temporary_settings({PREFECT_API_URL: url}), pytest.raises(StageError, match="answered 401") as caught:
+            deploy(wanted)
+        errors.append(caught.value)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert errors[0].hint == "Set PREFECT_API_AUTH_STRING."
+    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(TransientError, match="cannot be reached"):
+        deploy(wanted)
