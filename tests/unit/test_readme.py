@@ -78,6 +78,20 @@ def test_the_pipeline_of_the_compression_page_is_one_and_names_every_choice(read
         assert named == set(get_args(stages()[kind].params.model_fields[field].annotation))
 
 
+def test_the_page_on_operating_says_what_there_is(readme: Any, tmp_path: Path) -> None:
+    """Its sections are those of a pipeline file, its commands those of the command line."""
+    data = yaml.safe_load((ROOT / "configs/nightly.yaml").read_text(encoding="utf-8"))
+    for section in readme.blocks("yaml", "docs/operate.md"):
+        data |= yaml.safe_load(section)
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(data))
+    assert load_pipeline(tmp_path / "pipeline.yaml").deploy.watch
+    commands = [line for block in readme.blocks("console", "docs/operate.md") for line in block.splitlines()]
+    shown = [shlex.split(line, comments=True)[1:] for line in commands if line.startswith("forgeline ")]
+    assert shown
+    for arguments in shown:
+        cli._parser().parse_args(arguments)
+
+
 def test_its_commands_are_the_commands(readme: Any) -> None:
     commands = [line for block in readme.blocks("console") for line in block.splitlines()]
     shown = [shlex.split(line, comments=True)[1:] for line in commands if line.startswith("forgeline ")]
