@@ -198,10 +198,10 @@ class Month:
         self.ended(2)
         assert self.trainings() == 2
 
-        self.day(12, "somebody tries a learning rate of 1e-6 in the form of the UI: a worse challenger is refused")
+        self.day(12, "somebody tries a learning rate of 0.1 in the form of the UI: a worse challenger is refused")
         before = self.champion()
         run = self.api("GET", "/deployments/name/reviews/run")
-        tried = {"parameters": {**run["parameters"], "settings": {"epochs": 1, "learning_rate": 1e-6}}}
+        tried = {"parameters": {**run["parameters"], "settings": {"epochs": 1, "learning_rate": 0.1}}}
         made = self.api("POST", f"/deployments/{run['id']}/create_flow_run", tried)
         refused = self.await_(
             "the challenger's end", lambda: (r := self.api("GET", f"/flow_runs/{made['id']}"))["end_time"] and r
