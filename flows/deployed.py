@@ -124,7 +124,8 @@ def _report(record: RunRecord) -> None:
     page = render_report(record.data, evidence_loader(record.store))
     record.store.write_bytes(path, page.encode("utf-8"))
     pipeline = record.data["pipeline"]
-    lines = [f"# {pipeline}: {record.data['status']}", "", f"`{record.store.url}/{path}`", ""]
+    lines = [f"# {pipeline}: {record.data['status']}", "", f"Report: `{record.store.url}/{path}`", ""]
+    lines += [f"{name}: {place}" for name, place in record.data.get("links", {}).items() if name != "Prefect"] + [""]
     lines += [
         f"- {stage['name']} ({stage['kind']}): {stage['action']} {stage['reason']}" for stage in record.data["stages"]
     ]

@@ -6,6 +6,7 @@ stage does not run. Cancelling the flow, Ctrl-C, or the death of this process en
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from prefect import allow_failure, flow
@@ -39,7 +40,7 @@ def run_with_prefect(
 
     def run_stages() -> State[Any]:
         futures: dict[str, PrefectFuture[Any]] = {}
-        monitor.record.data["flow_run"] = str(flow_run.id)
+        monitor.record.data |= {"flow_run": str(flow_run.id), "links": _links(pipeline, context.run)}
         try:
             for node in nodes:
                 wrapped = stage_task(node, nodes, known, context, monitor.end, monitor.percent, updates)
@@ -72,6 +73,18 @@ def run_with_prefect(
             as_flow(run_stages)(return_state=True)
     finally:
         updates.close(1.0 if context.cancelled.is_set() else 5.0)
+
+
+def _links(pipeline: Pipeline, run: str) -> dict[str, str]:
+    """Where else the run is shown: its page in the Prefect UI, its group in W&B."""
+    found = {"Prefect": flow_run.ui_url or "", "W&B": ""}
+    mode = pipeline.tracking.resolved_mode(os.environ)
+    if mode != "disabled":
+        project = pipeline.tracking.project or pipeline.name
+        owner = pipeline.tracking.entity
+        page = f"{os.environ.get('WANDB_BASE_URL', 'https://wandb.ai')}/{owner}/{project}/groups/{run}"
+        found["W&B"] = page if owner and mode == "online" else f"project {project}, group {run} ({mode})"
+    return {name: place for name, place in found.items() if place}
 
 
 def task_runner(stages: int) -> Any:

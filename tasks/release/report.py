@@ -75,6 +75,7 @@ def render_report(run: dict[str, Any], load: Load) -> str:
         description=run.get("description") or "",
         title=run.get("pipeline") or "pipeline",
         stopped=run.get("stopped") or "",
+        links=[(str(name), str(place)) for name, place in as_object(run.get("links")).items()],
         when=readable.moment(run.get("started")),
         total=readable.seconds(run.get("seconds")),
         half=readable.seconds(run["seconds"] / 2) if readable.is_number(run.get("seconds")) else "",
