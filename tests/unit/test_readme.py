@@ -32,7 +32,7 @@ def test_its_pipeline_and_its_example_stage_can_be_planned(
     readme: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORGELINE_STORE", str(tmp_path / "store"))
-    pipeline, _, extra = readme.blocks("yaml")
+    pipeline, _, champion, extra = readme.blocks("yaml")
     data = yaml.safe_load(pipeline)
     file = tmp_path / "pipeline.yaml"
     file.write_text(pipeline)
@@ -40,7 +40,7 @@ def test_its_pipeline_and_its_example_stage_can_be_planned(
     shown = {kind for kind in stages() if any(re.search(rf"\b{kind}: *(?:\{{|$)", text, re.M) for text in texts)}
     assert shown == set(stages()), "every kind of stage is shown"
 
-    data["stages"] |= yaml.safe_load(extra)
+    data["stages"] |= yaml.safe_load(champion) | yaml.safe_load(extra)
     data["stages"]["scratch"] = data["stages"]["teacher"]
     file.write_text(yaml.safe_dump(data))
     with readme.registered(tmp_path):
