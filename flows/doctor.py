@@ -19,6 +19,7 @@ from infra.config_check import did_you_mean
 from infra.errors import UsageError
 from infra.launch.local import LocalLauncher
 from infra.store import Store
+from tasks.chosen_inputs import bound
 from tasks.pipeline import Pipeline, StageNode
 from tasks.plan import make_plan, resolve_refs
 from tasks.resume_check import MIN_STEPS, StageProof, check_resume, trainings
@@ -81,7 +82,7 @@ def diagnose_resume(pipeline: Pipeline, stage: str | None, steps: int, say: Call
     if steps < MIN_STEPS:
         raise UsageError(f"{steps} steps are too few to be killed in between; use {MIN_STEPS} or more", where="--steps")
     store = Store.open(pipeline.store)
-    nodes, made, not_checked = _checkable(pipeline, store, stage)
+    nodes, made, not_checked = _checkable(bound(pipeline, store), store, stage)
     home().mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=home().resolve()))
     launcher = LocalLauncher(folder, preload=TORCH_PRELOAD)

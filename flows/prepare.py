@@ -22,6 +22,7 @@ from infra.artifacts import ArtifactRef
 from infra.config_check import did_you_mean
 from infra.errors import ForgelineError, UsageError
 from infra.store import Store
+from tasks.chosen_inputs import bound
 from tasks.data.batches import Batch, batches
 from tasks.pipeline import Pipeline, StageNode
 from tasks.plan import make_plan, resolve_refs
@@ -56,6 +57,7 @@ def prepare(
     if importlib.util.find_spec("prefect_dask") is None:
         raise UsageError("this needs Dask, which is not installed", hint="pip install 'forgeline[dask]'")
     store = Store.open(pipeline.store, probe=True)
+    pipeline = bound(pipeline, store)
     node, made = _stage(pipeline, stage, store)
     home().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="prepare-", dir=home().resolve()) as scratch:

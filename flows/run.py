@@ -29,6 +29,7 @@ from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
+from tasks.chosen_inputs import bound
 from tasks.execute import StageResult
 from tasks.pipeline import Pipeline
 from tasks.plan import PlannedStage, make_plan, resolve_refs
@@ -66,6 +67,7 @@ def run_pipeline(
     has to end this process at once. already: what of the budget is spent.
     """
     store = Store.open(pipeline.store, probe=True)
+    pipeline = bound(pipeline, store)
     plan = _plan_around_damage(pipeline, store)
     record = RunRecord(new_run_id(), pipeline, store, already)
     began(record)

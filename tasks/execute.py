@@ -29,7 +29,7 @@ from infra.launch.launcher import JobHandle, JobSpec
 from tasks.explain import why_it_runs
 from tasks.job_size import job_size, num_gpus
 from tasks.pipeline import StageNode
-from tasks.plan import Resolved, latest_ref, refuses, resolve, stored
+from tasks.plan import Resolved, latest_ref, refuses, resolve_in, stored
 from tasks.run_context import STOP_SECONDS, RunContext
 from tasks.worker import METRICS_FILE, read_outcome
 
@@ -60,7 +60,7 @@ def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunCon
 
 
 def _execute(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult:
-    resolved = resolve(node, made)
+    resolved = resolve_in(context.inputs_store or context.store, node, made)
     kind = node.stage.kind
     manifest = stored(context.store, kind, resolved)
     if manifest is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -220,9 +220,13 @@ def _stage(
     inputs = tuple(input_fields(params))
     after = body.get(AFTER) or []
     after = tuple(after) if isinstance(after, list) else (after,)
+    return StageNode(name, stage, params, execution, inputs, needs_of(inputs, after), after)
+
+
+def needs_of(inputs: Iterable[InputField], after: Iterable[str]) -> tuple[str, ...]:
+    """The stages to wait for: those named, also where a ref may take their place, and gates."""
     named = [item.fallback if item.ref else item.stage for item in inputs]
-    needs = dict.fromkeys(name for name in named if name) | dict.fromkeys(after)
-    return StageNode(name, stage, params, execution, inputs, tuple(needs), after)
+    return tuple(dict.fromkeys([*(name for name in named if name), *after]))
 
 
 def _with_optional(node: StageNode, candidates: Set[str]) -> StageNode:

@@ -16,8 +16,8 @@ from infra.checkpoints import CheckpointStore
 from infra.config_check import did_you_mean
 from infra.errors import StageError, StoreError, UsageError
 from infra.keys import content_digest, digest
+from tasks.chosen_inputs import began_from, bound, champions
 from tasks.explain import why_it_runs
-from tasks.past import Known, already_made, champion, options, past_of
 from tasks.pipeline import Pipeline, StageNode
 from tasks.stage import InputField, SourceFile, identity_params
 from tasks.stopped import stopped_by
@@ -64,38 +64,11 @@ class PlannedStage:
 
 def resolve(node: StageNode, made: dict[str, ArtifactRef], sources: list[SourceFile] | None = None) -> Resolved:
     """Key and identity of a stage, given the artifacts of the stages and refs it names; optional ones may lack."""
-    either = next((item for item in node.inputs if item.fallback), None)
-    if either is None:
-        return _resolve(node, node.inputs, made, sources)
-    found: list[Resolved] = []
-    for artifact, named in options(either, made):
-        inputs = tuple(named if item is either else item for item in node.inputs)
-        found.append(_resolve(node, inputs, made, sources, {named.path: artifact}))
-        if already_made(either, made, found[-1].key):
-            return found[-1]
-    return found[0]
-
-
-def _resolve(
-    node: StageNode,
-    all_items: tuple[InputField, ...],
-    made: dict[str, ArtifactRef],
-    sources: list[SourceFile] | None,
-    chosen: dict[str, ArtifactRef] | None = None,
-) -> Resolved:
-    chosen = dict(chosen or {})
-    for item in all_items:
-        if item.path not in chosen and item.stage in made and not item.champion:
-            chosen[item.path] = made[item.stage]
-    others = list(chosen.values())
-    for item in all_items:
-        if item.champion and (past := champion(item, made, others)):
-            chosen[item.path] = past
     inputs: dict[str, list[ArtifactRef]] = {}
     entries = []
-    items = tuple(item for item in all_items if item.path in chosen or not item.optional)
+    items = tuple(item for item in node.inputs if item.stage in made or not item.optional)
     for item in items:
-        ref = chosen[item.path]
+        ref = made[item.stage]
         if ref.type not in item.types:
             raise UsageError(
                 f"{item.stage!r} is a {ref.type}, but a {' or '.join(item.types)} is needed here",
@@ -106,7 +79,7 @@ def _resolve(
         )
         inputs.setdefault(item.field, []).append(ref)
     # That there was none is part of what was made, too.
-    entries += [{"field": i.path, "digest": None} for i in all_items if i.champion and i.path not in chosen]
+    entries += [{"field": i.path, "digest": None, **_label(i)} for i in node.inputs if i.champion and i not in items]
     if sources is None:
         sources = _sources(node)
     identity = {
@@ -117,6 +90,14 @@ def _resolve(
         "sources": content_digest((s.path, s.sha256) for s in sources) if node.stage.sources else None,
     }
     return Resolved(digest(identity), identity, inputs, items, sources)
+
+
+def resolve_in(store: Store, node: StageNode, made: dict[str, ArtifactRef]) -> Resolved:
+    """As `resolve`, with the inputs for which a ref's history decides (`tasks/chosen_inputs.py`)."""
+    made = made | champions(node, made, store)
+    found = resolve(node, made)
+    before = began_from(node, found, store)
+    return resolve(node, made | before, found.sources) if before else found
 
 
 def _sources(node: StageNode) -> list[SourceFile]:
@@ -130,8 +111,8 @@ def _sources(node: StageNode) -> list[SourceFile]:
 
 
 def _label(item: Any) -> dict[str, str]:
-    """List inputs are told apart by their stage names, which then show in the result; single inputs are not."""
-    return {"label": item.stage} if "[" in item.path else {}
+    """Names that show in the result: of stages in a list, which are told apart by them, and of a champion's ref."""
+    return {"label": item.stage} if "[" in item.path or item.champion else {}
 
 
 def stored(store: Store, kind: str, resolved: Resolved) -> Manifest | None:
@@ -151,16 +132,12 @@ def refuses(node: StageNode, manifest: Manifest) -> bool:
     return node.stage.refuses and not manifest.metrics.get("passed")
 
 
-def resolve_refs(pipeline: Pipeline, store: Store) -> Known:
-    """The artifacts behind every `ref:NAME` input. Raises UsageError on a ref that does not exist and has to."""
-    found = Known()
+def resolve_refs(pipeline: Pipeline, store: Store) -> dict[str, ArtifactRef]:
+    """The artifacts behind every `ref:NAME` of a bound pipeline. Raises UsageError on a ref that does not exist."""
+    found: dict[str, ArtifactRef] = {}
     for node in pipeline.stages.values():
         for item in node.inputs:
-            if item.ref is None:
-                continue
-            if item.champion or item.fallback:
-                found.past.setdefault(item.stage, past_of(store, item.ref))
-            elif item.stage not in found:
+            if item.ref and not item.champion and item.stage not in found:
                 found[item.stage] = read_ref(store, item.ref, f"stages.{node.name}.{item.path}")
     return found
 
@@ -181,8 +158,10 @@ def latest_ref(pipeline: str, stage: str) -> str:
 
 def make_plan(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
     """The plan of a pipeline against a store, in execution order. Reads manifests and refs only, never payloads."""
+    given, pipeline = pipeline, bound(pipeline, store)
     known = resolve_refs(pipeline, store)
-    planned: list[PlannedStage] = []
+    unneeded = [node for name, node in given.stages.items() if name not in pipeline.stages]
+    planned = [PlannedStage(node, "skip", "not needed: a ref takes its place") for node in unneeded]
     waiting: dict[str, str] = {}
     refused: set[str] = set()
     for node in pipeline.stages.values():
@@ -207,7 +186,7 @@ def make_plan(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
 
 
 def _plan_stage(pipeline: Pipeline, node: StageNode, store: Store, known: dict[str, ArtifactRef]) -> PlannedStage:
-    resolved = resolve(node, known)
+    resolved = resolve_in(store, node, known)
     manifest = stored(store, node.stage.kind, resolved)
     if manifest is not None:
         return PlannedStage(

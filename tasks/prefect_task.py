@@ -31,6 +31,7 @@ from prefect.states import Completed, Failed
 
 from infra.artifacts import ArtifactRef
 from infra.errors import ForgelineError
+from tasks.evaluation.champion import NAME, sentence
 from tasks.execute import StageResult, execute_stage, refusal
 from tasks.pipeline import StageNode
 from tasks.run_context import RunContext
@@ -190,6 +191,7 @@ def verdict_page(verdict: dict[str, Any]) -> str:
         f"On {data['n']:,} examples of `{data['stage']}.{data['split']}`, {verdict['resamples']:,} resamples.",
         "",
     ]
+    lines += [sentence(verdict[NAME]), ""] if NAME in verdict else []
     lines += ["| requirement | candidate | against | held against the limit | limit | |", "|-|-|-|-|-|-|"]
     for one in verdict["requirements"]:
         sure = f" ({100 * one['confidence']:g} %)" if one["confidence"] else ""

@@ -33,7 +33,7 @@ from infra.tracking import TrackingSettings
 from infra.wandb_replay import WandbReplay
 from tasks.execute import execute_stage
 from tasks.pipeline import StageNode
-from tasks.plan import resolve
+from tasks.plan import resolve_in
 from tasks.resume_proof import TOLERANCE, TOLERANCE_16_BIT, Comparison, Trained, compare
 from tasks.run_context import RunContext
 from tasks.stage import StageParams
@@ -188,7 +188,7 @@ class _Trial:
     def _start(self, folder: Path, execution: Execution, kill_after: int) -> tuple[WatchedRun, Manifest | None]:
         store = Store.open(str(folder / "store"))
         node = replace(self.node, execution=execution)
-        key = resolve(node, self.made).key
+        key = resolve_in(self.source, node, self.made).key
         run = WatchedRun(self.launcher, CheckpointStore(store, node.stage.kind, key), kill_after)
         context = RunContext(
             run="doctor",

@@ -50,8 +50,8 @@ class Input:
     """Field marker: the value names a stage (`base`), one split of it (`functions.test`), or `ref:NAME`.
 
     `ref:NAME or STAGE` is the ref where there is one, else the stage. `types` are the artifact types taken. champion:
-    the value is the bare name of a ref, which may not be there yet (`tasks/past.py`). The field enters the key as the
-    content digest of what it names.
+    the value is the bare name of a ref, which may not be there yet (`tasks/chosen_inputs.py`). The field enters the
+    key as the content digest of what it names.
     """
 
     types: tuple[str, ...]
@@ -60,6 +60,11 @@ class Input:
     def __init__(self, *types: str, champion: bool = False) -> None:
         object.__setattr__(self, "types", types)
         object.__setattr__(self, "champion", champion)
+
+
+@dataclass(frozen=True)
+class Later:
+    """Field marker: it came when artifacts of this stage version were made, so at its default it enters no key."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,9 @@ class InputField:
 
     @property
     def stage(self) -> str:
-        return f"ref:{self.ref}" if self.ref else self.text.partition(".")[0]
+        """The stage it names; `ref:NAME` or `champion:NAME` where it names a ref."""
+        kind = "champion" if self.champion else "ref"
+        return f"{kind}:{self.ref}" if self.ref else self.text.partition(".")[0]
 
     @property
     def split(self) -> str | None:
@@ -250,9 +257,12 @@ def identity_params(params: BaseModel) -> dict[str, Any]:
     """The params that enter a key: everything but where things lie and which stage they come from."""
     kept: dict[str, Any] = {}
     for name, info in type(params).model_fields.items():
+        value = getattr(params, name)
         if any(isinstance(m, Input | Located) for m in info.metadata):
             continue
-        kept[name] = _plain(getattr(params, name))
+        if Later() in info.metadata and value == info.get_default(call_default_factory=True):
+            continue
+        kept[name] = _plain(value)
     # Fields a model takes beyond those it declares (`model: {type, ...}` of a pretrain stage) decide just as much.
     kept.update({name: _plain(value) for name, value in (params.model_extra or {}).items()})
     return kept

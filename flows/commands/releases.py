@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
-from flows.commands.parsing import Commands, open_store
-from infra.errors import GateRefused, UsageError
+from flows.commands.parsing import Commands, open_store, say
+from infra.errors import UsageError
 
 if TYPE_CHECKING:
     from infra.artifacts import ArtifactRef
     from infra.store import Store
+    from tasks.release.promotion import Move
 
 
 def add(commands: Commands) -> None:
-    sub = commands.add("promote", promote, "point a ref to another ref's model that a gate let through", store=True)
+    sub = commands.add("promote", promote, "point a ref to a model that a gate let through", store=True)
     sub.add_argument("ref", help="ref to move, e.g. reviews/production")
-    sub.add_argument("source", help="ref of the model, e.g. reviews/int8/latest")
-    sub.add_argument("--verdict", metavar="REF", help="ref of the verdict on that very model, e.g. reviews/gate/latest")
+    sub.add_argument("model", help="a ref, e.g. reviews/int8/latest, or KIND/KEY (or how the key begins)")
+    sub.add_argument("--verdict", metavar="REF", help="ref of a verdict on that very model (default: it is looked for)")
     sub.add_argument("--force", action="store_true", help="without a verdict, or against one")
     sub.add_argument("--reason", default="", help="kept in the ref's history; required with --force")
     sub = commands.add("rollback", rollback, "point a ref back to what it pointed to before", store=True)
@@ -28,43 +28,47 @@ def add(commands: Commands) -> None:
 
 
 def promote(arguments: argparse.Namespace) -> int:
-    from tasks.plan import read_ref
     from tasks.release.promotion import put_in_place
+    from tasks.release.verdicts import newest_verdict, require_passed, verdict_at
 
-    store = open_store(arguments)
-    model = read_ref(store, arguments.source)
+    store, reason = open_store(arguments), arguments.reason
+    model = _model(store, arguments.model)
     if arguments.force:
-        if not arguments.reason:
+        if not reason.strip():
             raise UsageError("--force needs a reason", hint="Say it: --reason 'the gate measured on a busy machine'.")
-        print(put_in_place(store, arguments.ref, model, f"forced: {arguments.reason}"))
-        return 0
-    if not arguments.verdict:
-        raise UsageError(
-            "which gate let it through?",
-            hint="Name its verdict: --verdict PIPELINE/GATE/latest. Without one: --force --reason TEXT.",
-        )
-    _require_passed(store, read_ref(store, arguments.verdict), model)
-    note = f"by hand, on {arguments.verdict}" + (f": {arguments.reason}" if arguments.reason else "")
-    print(put_in_place(store, arguments.ref, model, note))
-    return 0
+        note = f"forced: {reason}"
+    else:
+        found = verdict_at(store, arguments.verdict) if arguments.verdict else newest_verdict(store, model)
+        require_passed(found, model)
+        note = f"by hand, on {found.told}" + (f": {reason}" if reason else "")
+    return _told(store, arguments.ref, put_in_place(store, arguments.ref, model, note))
 
 
-def _require_passed(store: Store, named: ArtifactRef, model: ArtifactRef) -> None:
-    manifest = store.manifest(named.kind, named.key)
-    if manifest is None or manifest.type != "verdict":
-        raise UsageError(f"{named.kind} {named.key[:12]} is no verdict", hint="Name the ref of a gate.")
-    verdict = json.loads((store.fetch(manifest) / "verdict.json").read_text(encoding="utf-8"))
-    if verdict["candidate"]["digest"] != model.digest:
-        told = f"{verdict['candidate']['name']!r} ({verdict['candidate']['digest'][:12]})"
-        raise UsageError(f"the verdict is on {told}, not on this model ({model.digest[:12]})")
-    if not verdict["passed"]:
-        failed = " ".join(one["sentence"] for one in verdict["requirements"] if not one["passed"])
-        raise GateRefused("the gate refused this model", hint=failed)
+def _model(store: Store, text: str) -> ArtifactRef:
+    from infra.lineage import find
+
+    id, _ = find(store, text)
+    manifest = store.manifest(*id)
+    if manifest is None or manifest.type not in ("model", "onnx"):
+        told = f"a {manifest.type}" if manifest else "no longer in the store"
+        raise UsageError(f"{text} is {told}", hint="Promote a model: a ref, or KIND/KEY as `forgeline show` tells it.")
+    return manifest.ref
 
 
 def rollback(arguments: argparse.Namespace) -> int:
     from tasks.release.promotion import roll_back
 
-    for move in roll_back(open_store(arguments), arguments.ref, arguments.to, arguments.reason):
+    store = open_store(arguments)
+    return _told(store, arguments.ref, roll_back(store, arguments.ref, arguments.to, arguments.reason))
+
+
+def _told(store: Store, ref: str, moves: list[Move]) -> int:
+    from infra import refs
+    from tasks.release.promotion import weights_ref
+
+    for move in moves:
         print(move)
+    behind = weights_ref(ref)
+    if behind not in {move.ref for move in moves} and refs.get(store, behind) is not None:
+        say(f"{behind} stays where it is: no release of this model tells which weights are behind it")
     return 0

@@ -7,16 +7,18 @@ asks about as of any other: `f1_macro[since=known]`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from infra import refs
 from infra.errors import StageError
 from tasks.data.columns import stored_files
 from tasks.data.new_rows import rows
+from tasks.model_card import read_card
 
 if TYPE_CHECKING:
     from infra.artifacts import Manifest
@@ -38,6 +40,39 @@ class Since:
     def masks(self) -> dict[str, npt.NDArray[np.bool_]]:
         """The slices that have examples."""
         return {name: mask for name, mask in ((KNOWN, self.mask), (NEW, ~self.mask)) if mask.any()}
+
+
+def about(
+    store: Store, ref: str, champion: Manifest | None, challengers: Sequence[Manifest], since: Since | None
+) -> dict[str, Any]:
+    """What scores say of the champion: which entry of the ref it is, whom it was held against, what it had seen."""
+    found: dict[str, Any] = {"ref": ref, "there": champion is not None, "told": since.told if since else ""}
+    found["challengers"] = [one.digest for one in challengers]
+    if champion is not None:
+        entry = next((one for one in refs.history(store, ref) if one.artifact == champion.ref), None)
+        found |= {"entry": entry.number if entry else None, **asdict(champion.ref)}
+    return found | {name: int(mask.sum()) for name, mask in since.masks.items()} if since else found
+
+
+def sentence(champion: Mapping[str, Any]) -> str:
+    """What scores and verdicts say of the champion, for people."""
+    if not champion.get("there"):
+        return f"{champion.get('ref')} pointed to no model yet, so nothing had to be beaten."
+    made = f"{champion.get('kind')} {str(champion.get('key'))[:12]}"
+    which = f"entry {champion.get('entry')} of {champion.get('ref')} ({made})"
+    return f"The champion is {which}; {champion['told']}." if champion.get("told") else f"The champion is {which}."
+
+
+def same_label_map(champion: InputArtifact, other: InputArtifact) -> None:
+    """Raises StageError where the champion numbers other classes than a challenger does."""
+    theirs, mine = read_card(champion.path).labels, read_card(other.path).labels
+    if theirs != mine:
+        raise StageError(
+            f"the champion knows the labels {theirs}, and {other.stage!r} knows {mine}",
+            where=NAME,
+            hint="They cannot be judged on the same examples. Begin a new ref for models of the new labels, or leave "
+            "`champion` out until the first of them is promoted.",
+        )
 
 
 def judged_before(store: Store, champion: Manifest, data: InputArtifact, split: str) -> Since:

@@ -17,14 +17,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.stage import StageParams
+from tasks.stage import Later, StageParams
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact
@@ -49,7 +49,7 @@ class Slicing(StageParams):
         description="Ranges instead of values: below the first, from each to below the next, from the last on. A text "
         "is measured in characters, because tokens are each model's own.",
     )
-    listed: list[str] = Field(
+    listed: Annotated[list[str], Later()] = Field(
         default_factory=list, description="Values of the column that make the slice `listed`; the rest is `others`."
     )
     min_examples: int = Field(30, ge=1, description="A slice with fewer is reported, and no gate lets it pass.")
@@ -118,6 +118,13 @@ def _masks(name: str, slicing: Slicing, column: Sequence[Any]) -> dict[str, npt.
             where=f"slices.{name}.by",
             hint="Name another column.",
         ) from error
+    if gone := sorted(set(slicing.listed) - set(map(str, column))):
+        raise StageError(
+            f"{len(gone)} of the {len(slicing.listed)} listed values of {slicing.by!r} are not in the split: "
+            f"{', '.join(gone[:3])}",
+            where=f"slices.{name}.listed",
+            hint="What has to stay right cannot be judged where it is missing. Correct the list, or the data.",
+        )
     found = set(slices)
     if len(found) > MOST:
         raise StageError(

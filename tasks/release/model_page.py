@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.evaluation.champion import NAME, sentence
 from tasks.model_card import ModelCard, read_card
 from tasks.release.model_files import ONNX, shipped_bytes
 from tasks.release.readable import metric_title, number
@@ -53,6 +54,7 @@ def model_page(store: Store, ref: str, model: InputArtifact, verdict: dict[str, 
     if scores is not None:
         lines += ["", "## How good it is", "", *_quality(scores, verdict)]
     lines += ["", "## Why it ships", "", *[f"- {one['sentence']}" for one in verdict["requirements"]]]
+    lines += [f"- {sentence(verdict[NAME])}"] if NAME in verdict else []
     lines += ["", "## What it was made of", "", *_steps(made_of)]
     loader = _loader(model.path, card)
     if loader:

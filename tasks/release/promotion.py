@@ -1,19 +1,28 @@
 """Moving a ref to what was released, and back. Publishing runs in the orchestrator, after the release is committed.
 
-The weights' ref moves first: a run that dies between the two moves has not moved the release, and the next one does
-both again. Every move is a compare-and-set, so of two who decide at once one is told that the other was first.
+    reviews/production            what was released
+    reviews/production-weights    the trained model behind it, which the next training begins from
+
+Two refs cannot move as one. A release moves its own first, so that nobody goes on from weights of which nothing was
+released, and the next run moves the other if this one dies in between. A move by hand takes the weights first, so that
+whoever sees it half done repeats the command. Both know what they expect of both refs before they move one, and a move
+by hand leaves an entry even where it changes nothing: of two who meet, one is told.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra import refs
 from infra.artifacts import ArtifactRef
-from infra.errors import StoreError, UsageError
+from infra.errors import UsageError
+from infra.refs import RefConflict
 from tasks.evaluation.champion import NAME
+from tasks.release.standing import ROLLED_BACK, champion_of, standing, was_rolled_back
 
 if TYPE_CHECKING:
     from infra.artifacts import Manifest
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
     from infra.store import Store
 
 RELEASE = "release "
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,81 +61,96 @@ def promote(store: Store, release: dict[str, Any], note: str) -> bool:
     """Move the release's ref to its model, once for each release; True if it moved.
 
     A pipeline that runs again reuses its release. That must not undo a later decision, such as a roll-back by hand, so
-    a release that is in the ref's history stays there and moves nothing. Raises StoreError where it was judged against
-    a champion that is no longer the one, RefConflict where the ref moves at this very moment.
+    a release that is in the ref's history moves nothing, nor does a new release of a model that was rolled back. Raises
+    RefConflict where it was judged against a champion that is no longer the one, or the ref moves at this very moment.
     """
     name, model = release["ref"], ArtifactRef(**release["model"])
-    if any(entry.note == note and entry.artifact == model for entry in refs.history(store, name)):
-        return False
-    current = refs.get(store, name)
-    if NAME in release and current is not None and current.digest not in (release[NAME], model.digest):
-        raise StoreError(
-            f"{name} was moved to {current.kind} {current.key[:12]} while another champion was being challenged",
-            where=f"refs/{name}",
+    history = refs.history(store, name)
+    behind = refs.history(store, weights_ref(name)) if "weights" in release else []
+    moves = not history or history[0].artifact != model
+    if moves:
+        if any(entry.note == note and entry.artifact == model for entry in history):
+            return False
+        if was_rolled_back(history, model):
+            log.warning("%s was rolled back from this model and stays where it is: forgeline promote moves it", name)
+            return False
+        _require_beaten(release, history)
+        refs.set(store, name, model, expected=_number(history), note=note)
+    if "weights" in release and not any(entry.note == note for entry in behind):
+        weights = ArtifactRef(**release["weights"])
+        refs.set(store, weights_ref(name), weights, expected=_number(behind), note=note, force=True)
+    return moves
+
+
+def _require_beaten(release: dict[str, Any], history: Sequence[RefEntry]) -> None:
+    """Raises RefConflict where another would have to be beaten now than when the verdict was passed."""
+    if NAME not in release:
+        return
+    now = champion_of(history, release[NAME]["challengers"])
+    if (now.digest if now else None) != release[NAME]["digest"]:
+        raise RefConflict(
+            f"it was moved to {history[0].kind} {history[0].key[:12]} while another champion was being challenged",
+            where=f"refs/{release['ref']}",
             hint="Run the pipeline again: the challenger is judged against the new champion.",
         )
-    if "weights" in release:
-        weights = ArtifactRef(**release["weights"])
-        if not any(entry.note == note for entry in refs.history(store, weights_ref(name))):
-            refs.advance(store, weights_ref(name), weights, note=note)
-    refs.set(store, name, model, expected=current.number if current else 0, note=note, force=True)
-    return True
 
 
 def roll_back(store: Store, name: str, to: int | None, reason: str) -> list[Move]:
     """Point a ref, and the weights behind it, to what they pointed to before; returns what was moved.
 
-    to: the entry of the ref's history whose artifact is wanted. None: the newest one that is another artifact. Raises
-    UsageError where there is nothing to go back to, RefConflict where somebody moves the ref at this moment.
+    to: the entry of the ref's history whose artifact is wanted. None: the one before it, of those that were not rolled
+    back themselves, so that doing it again goes further back. Raises UsageError where there is nothing to go back to,
+    RefConflict where somebody moves the ref at this moment.
     """
-    moves = refs.history(store, name)
-    if not moves:
+    history, behind = refs.history(store, name), refs.history(store, weights_ref(name))
+    if not history:
         raise UsageError(
             f"no ref named {name!r}", hint=f"Refs of this store: {', '.join(refs.names(store)) or 'none'}."
         )
-    current = moves[0]
-    if to is not None:
-        target = next((entry for entry in moves if entry.number == to), None)
-    else:
-        target = next((entry for entry in moves if entry.artifact != current.artifact), None)
+    among = standing(history) if to is None else [entry for entry in history if entry.number == to]
+    target = next((entry for entry in among if entry.artifact != history[0].artifact), None)
     if target is None:
-        known = ", ".join(f"{entry.number} ({entry.kind} {entry.key[:12]})" for entry in moves)
-        what = f"{name} has no entry {to}" if to is not None else f"{name} never pointed to anything else"
-        raise UsageError(what, hint=f"Its entries: {known}.")
-    note = f"rolled back to entry {target.number}" + (f": {reason}" if reason else "")
-    found = [_point(store, name, current, target, note)]
-    behind = refs.history(store, weights_ref(name))
-    weights = next((entry for entry in behind if entry.note == _origin(moves, target).note), None)
-    if behind and weights is not None and weights.artifact != behind[0].artifact:
-        note = f"rolled back with {name}"
-        found.append(_point(store, weights_ref(name), behind[0], weights, note))
-    return found
+        known = ", ".join(f"{entry.number} ({entry.kind} {entry.key[:12]})" for entry in history)
+        what = f"{name} has no entry {to}" if to is not None else f"{name} stood at nothing else before"
+        what = f"{name} is at the artifact of entry {to} already" if to is not None and among else what
+        raise UsageError(what, hint=f"Its entries: {known}. `--to N` goes to any of them.")
+    note = f"{ROLLED_BACK}to entry {target.number}" + (f": {reason}" if reason else "")
+    return _by_hand(store, name, target.artifact, note, history, behind)
 
 
-def put_in_place(store: Store, name: str, artifact: ArtifactRef, note: str) -> Move:
-    """Point a ref to an artifact by hand, whatever any gate says; the note is kept in its history."""
-    before = refs.get(store, name)
-    _require_stored(store, artifact)
-    expected = before.number if before else 0
-    after = refs.set(store, name, artifact, expected=expected, note=note, force=True)
-    return Move(name, before, after)
+def put_in_place(store: Store, name: str, artifact: ArtifactRef, note: str) -> list[Move]:
+    """Point a ref to an artifact, whatever any gate says, and the weights behind it where a release of it tells them.
+
+    Raises UsageError where it is not in the store, RefConflict where somebody moves the ref at this moment.
+    """
+    history, behind = refs.history(store, name), refs.history(store, weights_ref(name))
+    return _by_hand(store, name, artifact, note, history, behind)
 
 
-def _point(store: Store, name: str, current: RefEntry, target: RefEntry, note: str) -> Move:
-    _require_stored(store, target.artifact)
-    after = refs.set(store, name, target.artifact, expected=current.number, note=note, force=True)
-    return Move(name, current, after)
+def _by_hand(
+    store: Store,
+    name: str,
+    artifact: ArtifactRef,
+    note: str,
+    history: Sequence[RefEntry],
+    behind: Sequence[RefEntry],
+) -> list[Move]:
+    releases = {one.note for one in history if one.artifact == artifact and one.note.startswith(RELEASE)}
+    weights = next((entry.artifact for entry in behind if entry.note in releases), None)
+    wanted = [(weights_ref(name), weights, behind)] if weights else []
+    wanted.append((name, artifact, history))
+    for _, to, _ in wanted:
+        if store.manifest(to.kind, to.key) is None:
+            raise UsageError(
+                f"{to.kind} {to.key[:12]} is no longer in the store",
+                hint="Run the pipeline that made it again, or choose another entry.",
+            )
+    moves = []
+    for ref, to, past in wanted:
+        after = refs.set(store, ref, to, expected=_number(past), note=note, force=True)
+        moves.append(Move(ref, past[0] if past else None, after))
+    return moves[::-1]
 
 
-def _origin(moves: list[RefEntry], target: RefEntry) -> RefEntry:
-    """The release that first put an entry's artifact there: a roll-back's own note names no release."""
-    same = [entry for entry in moves if entry.artifact == target.artifact and entry.note.startswith(RELEASE)]
-    return same[-1] if same else target
-
-
-def _require_stored(store: Store, artifact: ArtifactRef) -> None:
-    if store.manifest(artifact.kind, artifact.key) is None:
-        raise UsageError(
-            f"{artifact.kind} {artifact.key[:12]} is no longer in the store",
-            hint="Run the pipeline that made it again, or choose another entry.",
-        )
+def _number(history: Sequence[RefEntry]) -> int:
+    return history[0].number if history else 0

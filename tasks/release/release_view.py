@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.evaluation.champion import NAME, sentence
 from tasks.release.evidence import as_list, as_object
 from tasks.release.readable import (
     MINUS,
@@ -173,6 +174,7 @@ def verdict_view(stage: str, verdict: dict[str, Any]) -> dict[str, Any]:
         "passed": bool(verdict.get("passed")),
         "candidate": model_name(verdict.get("candidate")),
         "against": model_name(verdict.get("against")),
+        "champion": sentence(as_object(verdict[NAME])) if NAME in verdict else "",
         "requirements": [
             {
                 "passed": bool(r.get("passed")),
@@ -225,7 +227,9 @@ def release_view(stage: str, release: dict[str, Any], moves: list[dict[str, Any]
     return {
         "stage": stage,
         "ref": str(release.get("ref") or ""),
-        "facts": [(str(k), _fact(str(k), v)) for k, v in release.items() if k not in ("ref", "history") and _told(v)],
+        "facts": [
+            (str(k), _fact(str(k), v)) for k, v in release.items() if k not in ("ref", "history", NAME) and _told(v)
+        ],
         "columns": columns,
         "history": [[_fact(c, h.get(c)) for c in columns] for h in history],
     }

@@ -18,10 +18,11 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from tasks.data.columns import has_split
+from tasks.evaluation.champion import NAME, SINCE
 from tasks.evaluation.perturbations import Perturbation
 from tasks.evaluation.slices import Slicing
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
@@ -66,11 +67,19 @@ class Params(StageParams):
         default_factory=dict, description="Changes to the texts, on which every model is judged as well."
     )
 
+    @model_validator(mode="after")
+    def _names_of_the_champion(self) -> Params:
+        if self.champion is not None and NAME in self.models:
+            raise ValueError(f"the model of the ref is called {NAME!r} here; call the stage in `models` otherwise")
+        if self.champion is not None and SINCE in self.slices:
+            raise ValueError(f"a champion brings slices called {SINCE!r}; call yours otherwise")
+        return self
+
 
 def run(job: Job[Params]) -> dict[str, float]:
     from safetensors.numpy import save_file
 
-    from tasks.evaluation.champion import NAME, SINCE, judged_before
+    from tasks.evaluation.champion import about, judged_before, same_label_map
     from tasks.evaluation.comparison import Timing, compare
     from tasks.evaluation.scores import scores_of
     from tasks.evaluation.slices import read_masks
@@ -81,6 +90,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     if champion is not None:
         models.append(replace(champion, stage=NAME))
     chosen, labels = _agree(models)
+    if champion is not None:
+        same_label_map(champion, models[0])
     masks = read_masks(data, split, params.slices)
     since = None
     if champion is not None and data.manifest.type == "dataset":
@@ -106,7 +117,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     scores["data"] = {"stage": data.stage, "split": split, "n": scores.pop("n"), "digest": data.manifest.digest}
     scores |= {"labels": labels, "baselines": baselines, "resamples": params.resamples, "seed": params.seed}
     if params.champion is not None:
-        scores[NAME] = {"ref": params.champion, "there": champion is not None, "told": since.told if since else ""}
+        challengers = [model.manifest for model in job.inputs["models"]]
+        scores[NAME] = about(job.store, params.champion, champion.manifest if champion else None, challengers, since)
     if masks:
         slicings = {SINCE: Slicing(by=NAME, min_examples=1), **params.slices}
         scores["slices"] = {

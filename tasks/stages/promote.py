@@ -17,7 +17,7 @@ from pydantic import Field
 
 from infra.errors import GateRefused, StageError
 from tasks.evaluation.champion import NAME
-from tasks.release.model_page import model_page
+from tasks.release.model_page import lineage, model_page
 from tasks.release.promotion import publish
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
@@ -62,11 +62,17 @@ def run(job: Job[Params]) -> dict[str, float]:
         "verdict": gate.manifest.digest,
     }
     if job.params.weights is not None:
-        release["weights"] = asdict(job.input("weights").manifest.ref)
+        weights = job.input("weights")
+        if weights.manifest.digest not in {one.digest for one in lineage(job.store, model)}:
+            raise StageError(
+                f"{judged['name']!r} was not made from {weights.stage!r}",
+                where="weights",
+                hint="Name the stage that trained it: the next training begins from that.",
+            )
+        release["weights"] = asdict(weights.manifest.ref)
     if NAME in verdict and verdict[NAME]["ref"] == job.params.ref:
-        # What was beaten has to be in production still when the release is published.
-        champion = verdict["against"] if verdict["against"] and verdict["against"]["name"] == NAME else None
-        release[NAME] = champion["digest"] if champion else None
+        # Who had to be beaten has to be the one still when the release is published.
+        release[NAME] = {"digest": verdict[NAME].get("digest"), "challengers": verdict[NAME]["challengers"]}
     (job.output / "release.json").write_text(json.dumps(release, indent=2) + "\n", encoding="utf-8")
     page = model_page(job.store, job.params.ref, given, verdict, gate.manifest)
     (job.output / "README.md").write_text(page, encoding="utf-8")
