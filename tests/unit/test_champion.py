@@ -146,6 +146,17 @@ def test_moves_by_hand_need_a_verdict_or_a_reason(house: Any, capsys: pytest.Cap
     assert main([*given, *by_verdict]) == 2 and "not on this model" in capsys.readouterr().err
     onnx = ["promote", "fresh/production", "fresh/onnx/latest", "--store", store]
     assert main([*onnx, *by_verdict]) == 4 and "It is worse." in capsys.readouterr().err
+    assert main(onnx) == 4 and "fresh/gate/latest (entry 1)" in capsys.readouterr().err, "it is found without a name"
+    (house.folder / "verdict/verdict.json").write_text(json.dumps({**verdict, "passed": True, "requirements": []}))
+    better = house.store.commit(
+        kind="gate", type="verdict", key="8" * 64, attempt="a", payload_dir=house.folder / "verdict", identity={}
+    )
+    refs.advance(house.store, "fresh/gate/latest", better.ref)
+    key = house.manifests("export")[0].key
+    assert main(["promote", "fresh/staging", f"export/{key[:10]}", "--store", store]) == 0
+    assert refs.history(house.store, "fresh/staging")[0].note == "by hand, on fresh/gate/latest (entry 2)"
+    assert main(["promote", "fresh/staging", "fresh/gate/latest", "--store", store]) == 2
+    assert "is a verdict" in capsys.readouterr().err
     assert main(["rollback", "fresh/production", "--store", store, "--reason", "no more"]) == 0
     assert re.search(r"fresh/production: finetune .* \(entry 2\) -> export .* \(entry 3\)", capsys.readouterr().out)
     assert main(["rollback", "fresh/nothing", "--store", store]) == 2

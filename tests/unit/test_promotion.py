@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from infra import refs
 from infra.artifacts import ArtifactRef, Manifest
-from infra.errors import GateRefused
+from infra.errors import GateRefused, StageError
 from infra.store import Store
 from tasks.model_card import ModelCard, write_card
 from tasks.stages import promote
@@ -26,11 +26,12 @@ MODEL = ArtifactRef("quantize", "b" * 64, "a" * 64, "onnx")
 def run(load: Callable[[str], Any], tmp_path: Path) -> Callable[..., Any]:
     jobs = load("stages/jobs.py")
 
-    def go(*, passed: bool = True, judged: str = MODEL.digest) -> Any:
+    def go(*, passed: bool = True, judged: str = MODEL.digest, weights: Any = None, **told: Any) -> Any:
         verdict = {
             "passed": passed,
             "candidate": {"name": "int8", "digest": judged},
             "requirements": [{"passed": passed, "sentence": "f1 0.4 is required to be 0.5: refused."}],
+            **told,
         }
         (tmp_path / "verdict.json").write_text(json.dumps(verdict))
         write_card(tmp_path, ModelCard({"name": "text_classification"}, 32, ["a", "b"], "onnx", "dynamic_int8"))
@@ -41,7 +42,9 @@ def run(load: Callable[[str], Any], tmp_path: Path) -> Callable[..., Any]:
             "model": replace(given, manifest=manifest),
             "gate": jobs.artifact(tmp_path, "verdict", stage="gate"),
         }
-        params = promote.Params(model="int8", gate="gate", ref="code/production")
+        params = promote.Params(model="int8", gate="gate", ref="code/production", weights=weights and "student")
+        if weights is not None:
+            inputs["weights"] = weights
         job = jobs.make_job(tmp_path / "job", params, inputs)
         promote.run(job)
         return job
@@ -81,6 +84,26 @@ def test_a_refused_verdict_is_not_promoted(run: Callable[..., Any]) -> None:
     with pytest.raises(GateRefused, match=r"f1 0\.4 is required") as caught:
         run(passed=False)
     assert caught.value.exit_code == 4
+
+
+def test_a_release_says_who_had_to_be_beaten_whoever_the_gate_compared_with(run: Callable[..., Any]) -> None:
+    judged = {"ref": "code/production", "there": True, "entry": 3, "kind": "quantize", "key": "c" * 64, "told": ""}
+    champion = {**judged, "digest": "9" * 64, "challengers": [MODEL.digest]}
+    job = run(champion=champion, against={"name": "teacher", "digest": "8" * 64})
+    release = json.loads((job.output / "release.json").read_text())
+    assert release["champion"] == {"digest": "9" * 64, "challengers": [MODEL.digest]}
+    assert (
+        "- The champion is entry 3 of code/production (quantize cccccccccccc)."
+        in (job.output / "README.md").read_text()
+    )
+    other = run(champion={**champion, "ref": "code/elsewhere"})
+    assert "champion" not in json.loads((other.output / "release.json").read_text())
+
+
+def test_weights_have_to_be_those_it_was_made_from(run: Callable[..., Any], load: Any, tmp_path: Path) -> None:
+    weights = load("stages/jobs.py").artifact(tmp_path, "model", stage="student")
+    with pytest.raises(StageError, match="'int8' was not made from 'student'"):
+        run(weights=weights)
 
 
 def test_a_verdict_on_other_bytes_is_not_promoted(run: Callable[..., Any]) -> None:

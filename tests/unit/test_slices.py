@@ -17,6 +17,7 @@ from tasks.evaluation.direction import greater_is_better
 from tasks.evaluation.perturbations import robustness
 from tasks.evaluation.slices import Slicing, within
 from tasks.release.requirements import Requirement, judge
+from tasks.stage import identity_params
 
 
 def test_values_parts_of_them_and_ranges_are_slices() -> None:
@@ -43,6 +44,7 @@ def test_every_number_is_in_just_the_range_that_holds_it(edges: list[float], val
     [
         ({"edges": [2, 1]}, "must rise"),
         ({"edges": [1], "pattern": "a"}, "give one"),
+        ({"listed": ["a"], "pattern": "a"}, "give one"),
         ({"pattern": "("}, "no regular expression"),
     ],
 )
@@ -85,6 +87,12 @@ def test_what_stands_in_brackets_has_no_direction() -> None:
     assert greater_is_better("f1_macro[topic=loss]") and greater_is_better("f1_macro[a/log_error]")
     assert not greater_is_better("cross_entropy[source=tweets]")
     assert not greater_is_better("f1_macro_drop[typos]") and not greater_is_better("recall_drop@spam[typos]")
+
+
+def test_a_list_that_came_later_changes_no_key_where_it_is_empty() -> None:
+    plain = {"by": "id", "pattern": None, "edges": [], "min_examples": 30}
+    assert identity_params(Slicing(by="id")) == identity_params(Slicing(by="id", listed=[])) == plain
+    assert identity_params(Slicing(by="id", listed=["a"])) == {**plain, "listed": ["a"]}
 
 
 # --- the gate -----------------------------------------------------------------------------------------------------
