@@ -22,7 +22,6 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerFast
 
 from infra.errors import StageError
-from infra.store import Store
 from tasks.compression.onnx_export import export_onnx
 from tasks.data.augmentation import augmented
 from tasks.data.packing import PackedRows
@@ -32,7 +31,6 @@ from tasks.evaluation.slices import MOST, Slicing, read_masks
 from tasks.model_card import ModelCard, write_card
 from tasks.objectives import objective
 from tasks.release.model_files import copy_companions, shipped_bytes
-from tasks.stage import InputArtifact
 from tasks.stages import evaluate, gate
 
 LABELS = ["json", "logging", "wsgiref"]
@@ -243,69 +241,6 @@ def test_models_of_other_labels_or_objectives_are_refused(
     write_card(other, ModelCard({"name": "causal_lm"}, 32, None))
     with pytest.raises(StageError, match="different objectives"):
         run(first, jobs.artifact(other, "model", stage="other"))
-
-
-def test_a_champion_is_judged_beside_them_on_what_it_knew_and_on_what_is_new(
-    tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path: Path
-) -> None:
-    """The champion was trained on a dataset with half of the test examples; its verdict is of both halves apart."""
-    store = tmp_path / "store"
-    now = jobs.stored(store, tiny_inputs / "dataset", "dataset", stage="functions", split="test")
-    before = shutil.copytree(tiny_inputs / "dataset", tmp_path / "before")
-    table = pq.read_table(before / "test/0.parquet")
-    known = table.slice(0, table.num_rows // 2)
-    pq.write_table(known, before / "test/0.parquet")
-    old = jobs.stored(store, before, "dataset", stage="functions")
-    opened = Store.open(str(store))
-
-    def trained(folder: Path) -> Any:
-        made = opened.commit(
-            kind="finetune", type="model", key=folder.name * 64, attempt="a", payload_dir=folder, identity={},
-            inputs={"data": [{**vars(old.manifest.ref), "stage": "functions", "split": None}]},
-        )  # fmt: skip
-        return InputArtifact("ref:code/production", opened.fetch(made), made)
-
-    params = evaluate.Params(
-        models=["small"], champion="code/production", data="functions.test", resamples=100,
-        latency=evaluate.Latency(repeats=2),
-    )  # fmt: skip
-    small = jobs.artifact(save(tiny, tiny_inputs, tmp_path / "small", layers=1), "model", stage="small")
-
-    def run(champion: Any) -> Any:
-        shutil.rmtree(tmp_path / "job", ignore_errors=True)
-        inputs = {"models": [small], "champion": champion, "data": now}
-        job = jobs.make_job(tmp_path / "job", params, inputs, store=store)
-        evaluate.run(job)
-        return job
-
-    job = run(trained(save(tiny, tiny_inputs, tmp_path / "1")))
-    scores, arrays = (
-        json.loads((job.output / "scores.json").read_text()),
-        load_file(job.output / "predictions.safetensors"),
-    )
-    assert list(scores["models"]) == ["small", "champion"]
-    n = table.num_rows
-    assert scores["slices"]["since"]["n"] == {"known": n // 2, "new": n - n // 2}
-    right = arrays["champion/labels"] == arrays["champion/logits"].argmax(1)
-    is_known = np.isin(table["id"].to_pylist(), known["id"].to_pylist())
-    found = {
-        name: scores["models"]["champion"]["metrics"][f"accuracy[since={name}]"]["value"] for name in ("known", "new")
-    }
-    assert found == pytest.approx({"known": right[is_known].mean(), "new": right[~is_known].mean()})
-    job.scores_input = jobs.artifact(job.output, "scores", stage="scores")
-    asked = [{"metric": "accuracy[since=known]", "max_drop": 1.0}, {"metric": "accuracy[since=*]", "max_drop": 1.0}]
-    judged = gate.Params.model_validate(
-        {"scores": "scores", "candidate": "small", "against": "champion", "require": asked}
-    )
-    made = jobs.make_job(tmp_path / "gate", judged, {"scores": job.scores_input})
-    assert gate.run(made)["passed"]
-    verdict = json.loads((made.output / "verdict.json").read_text())
-    assert verdict["against"]["name"] == "champion" and verdict["champion"]["ref"] == "code/production"
-
-    other = save(tiny, tiny_inputs, tmp_path / "2")
-    write_card(other, ModelCard({"name": "text_classification"}, 32, LABELS[::-1]))
-    with pytest.raises(StageError, match=r"champion.*knows the labels"):
-        run(trained(other))
 
 
 def test_masks_are_of_the_rows_in_frozen_order(tiny: ModuleType, jobs: ModuleType, tmp_path: Path) -> None:
