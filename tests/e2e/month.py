@@ -200,12 +200,7 @@ class Month:
 
         self.day(12, "somebody tries a learning rate of 0.1 in the form of the UI: a worse challenger is refused")
         before = self.champion()
-        run = self.api("GET", "/deployments/name/reviews/run")
-        tried = {"parameters": {**run["parameters"], "settings": {"epochs": 1, "learning_rate": 0.1}}}
-        made = self.api("POST", f"/deployments/{run['id']}/create_flow_run", tried)
-        refused = self.await_(
-            "the challenger's end", lambda: (r := self.api("GET", f"/flow_runs/{made['id']}"))["end_time"] and r
-        )
+        refused = self.run_by_hand({"epochs": 1, "learning_rate": 0.1})
         assert refused["state_name"] == "Refused", refused["state"]
         assert self.champion() == before
 
@@ -220,6 +215,8 @@ class Month:
         self.forgeline("rollback", PRODUCTION, "--reason", "the sales team wants the old one")
         rolled = self.champion()
         assert rolled[1] == before[1]
+        assert self.run_by_hand({})["state_name"] == "Completed"
+        assert self.champion() == rolled
 
         self.day(21, "new data; the worker and all it runs are killed in the middle of the training")
         write(self.folder, "third", 300, seed=4, era="new")
@@ -245,6 +242,14 @@ class Month:
 
         self.day(30, "the books are closed")
         self.close()
+
+    def run_by_hand(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The flow run of somebody who filled in the form and pressed the button, once it has ended."""
+        run = self.api("GET", "/deployments/name/reviews/run")
+        form = {"parameters": {**run["parameters"], "settings": {**run["parameters"]["settings"], **settings}}}
+        made = self.api("POST", f"/deployments/{run['id']}/create_flow_run", form)["id"]
+        ended = lambda: (found := self.api("GET", f"/flow_runs/{made}"))["end_time"] and found  # noqa: E731
+        return dict(self.await_("the end of a run by hand", ended))
 
     def training(self) -> bool:
         """Whether a classifier is being trained now."""
