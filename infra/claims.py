@@ -21,6 +21,7 @@ import os
 import threading
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,40 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     if machine is None or holder.get("machine") != machine or holder.get("started") is None:
         return False
     return _start_time(int(holder["pid"])) != str(holder["started"])
+
+
+@dataclass(frozen=True)
+class OpenClaim:
+    """A claim that nobody released. Ages in seconds by the store's clock; `silent`: since the last sign of life.
+
+    dead: its owner is known to be, or was silent for three leases; the next one who wants the key takes it over.
+    """
+
+    kind: str
+    key: str
+    owner: str
+    age: float
+    silent: float
+    dead: bool
+
+
+def open_claims(store: Store, now: float) -> list[OpenClaim]:
+    """The newest claim of every key unless it was released, for one who only looks. now: by the store's clock."""
+    newest: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    for entry in store.entries("claims"):
+        _, kind, key, name = entry.path.split("/")
+        claims = newest.setdefault((kind, key), {})
+        first, last = claims.get(name[:6], (entry.modified, entry.modified))
+        claims[name[:6]] = min(first, entry.modified), max(last, entry.modified)
+    found = []
+    for (kind, key), claims in newest.items():
+        stem = f"{_folder(kind, key)}/{max(claims)}"
+        if (store.find_json(f"{stem}.beat.json") or {}).get("released"):
+            continue
+        holder = store.find_json(f"{stem}.json") or {}
+        began, beat = claims[max(claims)]
+        dead = _is_dead(holder) or now - beat > 3 * float(holder.get("lease", LEASE_SECONDS))
+        where = "this" if holder.get("machine") == _machine() else "another"
+        owner = f"process {holder.get('pid')} of {where} machine"
+        found.append(OpenClaim(kind, key, owner, now - began, max(now - beat, 0.0), dead))
+    return found

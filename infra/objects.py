@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ def checked(path: str) -> str:
     if any(part in ("", ".") for part in path.split("/")):
         raise StoreError(f"path {path!r} is not in normal form", hint="No empty or '.' parts, no slash at the end.")
     return path
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object as a listing shows it: `size` in bytes, `modified` in seconds since 1970 by the store's clock."""
+
+    path: str
+    size: int
+    modified: float
 
 
 class Objects(ABC):
@@ -99,6 +109,27 @@ class Objects(ABC):
     @abstractmethod
     def walk(self, prefix: str) -> Iterator[str]:
         """Store paths of every object below the folder `prefix`, sorted."""
+
+    @abstractmethod
+    def entries(self, prefix: str) -> Iterator[Stored]:
+        """As `walk`, with the size and age of every object; what is removed meanwhile may be left out."""
+
+    @abstractmethod
+    def modified(self, path: str) -> float:
+        """When the object was last written, by the store's clock. Raises FileNotFoundError."""
+
+    def now(self) -> float:
+        """What time it is by the store's clock, which `modified` can be compared with. Writes an object to ask."""
+        path = f".probe/{uuid.uuid4().hex}"
+        self.write_bytes(path, b"")
+        try:
+            return self.modified(path)
+        finally:
+            self.delete(path)
+
+    @abstractmethod
+    def unfinished(self, *, remove: bool) -> Sequence[str]:
+        """What writers that are surely dead left half-written: unseen by all else here, and a day old or more."""
 
     @abstractmethod
     def delete(self, path: str) -> None:

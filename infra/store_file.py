@@ -8,12 +8,12 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from infra.errors import StoreError
 from infra.keys import CHUNK
-from infra.objects import OnBytes, checked
+from infra.objects import OnBytes, Stored, checked
 from infra.store import Store
 from infra.store_errors import NO_HARD_LINKS, store_errors
 
@@ -38,7 +38,7 @@ class FileStore(Store):
 
     def probe(self) -> None:
         super().probe()
-        self._sweep()
+        self.unfinished(remove=True)
 
     def _path(self, path: str) -> Path:
         return self.root / checked(path)
@@ -93,6 +93,16 @@ class FileStore(Store):
         with store_errors(str(folder)):
             found = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
         yield from sorted(path.relative_to(self.root).as_posix() for path in found)
+
+    def entries(self, prefix: str) -> Iterator[Stored]:
+        for path in self.walk(prefix):
+            with contextlib.suppress(FileNotFoundError), store_errors(str(self.root / path)):
+                info = (self.root / path).stat()
+                yield Stored(path, info.st_size, info.st_mtime)
+
+    def modified(self, path: str) -> float:
+        with store_errors(str(self.root / path)):
+            return self._path(path).stat().st_mtime
 
     def delete(self, path: str) -> None:
         target = self._path(path)
@@ -167,12 +177,15 @@ class FileStore(Store):
                 return
             folder = folder.parent
 
-    def _sweep(self) -> None:
-        oldest = time.time() - STALE_SECONDS
-        for path in self._temporary.iterdir():
+    def unfinished(self, *, remove: bool) -> Sequence[str]:
+        oldest, found = time.time() - STALE_SECONDS, []
+        for path in self._temporary.iterdir() if self._temporary.is_dir() else ():
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest:
-                    path.unlink()
+                    found.append(f".tmp/{path.name}")
+                    if remove:
+                        path.unlink()
+        return found
 
 
 def _sync_folder(folder: Path) -> None:

@@ -17,14 +17,14 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from infra.errors import StoreError, StoreUnreachable
 from infra.keys import file_digest
-from infra.objects import OnBytes, checked
+from infra.objects import OnBytes, Stored, checked
 from infra.store import Store
 from infra.store_errors import status_of, store_errors
 
@@ -106,16 +106,19 @@ class S3Store(Store):
 
     def probe(self) -> None:
         super().probe()
-        self._abort_stale_uploads()
+        self.unfinished(remove=True)
 
-    def _abort_stale_uploads(self) -> None:
-        """A process killed in an upload leaves its parts, unseen and paid for. By age: a younger one may be alive."""
+    def unfinished(self, *, remove: bool) -> Sequence[str]:
+        # A process killed in an upload leaves its parts, unseen and paid for. By age: a younger one may be alive.
         request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._base}
-        oldest = datetime.now(UTC) - STALE
+        oldest, found = datetime.now(UTC) - STALE, []
         for entry in self._call("", "_call_s3", "list_multipart_uploads", **request).get("Uploads", []):
             if entry["Initiated"] < oldest:
-                request = {"Bucket": self._bucket, "Key": entry["Key"], "UploadId": entry["UploadId"]}
-                self._call("", "_call_s3", "abort_multipart_upload", **request)
+                found.append(entry["Key"][len(self._base) :])
+                if remove:
+                    request = {"Bucket": self._bucket, "Key": entry["Key"], "UploadId": entry["UploadId"]}
+                    self._call("", "_call_s3", "abort_multipart_upload", **request)
+        return found
 
     def read_bytes(self, path: str) -> bytes:
         # max_concurrency=1: one GET, instead of a HEAD for the size first.
@@ -165,8 +168,17 @@ class S3Store(Store):
         return sorted(names - {""})
 
     def walk(self, prefix: str) -> Iterator[str]:
+        return (entry.path for entry in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Stored]:
         for page in self._pages(f"{self._base}{checked(prefix)}/"):
-            yield from (e["Key"][len(self._base) :] for e in page.get("Contents", []) if not e["Key"].endswith("/"))
+            for entry in page.get("Contents", []):
+                if not entry["Key"].endswith("/"):
+                    yield Stored(entry["Key"][len(self._base) :], entry["Size"], entry["LastModified"].timestamp())
+
+    def modified(self, path: str) -> float:
+        found = self._call(path, "_call_s3", "head_object", **self._key(path))
+        return float(found["LastModified"].timestamp())
 
     def _pages(self, start: str, **kwargs: Any) -> Iterator[dict[str, Any]]:
         while True:
