@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from infra.errors import ForgelineError
+from infra.errors import ForgelineError, without_credentials
 
 Level = Literal["ok", "warning", "fault"]
 MAY_DIFFER, MUST_NOT_DIFFER = 5.0, 60.0
@@ -65,7 +65,8 @@ def examine(checks: Iterable[Check], tell: Callable[[Result], None] = lambda res
         else:
             finding = _within(check)
         if finding is not None:
-            results.append(Result(check.name, finding, time.monotonic() - began))
+            told = Finding(finding.level, without_credentials(finding.said), without_credentials(finding.mend))
+            results.append(Result(check.name, told, time.monotonic() - began))
             tell(results[-1])
     return results
 

@@ -9,6 +9,7 @@ program since is never touched.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -168,8 +169,11 @@ def _await(folder: Path, name: str, service: _Service, url: str) -> None:
 
 
 def _answers(url: str) -> bool:
+    asked = urllib.request.Request(url)  # noqa: S310 - built from HOST above
+    if login := os.environ.get("PREFECT_API_AUTH_STRING"):
+        asked.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
     try:
-        with urllib.request.urlopen(url, timeout=3.0):  # noqa: S310 - built from HOST above
+        with urllib.request.urlopen(asked, timeout=3.0):  # noqa: S310
             return True
     except (OSError, urllib.error.URLError):
         return False
