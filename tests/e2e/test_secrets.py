@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,8 +77,11 @@ class House:
         asked.add_header("Content-Type", "application/json")
         login = base64.b64encode(self.env["PREFECT_API_AUTH_STRING"].encode()).decode()
         asked.add_header("Authorization", f"Basic {login}")
-        with urllib.request.urlopen(asked, timeout=30) as answer:
-            data = answer.read()
+        try:
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                data = answer.read()
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path}: {error.code} {error.read()[:500]!r}") from error
         self.search.look(f"Prefect {path}", data)
         return json.loads(data)
 

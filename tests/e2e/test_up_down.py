@@ -19,6 +19,7 @@ from infra.errors import UsageError
 from infra.platform import prefect_server
 
 pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -39,6 +40,20 @@ def sessions(home: Path) -> dict[str, int]:
     return {name: service["session"] for name, service in data.items()}
 
 
+def deployed_by_prefects_own_command(api: str) -> None:
+    """`prefect deploy` takes `prefect.yaml`, and what it registers is the flow that `forgeline deploy` does."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PREFECT_API_URL": api}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with urllib.request.urlopen(f"{api}/deployments/name/forgeline/quickstart") as answer:
+        found = json.load(answer)
+    assert found["entrypoint"] == "flows.deployed.run_deployed" and found["work_pool_name"] == "forgeline"
+    assert found["pull_steps"] == [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
+    assert found["parameters"] == {"file": "configs/quickstart.yaml"}
+    assert {"file", "settings"} == set(found["parameter_openapi_schema"]["properties"])
+    assert not any(schedule["active"] for schedule in found["schedules"])
+
+
 def test_up_is_idempotent_and_down_stops_just_those(home: Path, port: int) -> None:
     assert prefect_server.running(home) is None
     started = time.monotonic()
@@ -57,6 +72,8 @@ def test_up_is_idempotent_and_down_stops_just_those(home: Path, port: int) -> No
     assert again.started == () and "already running" in str(again) and again.api_url == first.api_url
     with pytest.raises(UsageError, match="runs at"):
         prefect_server.up(home, port + 1)
+
+    deployed_by_prefects_own_command(first.api_url)
 
     worker = psutil.Process(sessions(home)["worker"])
     worker.kill()
