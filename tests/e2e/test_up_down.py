@@ -54,6 +54,18 @@ def deployed_by_prefects_own_command(api: str) -> None:
     assert not any(schedule["active"] for schedule in found["schedules"])
 
 
+def looked_at(home: Path) -> list[str]:
+    """What `forgeline doctor` finds of the server: itself, its workers, its clock, late runs."""
+    code = (
+        "import pathlib, sys; from flows.checks import check, prefect_server\n"
+        "found = check.examine(prefect_server.checks(pathlib.Path(sys.argv[1])))\n"
+        "print('\\n'.join(result.finding.level for result in found))"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    command = [sys.executable, "-c", code, str(home)]
+    return subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_up_is_idempotent_and_down_stops_just_those(home: Path, port: int) -> None:
     assert prefect_server.running(home) is None
     started = time.monotonic()
@@ -74,6 +86,11 @@ def test_up_is_idempotent_and_down_stops_just_those(home: Path, port: int) -> No
         prefect_server.up(home, port + 1)
 
     deployed_by_prefects_own_command(first.api_url)
+    assert looked_at(home) == ["ok", "ok", "ok", "ok"]
+    body = json.dumps({"name": "idle", "type": "process"}).encode()
+    request = urllib.request.Request(f"{first.api_url}/work_pools/", body, {"Content-Type": "application/json"})
+    urllib.request.urlopen(request).close()
+    assert looked_at(home) == ["ok", "fault", "ok", "ok"], "a pool that nobody works for"
 
     worker = psutil.Process(sessions(home)["worker"])
     worker.kill()
