@@ -14,7 +14,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from flows.commands import deployments, garbage, lineage, pipelines, releases, reports, runs, services, trainings
+from flows.commands import (
+    checks,
+    deployments,
+    garbage,
+    lineage,
+    pipelines,
+    releases,
+    reports,
+    runs,
+    services,
+    trainings,
+)
 from flows.commands.parsing import Commands
 from infra.errors import ForgelineError
 
@@ -40,8 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="forgeline", description=(__doc__ or "").splitlines()[0])
     commands = Commands(parser.add_subparsers(required=True, metavar="COMMAND"))
     pipelines.add(commands)
-    _, checks = commands.group("doctor", "try things out before a long run", "CHECK")
-    trainings.add_checks(checks)
+    trainings.add_checks(checks.add(commands))
     trainings.add(commands)
     runs.add(commands)
     reports.add(commands)

@@ -21,12 +21,13 @@ import os
 import threading
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 from infra.artifacts import Manifest
 from infra.errors import LeaseLost, Preempted, StoreError
 from infra.objects import json_bytes
-from infra.process_id import is_dead, this_process
+from infra.process_id import is_dead, is_here, this_process
 from infra.store import Store
 
 LEASE_SECONDS = 10.0
@@ -190,25 +191,47 @@ def held(store: Store, now: float, prefix: str = "claims") -> set[tuple[str, str
     A claim counts that was not released, whose owner is not known to be dead, and whose last sign of life is younger
     than three leases at `now`, both by the store's clock. prefix: look only there, e.g. `claims/KIND/KEY`.
     """
-    newest: dict[tuple[str, str], int] = {}
-    seen: dict[tuple[str, str, int], float] = {}
-    for entry in store.entries(prefix):
-        _, kind, key, name = entry.path.split("/")
-        generation = int(name[:6])
-        newest[kind, key] = max(newest.get((kind, key), 0), generation)
-        seen[kind, key, generation] = max(seen.get((kind, key, generation), 0.0), entry.modified)
-    found = set()
-    for (kind, key), generation in newest.items():
-        age = now - seen[kind, key, generation]
-        if age > LONG_DEAD:
-            continue
-        stem = f"{_folder(kind, key)}/{generation:06d}"
-        holder = store.find_json(f"{stem}.json") or {}
-        released = (store.find_json(f"{stem}.beat.json") or {}).get("released", False)
-        if not released and not is_dead(holder) and age < 3 * float(holder.get("lease", LEASE_SECONDS)):
-            found.add((kind, key))
-    return found
+    return {(claim.kind, claim.key) for claim in open_claims(store, now, prefix) if not claim.dead}
 
 
 def _folder(kind: str, key: str) -> str:
     return f"claims/{kind}/{key}"
+
+
+@dataclass(frozen=True)
+class OpenClaim:
+    """A claim that nobody released. Ages in seconds by the store's clock; `silent`: since the last sign of life.
+
+    dead: its owner is known to be, or was silent for three leases; the next one who wants the key takes it over.
+    """
+
+    kind: str
+    key: str
+    owner: str
+    age: float
+    silent: float
+    dead: bool
+
+
+def open_claims(store: Store, now: float, prefix: str = "claims") -> list[OpenClaim]:
+    """The newest claim of every key unless it was released, for one who only looks. now: by the store's clock."""
+    newest: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    for entry in store.entries(prefix):
+        _, kind, key, name = entry.path.split("/")
+        claims = newest.setdefault((kind, key), {})
+        first, last = claims.get(name[:6], (entry.modified, entry.modified))
+        claims[name[:6]] = min(first, entry.modified), max(last, entry.modified)
+    found = []
+    for (kind, key), claims in newest.items():
+        if now - claims[max(claims)][1] > LONG_DEAD:
+            continue
+        stem = f"{_folder(kind, key)}/{max(claims)}"
+        if (store.find_json(f"{stem}.beat.json") or {}).get("released"):
+            continue
+        holder = store.find_json(f"{stem}.json") or {}
+        began, beat = claims[max(claims)]
+        dead = is_dead(holder) or now - beat > 3 * float(holder.get("lease", LEASE_SECONDS))
+        where = "this" if is_here(holder) else "another"
+        owner = f"process {holder.get('pid')} of {where} machine"
+        found.append(OpenClaim(kind, key, owner, now - began, max(now - beat, 0.0), dead))
+    return found

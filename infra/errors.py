@@ -7,18 +7,26 @@ An error says what was wrong, where, and what to do about it. `exit_code` is wha
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
+CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+
 
 class ForgelineError(Exception):
-    """Base of all errors Forgeline raises on purpose; anything else that escapes is a bug."""
+    """Base of all errors Forgeline raises on purpose; anything else that escapes is a bug.
+
+    Credentials in URLs are cut out of its texts, whoever put them there.
+    """
 
     exit_code = 3
     transient = False
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
-        self.what, self.where, self.hint = what, where, hint
+        self.what = without_credentials(what)
+        self.where = without_credentials(where) if where else where
+        self.hint = without_credentials(hint) if hint else hint
         super().__init__(self.__str__())
 
     def __str__(self) -> str:
@@ -40,6 +48,11 @@ class ForgelineError(Exception):
         """The error as plain JSON, so that it can cross from a job process to the flow."""
         extra = {k: v for k, v in vars(self).items() if k not in ("what", "where", "hint") and isinstance(v, str | int)}
         return {"type": type(self).__name__, "what": self.what, "where": self.where, "hint": self.hint, **extra}
+
+
+def without_credentials(text: str) -> str:
+    """`https://user:password@host/` becomes `https://***@host/`."""
+    return CREDENTIALS.sub("***@", text)
 
 
 def error_from_json(data: dict[str, Any]) -> ForgelineError:

@@ -74,6 +74,9 @@ def translate(error: Exception, where: str) -> StoreError:
             where=where,
             hint="Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_ENDPOINT_URL.",
         )
+    if code == "RequestTimeTooSkewed":
+        hint = "Set this machine's clock (timedatectl set-ntp true); `forgeline doctor` says how far it is off."
+        return StoreError("the server's clock and this machine's differ too much", where=where, hint=hint)
     if code == "AccessDenied":
         return StoreError(
             "access denied", where=where, hint="Allow these credentials to list, read, write and delete under the URL."

@@ -109,7 +109,7 @@ class WandbTracker:
         import wandb
 
         mode = entry["mode"]
-        if mode == "online" and (WandbTracker._online_failed or not _reachable(wandb.setup().settings.base_url)):
+        if mode == "online" and (WandbTracker._online_failed or not reachable(wandb.setup().settings.base_url)):
             mode = self._fall_back("it cannot be reached")
         try:
             self._run = _init(wandb, entry, folder, mode)
@@ -169,7 +169,7 @@ def _init(wandb: Any, entry: Mapping[str, Any], folder: Path, mode: str) -> Any:
     )
 
 
-def _reachable(url: str) -> bool:
+def reachable(url: str) -> bool:
     """Whether anything answers there. Tried first because wandb itself retries for a minute."""
     try:
         with urllib.request.urlopen(f"{url}/healthz", timeout=PROBE_SECONDS):  # noqa: S310 - the user's own setting

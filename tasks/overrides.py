@@ -55,6 +55,15 @@ def apply_override(document: Document, override: str, problems: list[Problem]) -
             target = target[int(part)]
 
 
+class FromEnvironment(str):
+    """A text that has a variable's value in it. Messages show what was written, because the value may be a secret."""
+
+    written: str
+
+    def __repr__(self) -> str:
+        return repr(self.written)
+
+
 def with_environment(value: Any, path: tuple[str | int, ...], document: Document, problems: list[Problem]) -> Any:
     """`value`, which stands at `path`, with every variable replaced; one that is not set becomes a problem."""
     if isinstance(value, dict):
@@ -68,7 +77,11 @@ def with_environment(value: Any, path: tuple[str | int, ...], document: Document
             message = f"environment variable {match[1]} is not set; set it, or write ${{env:{match[1]}:-default}}"
             problems.append(Problem(document.place(path), dotted(path), message))
     text = ENV.sub(lambda m: os.environ.get(m[1]) or m[2] or "", value)
-    return parse_scalar(text) if text != value and path[0] == "execution" else text
+    found = parse_scalar(text) if text != value and path[0] == "execution" else text
+    if isinstance(found, str):
+        found = FromEnvironment(found)
+        found.written = value
+    return found
 
 
 def refuse_environment(value: Any, path: tuple[str | int, ...], document: Document, problems: list[Problem]) -> None:

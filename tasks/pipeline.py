@@ -22,11 +22,11 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra.budget import Budget
 from infra.config_check import check, did_you_mean
-from infra.errors import ConfigError, Problem
+from infra.errors import CREDENTIALS, ConfigError, Problem
 from infra.execution import Execution
 from infra.tracking import TrackingSettings
 from infra.yaml_source import Document, dotted, parse_yaml
@@ -40,8 +40,10 @@ from tasks.stopped import AFTER
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 DEFAULT_STORE = ".forgeline/store"
 NOTHING_TRIED = Results()
-EXECUTION_SIDE = ("store", "tracking", "budget", "execution", "deploy")
-"""Sections that decide how and where a pipeline runs, so that the environment may have a say in them."""
+EXECUTION_SIDE = ("store", "tracking", "budget", "execution")
+"""Sections that decide how and where a pipeline runs, so that the environment may have a say in them. Not `deploy`,
+which is told to Prefect and so to all who may look there.
+"""
 
 
 def default_store() -> str:
@@ -66,6 +68,13 @@ class PipelineFile(BaseModel):
         default_factory=dict, description="`default` and stage names -> execution settings."
     )
     deploy: Deploy = Field(default_factory=Deploy, description="When it runs by itself, and what it watches.")
+
+    @field_validator("store")
+    @classmethod
+    def _no_credentials(cls, value: str) -> str:
+        if CREDENTIALS.search(value):
+            raise ValueError("no credentials in a file: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
+        return value
 
 
 @dataclass(frozen=True)

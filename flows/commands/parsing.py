@@ -44,10 +44,13 @@ class Commands:
             sub.add_argument("--store", help="folder or s3://bucket/prefix; default: the file's, or .forgeline/store")
         return sub
 
-    def group(self, name: str, text: str, metavar: str) -> tuple[argparse.ArgumentParser, Commands]:
-        """A command that has commands, and those."""
+    def group(
+        self, name: str, text: str, metavar: str, alone: Callable[[argparse.Namespace], int]
+    ) -> tuple[argparse.ArgumentParser, Commands]:
+        """A command that has commands, and those. alone: what it does without one of them."""
         sub: argparse.ArgumentParser = self._among.add_parser(name, help=text, description=text)
-        return sub, Commands(sub.add_subparsers(metavar=metavar, required=True))
+        sub.set_defaults(command=alone)
+        return sub, Commands(sub.add_subparsers(metavar=metavar))
 
 
 def port(text: str) -> int:

@@ -10,15 +10,21 @@ from flows.commands.parsing import Commands, port
 def add(commands: Commands) -> None:
     sub = commands.add("up", up, "start a Prefect server with its UI, and a worker, in the background")
     sub.add_argument("--port", type=port, default=4200, help="port of the UI and API on 127.0.0.1")
+    sub.add_argument(
+        "--postgres", metavar="URL",
+        help="keep the server's data there, not in SQLite: postgresql://USER@HOST:PORT/DATABASE with the password in "
+        "PGPASSWORD, or env:NAME, a variable that holds the whole URL",
+    )  # fmt: skip
     commands.add("down", down, "stop what `forgeline up` started")
 
 
 def up(arguments: argparse.Namespace) -> int:
     from flows.run import home
     from infra.platform import prefect_server
+    from infra.platform.postgres import read_url
 
-    info = prefect_server.up(home(), port=arguments.port)
-    print(info)
+    database = read_url(arguments.postgres) if arguments.postgres else None
+    print(prefect_server.up(home(), arguments.port, database))
     return 0
 
 

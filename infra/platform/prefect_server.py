@@ -1,14 +1,15 @@
 """A Prefect server (with its UI) and a worker on this machine, in the background: `forgeline up` and `forgeline down`.
 
-Everything lives under `home/prefect`: Prefect's own folder with its SQLite database, `services.json` (which processes
-were started), and a log per service. Both listen on 127.0.0.1 only, and are started in sessions of their own, so that
-closing the terminal leaves them running. A process counts as ours only if it belongs to the recorded session, is not
-older than the record *and* carries our PREFECT_HOME in its environment: a process id that the system gave to another
-program since is never touched.
+Everything lives under `home/prefect`: Prefect's own folder with its SQLite database (unless a Postgres is named),
+`services.json` (which processes were started), and a log per service. Both listen on 127.0.0.1 only, and are started in
+sessions of their own, so that closing the terminal leaves them running. A process counts as ours only if it belongs to
+the recorded session, is not older than the record *and* carries our PREFECT_HOME in its environment: a process id that
+the system gave to another program since is never touched.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -26,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from infra.errors import StageError, UsageError
+from infra.platform.postgres import Postgres, require_ready
 
 HOST = "127.0.0.1"
 POOL = "forgeline"
@@ -41,6 +43,7 @@ class Platform:
     api_url: str
     logs: Path
     started: tuple[str, ...]
+    database: str = ""
 
     @property
     def ui_url(self) -> str:
@@ -48,16 +51,20 @@ class Platform:
 
     def __str__(self) -> str:
         state = f"started {' and '.join(self.started)}" if self.started else "already running"
-        return f"Prefect UI {self.ui_url} ({state}; logs in {self.logs})"
+        return f"Prefect UI {self.ui_url} ({state}; {self.database or 'SQLite'}; logs in {self.logs})"
 
 
 @dataclass(frozen=True)
 class _Service:
-    """A background process as recorded: the id of its session, and when it was started (seconds since the epoch)."""
+    """A background process as recorded: the id of its session, and when it was started (seconds since the epoch).
+
+    database: the Postgres of a server, without its password; empty: SQLite.
+    """
 
     session: int
     since: float
     port: int
+    database: str = ""
 
 
 def prefect_home(home: Path) -> Path:
@@ -65,25 +72,31 @@ def prefect_home(home: Path) -> Path:
     return home.resolve() / "prefect"
 
 
-def up(home: Path, port: int = 4200) -> Platform:
+def up(home: Path, port: int = 4200, database: Postgres | None = None) -> Platform:
     """Start the server and a worker unless they run, and return once both are ready (about 10 s).
 
-    Raises UsageError if the port is taken or another server of ours runs elsewhere, StageError if a service dies.
+    database: where the server keeps its data, instead of SQLite. Raises UsageError if the port is taken or another
+    server of ours runs, StageError if a service dies; for what else see `require_ready`.
     """
     folder = prefect_home(home)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         services, started = _read(folder), list[str]()
         server = services.get("server")
-        if server and _members(folder, server):
+        runs = server is not None and bool(_members(folder, server))
+        if server and (database or not runs):
+            _require_same(server, database)
+        if server and runs:
             if server.port != port and port != 4200:
                 where = f"http://{HOST}:{server.port}"
                 raise UsageError(f"a server runs at {where} already", hint="Stop it first: forgeline down.")
             port = server.port
         else:
             _require_free(port)
+            if database is not None:
+                require_ready(database)
             command = ["server", "start", "--host", HOST, "--port", str(port), "--analytics-off"]
-            server = _start(folder, "server", command, port, services)
+            server = _start(folder, "server", command, port, services, database)
             started.append("server")
         api = f"http://{HOST}:{port}/api"
         _await(folder, "server", server, f"{api}/health")
@@ -93,7 +106,14 @@ def up(home: Path, port: int = 4200) -> Platform:
             worker = _start(folder, "worker", command, port, services)
             started.append("worker")
         _await(folder, "worker", worker, f"{api}/work_pools/{POOL}")
-    return Platform(api, folder, tuple(started))
+    return Platform(api, folder, tuple(started), server.database)
+
+
+def _require_same(server: _Service, database: Postgres | None) -> None:
+    """A server that is started on another database has forgotten all deployments: only after a `down`."""
+    if str(database or "") != server.database:
+        what = f"the server that `up` started keeps its data in {server.database or 'SQLite'}"
+        raise UsageError(what, hint="Give the same --postgres as before; to change it, forgeline down comes first.")
 
 
 def down(home: Path) -> str:
@@ -139,18 +159,25 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
     }
 
 
-def _start(folder: Path, name: str, command: list[str], port: int, services: dict[str, _Service]) -> _Service:
+def _start(
+    folder: Path,
+    name: str,
+    command: list[str],
+    port: int,
+    services: dict[str, _Service],
+    database: Postgres | None = None,
+) -> _Service:
     since = time.time()
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *command],
-            env=_environment(folder, port),
+            env=_environment(folder, port) | (database.environment() if database else {}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    services[name] = _Service(process.pid, since, port)
+    services[name] = _Service(process.pid, since, port, str(database or ""))
     partial = folder / "services.json.part"
     partial.write_text(json.dumps({name: vars(service) for name, service in services.items()}), encoding="utf-8")
     partial.replace(folder / "services.json")
@@ -170,8 +197,11 @@ def _await(folder: Path, name: str, service: _Service, url: str) -> None:
 
 
 def _answers(url: str) -> bool:
+    asked = urllib.request.Request(url)  # noqa: S310 - built from HOST above
+    if login := os.environ.get("PREFECT_API_AUTH_STRING"):
+        asked.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
     try:
-        with urllib.request.urlopen(url, timeout=3.0):  # noqa: S310 - built from HOST above
+        with urllib.request.urlopen(asked, timeout=3.0):  # noqa: S310
             return True
     except (OSError, urllib.error.URLError):
         return False

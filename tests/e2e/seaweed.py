@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 ACCESS_KEY, SECRET_KEY, BUCKET = "forgeline-test", "forgeline-test-secret", "forge"
 
@@ -75,13 +76,12 @@ class SeaweedFS:
     def url(self, prefix: str = "") -> str:
         return f"s3://{BUCKET}/{prefix + '-' if prefix else ''}{uuid.uuid4().hex[:12]}"
 
-    def wait_until_ready(self, seconds: float = 60.0) -> None:
-        """A PUT that goes through is the proof: the S3 port answers before there is a volume to write to."""
+    def client(self) -> Any:
+        """botocore's own client, for what no store of ours would show."""
         import botocore.session
         from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
 
-        client = botocore.session.get_session().create_client(
+        return botocore.session.get_session().create_client(
             "s3",
             endpoint_url=self.env["AWS_ENDPOINT_URL"],
             region_name="us-east-1",
@@ -89,6 +89,12 @@ class SeaweedFS:
             aws_secret_access_key=SECRET_KEY,
             config=Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=5),
         )
+
+    def wait_until_ready(self, seconds: float = 60.0) -> None:
+        """A PUT that goes through is the proof: the S3 port answers before there is a volume to write to."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        client = self.client()
         deadline = time.monotonic() + seconds
         while True:
             try:

@@ -53,6 +53,15 @@ def again(store: Store, folder: Path, attempt: str) -> Manifest:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_clock_that_is_an_hour_off_is_named(seaweed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore import auth
+
+    now = auth.get_current_datetime
+    monkeypatch.setattr(auth, "get_current_datetime", lambda *how, **more: now(*how, **more) - timedelta(hours=1))
+    with pytest.raises(StoreError, match=r"clock.*differ too much\n.*forgeline doctor"):
+        Store.open(seaweed.url())
+
+
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
 def test_wrong_credentials(seaweed: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "nonsense-value")

@@ -19,6 +19,7 @@ from infra.errors import UsageError
 from infra.platform import prefect_server
 
 pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -39,6 +40,32 @@ def sessions(home: Path) -> dict[str, int]:
     return {name: service["session"] for name, service in data.items()}
 
 
+def deployed_by_prefects_own_command(api: str) -> None:
+    """`prefect deploy` takes `prefect.yaml`, and what it registers is the flow that `forgeline deploy` does."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PREFECT_API_URL": api}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with urllib.request.urlopen(f"{api}/deployments/name/forgeline/quickstart") as answer:
+        found = json.load(answer)
+    assert found["entrypoint"] == "flows.deployed.run_deployed" and found["work_pool_name"] == "forgeline"
+    assert found["pull_steps"] == [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
+    assert found["parameters"] == {"file": "configs/quickstart.yaml"}
+    assert {"file", "settings"} == set(found["parameter_openapi_schema"]["properties"])
+    assert not any(schedule["active"] for schedule in found["schedules"])
+
+
+def looked_at(home: Path) -> list[str]:
+    """What `forgeline doctor` finds of the server: itself, its workers, its clock, late runs."""
+    code = (
+        "import pathlib, sys; from flows.checks import check, prefect_server\n"
+        "found = check.examine(prefect_server.checks(pathlib.Path(sys.argv[1])))\n"
+        "print('\\n'.join(result.finding.level for result in found))"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    command = [sys.executable, "-c", code, str(home)]
+    return subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_up_is_idempotent_and_down_stops_just_those(home: Path, port: int) -> None:
     assert prefect_server.running(home) is None
     started = time.monotonic()
@@ -57,6 +84,13 @@ def test_up_is_idempotent_and_down_stops_just_those(home: Path, port: int) -> No
     assert again.started == () and "already running" in str(again) and again.api_url == first.api_url
     with pytest.raises(UsageError, match="runs at"):
         prefect_server.up(home, port + 1)
+
+    deployed_by_prefects_own_command(first.api_url)
+    assert looked_at(home) == ["ok", "ok", "ok", "ok"]
+    body = json.dumps({"name": "idle", "type": "process"}).encode()
+    request = urllib.request.Request(f"{first.api_url}/work_pools/", body, {"Content-Type": "application/json"})
+    urllib.request.urlopen(request).close()
+    assert looked_at(home) == ["ok", "fault", "ok", "ok"], "a pool that nobody works for"
 
     worker = psutil.Process(sessions(home)["worker"])
     worker.kill()

@@ -49,6 +49,7 @@ def pipeline(folder: Path, deploy: str = "") -> Pipeline:
         ("{parameters: {size: words.vocab_size}}", "expected stages.STAGE.FIELD"),
         ("{parameters: {Size: stages.words.vocab_size}}", "'Size' cannot be a parameter"),
         ("{watch: {every: 1s}}", "deploy.watch.every"),
+        ("{tags: ['${env:HOME}']}", r"deploy.tags\[0\]: .* only in store, tracking and execution"),
     ],
 )
 def test_what_is_wrong_is_said_at_its_line(tmp_path: Path, deploy: str, says: str) -> None:
@@ -112,6 +113,23 @@ deploy:
     assert watch["schedules"][0]["schedule"]["interval"] == 300.0
     assert json.loads(json.dumps(wanted.deployments)) == wanted.deployments
     assert registration(pipeline(tmp_path), working_dir=tmp_path, version=None).deployments.keys() == {"run"}
+
+
+def test_prefect_is_told_nothing_that_only_the_environment_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("BUCKET", "TEAM", "THREADS", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, f"marked-{name}" if name != "THREADS" else "1")
+    (tmp_path / "a.txt").write_text("a text")
+    outside = (
+        'store: "${env:BUCKET}"\ntracking: {entity: "${env:TEAM}"}\nexecution: {default: {threads: "${env:THREADS}"}}\n'
+    )
+    (tmp_path / "p.yaml").write_text(STAGES + FORM + outside)
+    found = load_pipeline(tmp_path / "p.yaml")
+    assert (found.store, found.tracking.entity) == ("marked-BUCKET", "marked-TEAM")
+    wanted = registration(found, working_dir=tmp_path, version=None)
+    assert "marked" not in json.dumps([wanted.deployments, wanted.automations])
+    assert all("job_variables" not in body for body in wanted.deployments.values())
 
 
 def test_a_form_without_parameters_is_empty(tmp_path: Path) -> None:
