@@ -103,7 +103,7 @@ def _tokenizer(model: Any) -> Any:
 def test_an_export_is_proven_on_the_examples_of_a_split(exported: Any) -> None:
     told = json.loads((exported.records / "fidelity.json").read_text())
     assert exported.metrics["agreement"] == told["agreement"] == 1.0
-    assert 0 < exported.metrics["max_abs_diff"] == told["max_abs_diff"] < 1e-5
+    assert 0 < exported.metrics["max_abs_diff"] == told["max_abs_diff"] < 1e-4
     assert (told["split"], told["examples"], told["tolerance"]) == ("validation", 40, 1e-3)
 
 
