@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 from infra.errors import StageError
 from tasks.evaluation.champion import NAME
 from tasks.evaluation.direction import greater_is_better
+from tasks.release.outcome_sentence import outcome_sentence
 from tasks.release.slices import does_not_apply, every_slice, too_few
 from tasks.stage import StageParams
 
@@ -174,7 +175,7 @@ def _judge(
         other = _drawn(replicates, metric, against) if theirs is not None and against is not None else None
         bound = _bound(_quantity(rule, drawn, other, rises), requirement.confidence, at_most)
     passed = bool(bound <= requirement.limit if at_most else bound >= requirement.limit)
-    sentence = _sentence(requirement, candidate, against, mine, theirs, float(point), bound, passed)
+    sentence = outcome_sentence(requirement, candidate, against, mine, theirs, float(point), bound, passed)
     if few := too_few(scores, metric):
         passed = False
         sentence = f"{metric} is of {few[0]} examples, and at least {few[1]} are required: refused."
@@ -295,41 +296,3 @@ def _bound(values: Array, confidence: float, upper: bool) -> float:
     return float(
         np.quantile(known, confidence, method="higher") if upper else np.quantile(known, 1 - confidence, method="lower")
     )
-
-
-def _sentence(
-    requirement: Requirement,
-    candidate: str,
-    against: str | None,
-    mine: float,
-    theirs: float | None,
-    point: float,
-    bound: float,
-    passed: bool,
-) -> str:
-    """The outcome as one sentence for a person."""
-    metric, limit = requirement.metric, requirement.limit
-    quantity = {
-        "min": f"{candidate} has {metric} {mine:.4g}",
-        "max": f"{candidate} has {metric} {mine:.4g}",
-        "max_drop": f"{candidate} is {_worse(point)} than {against} in {metric}",
-        "min_gain": f"{candidate} is {_worse(-point)} than {against} in {metric}",
-        "max_ratio": f"{metric} of {candidate} is {point:.4g} of that of {against}",
-        "min_ratio": f"{metric} of {candidate} is {point:.4g} of that of {against}",
-    }[requirement.rule]
-    if theirs is not None:
-        quantity += f" ({mine:.4g} against {theirs:.4g})"
-    asked = {
-        "min": "at least", "max": "at most", "max_drop": "a drop of at most", "min_gain": "a gain of at least",
-        "max_ratio": "at most", "min_ratio": "at least",
-    }[requirement.rule]  # fmt: skip
-    sure = (
-        f"; with {100 * requirement.confidence:.4g}% confidence {bound:.4g}"
-        if requirement.confidence is not None
-        else ""
-    )
-    return f"{quantity}{sure}; {asked} {limit:.4g} is required: {'passed' if passed else 'refused'}."
-
-
-def _worse(by: float) -> str:
-    return f"{abs(by):.4g} {'worse' if by > 0 else 'better'}" if by else "no worse or better"
