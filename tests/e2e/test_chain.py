@@ -167,7 +167,7 @@ def test_two_runs_at_once_share_the_work(finished: Finished, start: Start, chain
 # --- cut short --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["folder", "s3"])
+@pytest.mark.parametrize("where", ["folder", pytest.param("s3", marks=pytest.mark.soak)])
 def test_a_run_killed_at_any_moment_is_finished_by_the_next(
     where: str,
     finished: Finished,
@@ -369,6 +369,7 @@ TRIED = """\
 """
 
 
+@pytest.mark.soak
 def test_trials_run_in_rounds_and_are_replayed_from_the_store(finished: Finished, start: Start, copy: Store) -> None:
     file = finished.file.with_name("tried.yaml")
     file.write_text(finished.file.read_text().replace("execution:\n", f"{TRIED}execution:\n"))

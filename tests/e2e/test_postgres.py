@@ -16,7 +16,7 @@ import pytest
 
 from infra.platform import prefect_server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 PIPELINE = """
 name: words
