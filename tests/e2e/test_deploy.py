@@ -121,6 +121,23 @@ def test_a_wrong_value_in_the_form_is_refused_with_its_field(api: str, wanted: R
     ask(api, "POST", f"/flow_runs/{first['id']}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
 
 
+@pytest.mark.parametrize(("overlap", "second"), [("skip", "CANCELLED"), ("queue", "SCHEDULED")])
+def test_a_run_that_is_due_while_another_goes_on_is_left_out_or_waits(
+    api: str, tmp_path: Path, overlap: str, second: str
+) -> None:
+    (tmp_path / "p.yaml").write_text(PIPELINE.replace("name: deployed", f"name: {overlap}") + f"  overlap: {overlap}\n")
+    deploy(registration(load_pipeline(tmp_path / "p.yaml"), working_dir=tmp_path, version=None))
+    run = ask(api, "GET", f"/deployments/name/{overlap}/run")
+    due = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}}
+    made = [ask(api, "POST", f"/deployments/{run['id']}/create_flow_run", due)["id"] for _ in range(2)]
+    found = []
+    for one in made:  # as a worker does that starts them
+        asked = {"state": {"type": "PENDING"}, "force": False}
+        found.append(ask(api, "POST", f"/flow_runs/{one}/set_state", asked)["state"]["type"])
+    assert found == ["PENDING", second]
+    ask(api, "POST", f"/flow_runs/{made[0]}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+
+
 def test_events_that_are_malformed_or_name_nobody(api: str, wanted: Registration) -> None:
     deploy(wanted)
     code, told = refused(api, "/events", [{"event": "dataset.updated", "resource": {}}])
