@@ -29,6 +29,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
+from infra import durations
 from infra.artifacts import ArtifactRef
 from infra.errors import ForgelineError
 from tasks.evaluation.champion import NAME, sentence
@@ -137,29 +138,38 @@ class UiUpdates:
 
 
 class _ProgressArtifact:
-    """A progress bar in the UI, made once the job reports steps and updated every few seconds."""
+    """A progress bar in the UI with the time left, made once the job reports steps and updated every few seconds."""
 
     def __init__(self, pipeline: str, stage: str, read: Callable[[str], float | None], updates: UiUpdates) -> None:
         self.key, self.stage, self.read = artifact_key(pipeline, stage, "progress"), stage, read
         self.updates, self.next = updates, 0.0
+        self.first: tuple[float, float] | None = None
         self.id: Any = None
 
     def update(self) -> None:
-        percent = self.read(self.stage)
-        if percent is None or time.monotonic() < self.next:
+        percent, now = self.read(self.stage), time.monotonic()
+        if percent is None or now < self.next:
             return
-        self.next = time.monotonic() + PROGRESS_INTERVAL
-        self.updates.later(lambda: self._show(percent))
+        self.next, self.first = now + PROGRESS_INTERVAL, self.first or (now, percent)
+        left = time_left(self.first, (now, percent))
+        told = f"{self.stage}: about {durations.told(left)} left" if left is not None else f"{self.stage}: steps done"
+        self.updates.later(lambda: self._show(percent, told))
 
     def finish(self) -> None:
         if self.next:
-            self.updates.later(lambda: self._show(100.0))
+            self.updates.later(lambda: self._show(100.0, f"{self.stage}: done"))
 
-    def _show(self, percent: float) -> None:
+    def _show(self, percent: float, told: str) -> None:
         if self.id is None:
-            self.id = create_progress_artifact(percent, key=self.key, description=f"{self.stage}: steps done")
+            self.id = create_progress_artifact(percent, key=self.key, description=told)
         else:
-            update_progress_artifact(self.id, percent)
+            update_progress_artifact(self.id, percent, description=told)
+
+
+def time_left(first: tuple[float, float], now: tuple[float, float]) -> float | None:
+    """Seconds until 100 %, from two points (seconds, percent) at the pace between them; None before it can be told."""
+    seconds, percent = now[0] - first[0], now[1] - first[1]
+    return seconds * (100.0 - now[1]) / percent if percent > 0 else None
 
 
 def _show(context: RunContext, node: StageNode, result: StageResult) -> None:

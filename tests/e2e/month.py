@@ -156,6 +156,20 @@ class Month:
         found: dict[str, Any] = json.loads((prefect_server.prefect_home(self.home) / "services.json").read_text())
         return found
 
+    def worker(self, number: int) -> subprocess.Popen[bytes]:
+        """One more worker of the pool."""
+        command = ["worker", "start", "--pool", "forgeline", "--type", "process", "--name", f"other-{number}"]
+        env = {
+            **self.env,
+            "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
+            "PREFECT_HOME": str(self.folder / "w"),
+        }
+        with (self.folder / f"worker-{number}.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "prefect", *command], cwd=self.folder, env=env, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
     def kill(self, service: str) -> None:
         """SIGKILL to a service and everything it started."""
         first = psutil.Process(self.services()[service]["session"])
@@ -192,10 +206,17 @@ class Month:
         self.looked("same")
         assert self.trainings() == 1
 
-        self.day(9, "200 new reviews arrive and are said to have arrived a hundred times: one training")
+        self.day(9, "200 new reviews arrive, are said so a hundred times, four workers are there: one training")
+        others = [self.worker(number) for number in range(3)]
+        self.await_("four workers", lambda: len(self.api("POST", "/work_pools/forgeline/workers/filter", {})) >= 4)
         write(self.folder, "second", 200, seed=2)
-        self.data_arrived(100)
+        for _ in range(10):  # further apart than what the automation takes for one
+            self.data_arrived(10)
+            time.sleep(2)
         self.ended(2)
+        for other in others:
+            other.terminate()
+            other.wait(60)
         assert self.trainings() == 2
 
         self.day(12, "somebody tries a learning rate of 0.1 in the form of the UI: a worse challenger is refused")
