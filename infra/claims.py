@@ -17,6 +17,7 @@ Generations are never deleted: a reused number would be a second owner for an ol
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -191,7 +192,7 @@ def held(store: Store, now: float, prefix: str = "claims") -> set[tuple[str, str
     A claim counts that was not released, whose owner is not known to be dead, and whose last sign of life is younger
     than three leases at `now`, both by the store's clock. prefix: look only there, e.g. `claims/KIND/KEY`.
     """
-    return {(claim.kind, claim.key) for claim in open_claims(store, now, prefix) if not claim.dead}
+    return {(claim.kind, claim.key) for claim in open_claims(store, now, prefix, LONG_DEAD) if not claim.dead}
 
 
 def _folder(kind: str, key: str) -> str:
@@ -213,8 +214,11 @@ class OpenClaim:
     dead: bool
 
 
-def open_claims(store: Store, now: float, prefix: str = "claims") -> list[OpenClaim]:
-    """The newest claim of every key unless it was released, for one who only looks. now: by the store's clock."""
+def open_claims(store: Store, now: float, prefix: str = "claims", longest_silence: float = math.inf) -> list[OpenClaim]:
+    """The newest claim of every key unless it was released, for one who only looks. now: by the store's clock.
+
+    longest_silence: seconds without a sign of life from which on a claim is not even read.
+    """
     newest: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
     for entry in store.entries(prefix):
         _, kind, key, name = entry.path.split("/")
@@ -223,7 +227,7 @@ def open_claims(store: Store, now: float, prefix: str = "claims") -> list[OpenCl
         claims[name[:6]] = min(first, entry.modified), max(last, entry.modified)
     found = []
     for (kind, key), claims in newest.items():
-        if now - claims[max(claims)][1] > LONG_DEAD:
+        if now - claims[max(claims)][1] > longest_silence:
             continue
         stem = f"{_folder(kind, key)}/{max(claims)}"
         if (store.find_json(f"{stem}.beat.json") or {}).get("released"):
