@@ -11,7 +11,6 @@ import random
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ import pytest
 from infra import refs
 from infra.artifacts import ArtifactRef
 from infra.checkpoints import CheckpointStore
-from infra.platform import prefect_server
 from infra.store import Store
 from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan
@@ -47,19 +45,6 @@ class Finished:
 @pytest.fixture(scope="module")
 def chain(load: Any) -> Any:
     return load("e2e/chain.py")
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Prefect server for all runs but one: starting one takes longer than a run."""
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    try:
-        yield prefect_server.up(home, port).api_url
-    finally:
-        prefect_server.down(home)
 
 
 @pytest.fixture(scope="module")

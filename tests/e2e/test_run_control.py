@@ -18,7 +18,6 @@ import pytest
 import yaml
 
 from infra.checkpoints import CheckpointStore
-from infra.platform import prefect_server
 from infra.store import Store
 from infra.tracking import read_metrics
 from tasks.run_record import read_run
@@ -26,18 +25,6 @@ from tasks.run_record import read_run
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 STAGES = ("corpus", "tokenizer", "tokens", "base")
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    try:
-        yield prefect_server.up(home, port).api_url
-    finally:
-        prefect_server.down(home)
 
 
 class Project:
