@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import urllib.error
 import urllib.request
@@ -20,7 +19,6 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.deploy import deploy
 from flows.registration import Registration, registration
 from infra.errors import ForgelineError, StageError, TransientError
-from infra.platform import prefect_server
 from tasks.pipeline import load_pipeline
 
 pytestmark = pytest.mark.e2e
@@ -37,18 +35,10 @@ deploy:
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API of a server of our own."""
-    home = tmp_path_factory.mktemp("home")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    try:
-        url = prefect_server.up(home, port).api_url
-        with temporary_settings({PREFECT_API_URL: url}):
-            yield url
-    finally:
-        prefect_server.down(home)
+def api(api: str) -> Iterator[str]:
+    """The same server, for what talks to it in this process."""
+    with temporary_settings({PREFECT_API_URL: api}):
+        yield api
 
 
 @pytest.fixture
