@@ -75,6 +75,11 @@ class LiveView:
                 entry.told = now
                 self._print(line)
 
+    def warn(self, stage: str, warnings: Sequence[str]) -> None:
+        """What the stage's artifact warns of, a line each."""
+        for warning in warnings:
+            self.message(f"warning: {stage}: {warning}")
+
     def message(self, text: str) -> None:
         """A line that stays, above the table."""
         self._print(text)

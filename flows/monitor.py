@@ -68,6 +68,7 @@ class Monitor:
             self.skip(stopped_by(self.refused, self.nodes))
         state = "refused" if result.refused else "reused" if result.action == "reuse" else "done"
         self.live.update(stage, state=state, reason=result.reason)
+        self.live.warn(stage, result.manifest.warnings)
 
     def skip(self, stopped: Mapping[str, str]) -> None:
         """Stages do not run, each because of the gate named beside it."""

@@ -116,6 +116,7 @@ def _note_settled(
         line.node.stage.publish(store, manifest)
     record.note(line.node.name, StageResult("reuse", manifest, line.reason, line.refused))
     live.update(line.node.name, state="refused" if line.refused else "reused", reason=line.reason)
+    live.warn(line.node.name, manifest.warnings)
 
 
 def _run_flow(

@@ -81,7 +81,10 @@ class ArtifactRef:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything known about an artifact. `identity` is the full payload whose hash is `key`."""
+    """Everything known about an artifact. `identity` is the full payload whose hash is `key`.
+
+    warnings: sentences for the user, shown whenever the artifact is made or used; part of no key.
+    """
 
     kind: str
     type: str
@@ -95,6 +98,7 @@ class Manifest:
     producer: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     format: int = MANIFEST_FORMAT
 
     @property
@@ -119,7 +123,8 @@ class Manifest:
                 hint="It was written by another version of Forgeline; upgrade, or use another store.",
             )
         entries = {part: [FileEntry.from_json(entry) for entry in data[part]] for part in ("payload", "records")}
-        return cls(**{**data, **entries})
+        warnings = [str(warning) for warning in data.get("warnings", [])]
+        return cls(**{**data, **entries, "warnings": warnings})
 
 
 def payload_digest(entries: list[FileEntry]) -> str:

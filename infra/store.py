@@ -85,6 +85,7 @@ class Store(Objects):
         producer: dict[str, Any] | None = None,
         metrics: dict[str, float] | None = None,
         timings: dict[str, float] | None = None,
+        warnings: Sequence[str] = (),
         fence: Callable[[], None] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Manifest:
@@ -121,6 +122,7 @@ class Store(Objects):
             producer=producer or {},
             metrics=metrics or {},
             timings=timings or {},
+            warnings=list(warnings),
         )
         try:
             data = json_bytes(manifest.to_json())

@@ -41,7 +41,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One line of the plan. `key` and `artifact` are None while they cannot be known."""
+    """One line of the plan. `key` and `artifact` are None while they cannot be known; `warnings` are the artifact's."""
 
     node: StageNode
     action: Action
@@ -50,6 +50,7 @@ class PlannedStage:
     artifact: ArtifactRef | None = None
     step: int | None = None
     refused: bool = False
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         action = f"resume @ step {self.step}" if self.action == "resume" else self.action
@@ -59,6 +60,7 @@ class PlannedStage:
             "action": action,
             "key": self.key,
             "reason": self.reason,
+            "warnings": list(self.warnings),
         }
 
 
@@ -190,7 +192,13 @@ def _plan_stage(pipeline: Pipeline, node: StageNode, store: Store, known: dict[s
     manifest = stored(store, node.stage.kind, resolved)
     if manifest is not None:
         return PlannedStage(
-            node, "reuse", "nothing changed", resolved.key, manifest.ref, refused=refuses(node, manifest)
+            node,
+            "reuse",
+            "nothing changed",
+            resolved.key,
+            manifest.ref,
+            refused=refuses(node, manifest),
+            warnings=tuple(manifest.warnings),
         )
     steps = CheckpointStore(store, node.stage.kind, resolved.key).steps()
     if steps:

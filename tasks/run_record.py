@@ -102,6 +102,7 @@ class RunRecord:
             reason=result.reason,
             artifact=asdict(manifest.ref),
             metrics=manifest.metrics,
+            warnings=manifest.warnings,
         )
 
     def skip(self, name: str, reason: str) -> None:
@@ -127,7 +128,7 @@ class RunRecord:
 
     def summary(self) -> dict[str, Any]:
         """What `forgeline run --json` prints."""
-        fields = ("name", "kind", "action", "seconds", "artifact", "metrics")
+        fields = ("name", "kind", "action", "seconds", "artifact", "metrics", "warnings")
         return {
             "run": self.data["run"],
             "status": self.data["status"],
@@ -151,6 +152,7 @@ def _waiting(node: StageNode) -> dict[str, Any]:
         "started_at": 0.0,
         "artifact": None,
         "metrics": {},
+        "warnings": [],
         "needs": list(node.needs),
         "error": None,
     }

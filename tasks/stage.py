@@ -126,6 +126,8 @@ class Job(Generic[P]):
     """What this stage of this pipeline made last, whatever it was made of."""
     shared: list[FileEntry] = field(default_factory=list)
     """Files of the payload that `store.share` has stored already; committed with those in `output`."""
+    warnings: list[str] = field(default_factory=list)
+    """What the user should look at, though the stage goes on. Rank 0's are kept in the manifest; see `warn`."""
 
     @property
     def store(self) -> Store:
@@ -135,6 +137,14 @@ class Job(Generic[P]):
     def cores(self) -> int:
         """How many processes may work at once."""
         return self.execution.threads if self.execution.threads != "auto" else len(os.sched_getaffinity(0))
+
+    def warn(self, sentence: str) -> None:
+        """Tell the user something on the terminal, now and whenever the artifact is reused; the same sentence once.
+
+        Say what is odd, where, and what to do; a stage that is wrong raises StageError instead. It enters no key.
+        """
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
 
     def bytes_done(self, done: int, total: int) -> None:
         """Progress of work that is measured in bytes."""

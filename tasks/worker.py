@@ -206,6 +206,7 @@ def _run(
         producer={**spec["producer"], "versions": _versions(), "execution": spec["execution"], "ranks": world_size},
         metrics=metrics,
         timings=phases.timings(resumed_at),
+        warnings=job.warnings,
         fence=fence.check,
         on_progress=lambda done, total: events.progress(done, total, uploading=1.0),
     )

@@ -71,6 +71,9 @@ def plan(arguments: argparse.Namespace) -> int:
         cells = "  ".join(str(row[column]).ljust(width) for column, width in widths.items())
         takes = expected.stages.get(row["name"])
         print(f"{cells}  {(row['key'] or '')[:10]:10}  {row['reason']}{f'; {takes}' if takes else ''}")
+    for row in rows:
+        for warning in row["warnings"]:
+            print(f"warning: {row['name']}: {warning}")
     if expected.stages:
         print(expected)
     return 0

@@ -38,6 +38,8 @@ def show(arguments: argparse.Namespace) -> int:
     print(f"{arguments.ref} -> {manifest.type} made by {manifest.kind}")
     print(f"key      {manifest.key}\ncontent  {manifest.digest}")
     print(f"size     {manifest.size / 1e6:.2f} MB in {len(manifest.payload)} files")
+    for warning in manifest.warnings:
+        print(f"warning: {warning}")
     for title, values in (("params", manifest.identity["params"]), ("metrics", manifest.metrics)):
         print(f"{title}:")
         for name, value in values.items():

@@ -55,6 +55,8 @@ def status(arguments: argparse.Namespace) -> int:
         note = under_way.get(entry["name"]) or (entry["error"]["what"] if entry["error"] else metrics)
         action = "running" if entry["name"] in under_way else entry["action"]
         print(f"  {entry['name']:14} {entry['kind']:10} {action:8} {entry['seconds']:8.1f} s  {note}")
+        for warning in entry.get("warnings", []):
+            print(f"    warning: {warning}")
     if buckets := record.get("ledger", {}).get("buckets"):
         print("  " + ", ".join(f"{name.replace('_', ' ')} {buckets[name]:.1f} s" for name in BUCKETS if buckets[name]))
     return 0

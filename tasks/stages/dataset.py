@@ -138,6 +138,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     description = {"splits": splits, "labels": selection.labels, "columns": columns}
     (job.output / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     check_frozen(job, params.split)
+    for warning in selection.warnings:
+        job.warn(warning)
     steps = [
         {"step": "read", "rows_in": units, "rows_out": units - rejected, "dropped": {"unreadable": rejected}},
         *_row_steps(accounts),
