@@ -21,7 +21,6 @@ Files may be compressed (.gz, .zst, .bz2).
 from __future__ import annotations
 
 import re
-import string
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from pydantic import Field, model_validator
 from infra import source_files
 from infra.errors import StageError
 from infra.source_files import SourceLocation, is_url
+from tasks.data.column_template import template_parts
 from tasks.data.file_patterns import compiled, matches_any, split_root, walk
 from tasks.data.typed_columns import ColumnType
 from tasks.stage import Input, Located, StageParams
@@ -126,9 +126,7 @@ class Source(StageParams):
         if self.template is not None and self.messages_column is not None:
             raise ValueError("`template` and `messages_column` both make the text; give one")
         if self.template is not None:
-            fields = [field for _, field, _, _ in string.Formatter().parse(self.template) if field is not None]
-            if not fields or not all(field.isidentifier() for field in fields):
-                raise ValueError("`template` names columns as {column}, letters, digits and _ only; write {{ for {")
+            template_parts(self.template)
         if self.format in ("text", "lines", "python_functions"):
             if self.template or self.messages_column:
                 raise ValueError(f"format {self.format} has no columns to make a text of")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
 from typing import Any
 
+from tasks.data.column_template import template_parts
 from tasks.data.sources import Source
+from tasks.data.streams import LONGEST_ROW, too_long
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -52,15 +53,22 @@ def _no_text(column: str, record: dict[str, Any]) -> str:
 
 
 def _filled(template: str) -> TextMaker:
-    columns = list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name))
+    parts = template_parts(template)
+    columns = list(dict.fromkeys(column for _, column in parts if column is not None))
 
     def make(record: dict[str, Any]) -> Text | str:
         for column in columns:
             if record.get(column) is None:
                 return _no_text(column, record)
-        return Text(template.format_map(record))
+        texts = [text if column is None else _told(record[column]) for text, column in parts]
+        return Text("".join(texts)) if sum(map(len, texts)) <= LONGEST_ROW else too_long()
 
     return TextMaker(columns, make)
+
+
+def _told(value: Any) -> str:
+    """A column's value in a text."""
+    return str(value)
 
 
 def _chat(column: str, template: str) -> TextMaker:
