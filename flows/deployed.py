@@ -17,7 +17,14 @@ import httpx
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, State, StateType
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run as running
 from prefect.states import Completed, Failed
@@ -27,9 +34,10 @@ from flows.pipeline import task_runner
 from flows.registration import RUN
 from flows.run import run_pipeline
 from flows.search import run_trials
-from flows.watch import look, made_of
-from infra.artifacts import ArtifactRef
+from flows.watch import look
+from flows.watch_here import fate_here, make_here
 from infra.errors import UsageError
+from tasks.decided_run import Fate
 from tasks.parameter_form import overrides
 from tasks.pipeline import Pipeline, load_pipeline
 from tasks.prefect_task import artifact_key
@@ -38,6 +46,14 @@ from tasks.search import Results
 from tasks.watching import Entry
 
 MOST_STAGES = 512
+INTERRUPTED = "Interrupted"
+LEFT_OUT = "Deployment concurrency limit reached"
+"""How Prefect begins the message of a run that it cancelled because another one goes on (`overlap: skip`)."""
+HOLDS_THE_SLOT = FlowRunFilter(
+    state=FlowRunFilterState(
+        type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    )
+)
 
 
 @flow(name="forgeline", task_runner=task_runner(MOST_STAGES), persist_result=False, validate_parameters=False)
@@ -68,13 +84,9 @@ def watch_deployed(file: str) -> State[Any]:
     pipeline = load_pipeline(Path(file))
     found = look(pipeline, DeployedRun(pipeline.name), make_here)
     get_run_logger().info("%s", found)
+    if found.action == "gave up":
+        return Failed(name="Gave up", message=found.reason)
     return Completed(name=found.action.capitalize(), message=found.reason)
-
-
-def make_here(pipeline: Pipeline) -> dict[str, ArtifactRef]:
-    """Run a pipeline in this process. Raises StageError where it does not end well."""
-    record, code = run_pipeline(pipeline, quiet=True)
-    return made_of(record.data, code)
 
 
 class DeployedRun:
@@ -83,28 +95,46 @@ class DeployedRun:
     def __init__(self, pipeline: str) -> None:
         self.pipeline = pipeline
 
-    def start(self, entry: Entry, attempt: int) -> dict[str, Any]:
+    def start(self, entry: Entry, attempt: int) -> dict[str, Any] | None:
         with prefect_api() as client:
             try:
                 deployment = client.read_deployment_by_name(f"{self.pipeline}/{RUN}")
             except ObjectNotFound as error:
                 what = f"{self.pipeline} is not deployed on this Prefect server"
                 raise UsageError(what, where=str(client.api_url), hint="Deploy it: forgeline deploy FILE.") from error
+            options = deployment.concurrency_options
+            if options and options.collision_strategy == ConcurrencyLimitStrategy.CANCEL_NEW:
+                of = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+                if client.read_flow_runs(flow_run_filter=HOLDS_THE_SLOT, deployment_filter=of, limit=1):
+                    return None
             begun = client.create_flow_run_from_deployment(
                 deployment.id,
-                idempotency_key=f"{self.pipeline}-{entry.sources[:32]}-{attempt}",
+                # By when it was decided as well: the data may come back to a state that had its run before.
+                idempotency_key=f"{self.pipeline}-{entry.run}-{entry.at}-{attempt}",
                 name=f"new data {entry.run}" + (f", start {attempt}" if attempt > 1 else ""),
                 tags=["new data"],
             )
         return {"flow_run": str(begun.id)}
 
-    def crashed(self, note: dict[str, Any]) -> bool:
+    def fate(self, note: dict[str, Any]) -> Fate:
+        if "flow_run" not in note:
+            return fate_here(note)
         with prefect_api() as client:
             try:
-                found = client.read_flow_run(note["flow_run"])
+                state = client.read_flow_run(note["flow_run"]).state
             except ObjectNotFound:
-                return True
-        return found.state is not None and found.state.is_crashed()
+                return Fate("failed", "Prefect knows the run no more")
+        return fate_of(state) if state is not None else Fate("under way")
+
+
+def fate_of(state: State[Any]) -> Fate:
+    """What the state of a deployed pipeline's flow run says of its work. A gate that refused is work done."""
+    why = state.message or state.name or state.type.value
+    if state.is_cancelled():
+        return Fate("left out" if why.startswith(LEFT_OUT) else "cancelled", why)
+    if state.is_crashed() or state.is_failed():
+        return Fate("interrupted" if state.name == INTERRUPTED else "failed", why)
+    return Fate("done", why) if state.is_completed() else Fate("under way", why)
 
 
 def _name_run(record: RunRecord) -> None:
@@ -152,6 +182,6 @@ def _state(record: dict[str, Any], code: int) -> State[Any]:
         case 4:
             return Completed(name="Refused", message=f"{words}: a gate said no, and nothing was promoted by it")
         case 75 | 130:
-            return Failed(name="Interrupted", message=f"{words} was stopped; the next one goes on from there")
+            return Failed(name=INTERRUPTED, message=f"{words} was stopped; the next one goes on from there")
         case _:
             return Failed(message="; ".join([words, *errors]))

@@ -16,9 +16,10 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from infra.artifacts import ArtifactRef
-from infra.errors import StageError, UsageError
+from infra.errors import UsageError
 from infra.store import Store
-from tasks import watching
+from tasks import decided_run, watching
+from tasks.decided_run import Fate, Start
 from tasks.deployment import Watch, watched
 from tasks.pipeline import Pipeline, StageNode
 from tasks.watching import Entry, Sources
@@ -27,21 +28,21 @@ RESTLESS = 10
 """A look ends undecided when the sources have not stood still within so many times `quiet`."""
 FIRST = "no run was started for these data yet"
 SAME = "the sources changed, the examples made of them did not"
-Action = Literal["unchanged", "restless", "same", "waits", "started", "elsewhere"]
+Action = Literal["unchanged", "restless", "same", "waits", "started", "elsewhere", "gave up"]
 
 
 class Starter(Protocol):
     """Starts a pipeline's run."""
 
-    def start(self, entry: Entry, attempt: int) -> dict[str, Any]:
+    def start(self, entry: Entry, attempt: int) -> dict[str, Any] | None:
         """Start the run of a decision; called again with the same arguments, it starts nothing more.
 
-        Returns what finds the run again.
+        Returns what finds the run again; None where it would be left out now, because another one goes on.
         """
         ...
 
-    def crashed(self, note: dict[str, Any]) -> bool:
-        """Whether that run ended without having ended its work: killed, or nowhere to be found."""
+    def fate(self, note: dict[str, Any]) -> Fate:
+        """What became of that run."""
         ...
 
 
@@ -72,14 +73,15 @@ def look(
     settings = pipeline.deploy.watch or Watch()
     store = Store.open(pipeline.store, probe=True)
     last = watching.last_entry(store, pipeline.name)
-    if last is not None and (again := _start(store, pipeline.name, last, starter)):
-        return again
+    begun = _start(store, pipeline, last, starter) if last is not None else None
+    if begun is not None and begun.action != "gave up":
+        return begun
     sources = watching.sources_of(nodes)
     if not sources.stages:
         what = "no stage of this pipeline reads files"
         raise UsageError(what, where=str(pipeline.path), hint="There is nothing to watch.")
     if last is not None and last.sources == sources.digest:
-        return Look("unchanged", last.reason)
+        return begun or Look("unchanged", last.reason)
     settled = _at_rest(nodes, sources, settings.quiet, sleep)
     if settled is None:
         return Look("restless", f"the sources did not stand still for {settings.quiet:.0f} s")
@@ -92,26 +94,58 @@ def look(
         fresh = watching.fresh_since(store, last, datasets)
         if not fresh.count and not fresh.gone:
             watching.write_entry(store, pipeline.name, last, settled.digest, datasets, SAME, same=True)
-            return Look("same", SAME)
-        worth = watching.worth_a_run(store, settings, last, fresh, now())
+            return begun or Look("same", SAME)
+        worth = watching.worth_a_run(store, settings, last, fresh, now(), untrained=begun is not None)
         if not worth.enough:
             return Look("waits", worth.reason)
         reason = worth.reason
     entry = watching.write_entry(store, pipeline.name, last, settled.digest, datasets, reason)
     if entry is None:
         return Look("elsewhere", "another watcher decided first")
-    return _start(store, pipeline.name, entry, starter) or Look("started", reason)
+    return _start(store, pipeline, entry, starter) or Look("started", reason)
 
 
-def _start(store: Store, pipeline: str, entry: Entry, starter: Starter) -> Look | None:
-    """Start the run of a decision unless it is started; again, a bounded number of times, where it crashed."""
-    attempt, note = watching.starts_of(store, pipeline, entry)
-    if note is not None and (attempt >= watching.STARTS or not starter.crashed(note)):
+def _start(store: Store, pipeline: Pipeline, entry: Entry, starter: Starter) -> Look | None:
+    """Start the run of a decision where none was; again, a bounded number of times, where one did not do its work.
+
+    None where there is nothing to do: it is under way, or has done its work, or a person cancelled it.
+    """
+    start = decided_run.last_start(store, pipeline.name, entry)
+    if start is None:
+        return _begin(store, pipeline.name, entry, starter, None, 0, "")
+    if start.closed == "gave up":
+        if (run := decided_run.done_by(store, pipeline, entry)) is None:
+            return Look("gave up", start.why)
+        decided_run.close(store, pipeline.name, entry, start, "done", f"by run {run}")
+    if start.closed is not None:
         return None
-    begun = starter.start(entry, attempt + 1)
-    watching.note_start(store, pipeline, entry, attempt, begun)
-    again = f" (start {attempt + 1}: the one before crashed)" if attempt else ""
-    return Look("started", f"{entry.reason}{again}")
+    fate = starter.fate(start.note)
+    if fate.state == "under way":
+        return None
+    if fate.state in ("done", "cancelled"):
+        decided_run.close(store, pipeline.name, entry, start, "done" if fate.state == "done" else "cancelled", fate.why)
+        return None
+    if run := decided_run.done_by(store, pipeline, entry):
+        decided_run.close(store, pipeline.name, entry, start, "done", f"by run {run}")
+        return None
+    failures = start.failures + (fate.state == "failed")
+    if failures >= decided_run.STARTS or start.number >= decided_run.MOST:
+        tries = f"{start.number} runs were started for it and none did its work (the last: {fate.state}: {fate.why})"
+        why = f"{entry.reason}; {tries}. Mend that and run the pipeline, or deploy its run by hand"
+        decided_run.close(store, pipeline.name, entry, start, "gave up", why)
+        return Look("gave up", why)
+    return _begin(store, pipeline.name, entry, starter, start, failures, f"{fate.state}: {fate.why}")
+
+
+def _begin(
+    store: Store, pipeline: str, entry: Entry, starter: Starter, after: Start | None, failures: int, before: str
+) -> Look:
+    number = after.number + 1 if after else 1
+    begun = starter.start(entry, number)
+    if begun is None:
+        return Look("waits", f"{entry.reason}; another run goes on, and would have this one left out")
+    decided_run.note_start(store, pipeline, entry, after, begun, failures)
+    return Look("started", f"{entry.reason}" + (f" (start {number}; the one before: {before})" if after else ""))
 
 
 def _at_rest(nodes: list[StageNode], sources: Sources, quiet: float, sleep: Callable[[float], None]) -> Sources | None:
@@ -123,14 +157,3 @@ def _at_rest(nodes: list[StageNode], sources: Sources, quiet: float, sleep: Call
             return sources
         sources = again
     return None
-
-
-def made_of(record: dict[str, Any], code: int) -> dict[str, ArtifactRef]:
-    """Artifacts of a run's stages. Raises StageError where it did not end well."""
-    for stage in record["stages"]:
-        if stage["error"]:
-            error = stage["error"]
-            raise StageError(f"the data cannot be made: {error['what']}", where=error["where"], hint=error["hint"])
-    if code:
-        raise StageError(f"the data were not made: the run was {record['status']}", hint="The next look tries again.")
-    return {stage["name"]: ArtifactRef(**stage["artifact"]) for stage in record["stages"]}

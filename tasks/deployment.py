@@ -104,7 +104,9 @@ class Deploy(Settings):
     pool: str = Field("forgeline", min_length=1, description="Work pool; `forgeline up` starts a worker of that one.")
     tags: list[str] = Field(default_factory=list, description="Tags of its runs.")
     overlap: Literal["queue", "skip"] = Field(
-        "queue", description="What becomes of a run that is due while another one goes on: it waits, or is left out."
+        "queue",
+        description="What becomes of a run that is due while another one goes on: it waits, or is left out. "
+        "New data are not left out: their run begins with the next look.",
     )
     parameters: dict[str, str] = Field(
         default_factory=dict, description="Fields of the form in the UI: name -> what it sets, as with `--set`."

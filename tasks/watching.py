@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 1000
 ALPHA = 0.01
-STARTS = 3
-"""Times a run for one state of the data is started, where it crashed before."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +113,6 @@ def write_entry(
     return entry if journal.append(store, f"{pipeline}/watch", number - 1, content) else None
 
 
-def starts_of(store: Store, pipeline: str, entry: Entry) -> tuple[int, dict[str, Any] | None]:
-    """How often the entry's run was started, and what was noted of the last time."""
-    return journal.newest(store, f"{pipeline}/watch-starts-{entry.run}") or (0, None)
-
-
-def note_start(store: Store, pipeline: str, entry: Entry, after: int, note: dict[str, Any]) -> None:
-    journal.append(store, f"{pipeline}/watch-starts-{entry.run}", after, note)
-
-
 @dataclass(frozen=True)
 class Fresh:
     """What the datasets have that those of the last run had not, of each stage; and how many examples went."""
@@ -149,13 +138,20 @@ def fresh_since(store: Store, last: Entry, datasets: dict[str, ArtifactRef]) -> 
     return Fresh(found, gone)
 
 
-def worth_a_run(store: Store, watch: Watch, last: Entry, fresh: Fresh, now: datetime) -> Worth:
-    """Are the new data worth a run? Enough new examples, the age of the last run, or drift: one of them is enough."""
+def worth_a_run(
+    store: Store, watch: Watch, last: Entry, fresh: Fresh, now: datetime, *, untrained: bool = False
+) -> Worth:
+    """Are the new data worth a run? Enough new examples, the age of the last run, or drift: one of them is enough.
+
+    untrained: the run for the examples that were new the last time did not do its work, so any change is enough.
+    """
     have = f"{fresh.count:,} new example{'s' if fresh.count != 1 else ''}"
     if fresh.gone:
         have += f" and {fresh.gone:,} fewer of the old"
     if fresh.count >= watch.min_new_rows:
         return Worth(True, f"{have}, {watch.min_new_rows:,} are enough")
+    if untrained:
+        return Worth(True, f"{have}, and those before them were not trained on")
     age = (now - datetime.fromisoformat(last.at)).total_seconds()
     if watch.max_age is not None and age >= watch.max_age:
         return Worth(True, f"{have}, and the last run is {told(round(age))} old ({told(watch.max_age)} are enough)")

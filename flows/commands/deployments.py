@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from flows.commands.parsing import Commands, load
-
-if TYPE_CHECKING:
-    from tasks.watching import Entry
+from infra.errors import StageError
 
 
 def add(commands: Commands) -> None:
@@ -42,17 +40,19 @@ def watch(arguments: argparse.Namespace) -> int:
 
     pipeline = load(arguments)
     use_running_server(home())
-    from flows.deployed import DeployedRun, make_here
     from flows.watch import look
+    from flows.watch_here import RunHere, make_here
 
-    class Here:
-        """Runs it in this process: it has ended when it has started."""
+    if arguments.here:
+        here = RunHere(pipeline)
+        found = look(pipeline, here, make_here)
+        code, error = here.code, here.error
+    else:
+        from flows.deployed import DeployedRun
 
-        def start(self, entry: Entry, attempt: int) -> dict[str, Any]:
-            return {"stages": sorted(make_here(pipeline))}
-
-        def crashed(self, note: dict[str, Any]) -> bool:
-            return False
-
-    print(look(pipeline, Here() if arguments.here else DeployedRun(pipeline.name), make_here))
-    return 0
+        found = look(pipeline, DeployedRun(pipeline.name), make_here)
+        code, error = 0, ""
+    print(found)
+    if error:
+        print(error, file=sys.stderr)
+    return StageError.exit_code if found.action == "gave up" else code

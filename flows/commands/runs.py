@@ -38,9 +38,12 @@ def add(commands: Commands) -> None:
 def status(arguments: argparse.Namespace) -> int:
     from flows.run import stage_summary
     from infra.ledger import BUCKETS
+    from tasks.decided_run import given_up
     from tasks.run_record import list_runs, read_run, state_of
 
     store = open_store(arguments)
+    for pipeline, why in given_up(store).items():
+        print(f"{pipeline}: new data were not trained on: {why}")
     for name in list_runs(store)[-10:]:
         record = read_run(store, name)
         print(

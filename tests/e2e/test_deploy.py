@@ -17,9 +17,12 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deploy import deploy
+from flows.deployed import DeployedRun
 from flows.registration import Registration, registration
 from infra.errors import ForgelineError, StageError, TransientError
+from tasks.decided_run import Fate
 from tasks.pipeline import load_pipeline
+from tasks.watching import Entry
 
 pytestmark = pytest.mark.e2e
 PIPELINE = """
@@ -126,6 +129,35 @@ def test_a_run_that_is_due_while_another_goes_on_is_left_out_or_waits(
         found.append(ask(api, "POST", f"/flow_runs/{one}/set_state", asked)["state"]["type"])
     assert found == ["PENDING", second]
     ask(api, "POST", f"/flow_runs/{made[0]}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+
+
+def test_the_run_of_a_decision_is_started_once_and_what_became_of_it_is_known(api: str, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(
+        PIPELINE.replace("name: deployed", "name: decided") + "  overlap: skip\n  pool: idle\n"
+    )
+    deploy(registration(load_pipeline(tmp_path / "p.yaml"), working_dir=tmp_path, version=None))
+    starter, first = DeployedRun("decided"), Entry(1, "state a", {}, "", 1, "2026-11-24T03:00:00+00:00")
+
+    def becomes(note: dict[str, Any] | None, **state: Any) -> Fate:
+        assert note is not None
+        ask(api, "POST", f"/flow_runs/{note['flow_run']}/set_state", {"state": state, "force": "name" in state})
+        return starter.fate(note)
+
+    one, again, second = (starter.start(first, attempt) for attempt in (1, 1, 2))
+    assert one == again != second, "started once, whoever asks"
+    back = Entry(3, "state a", {}, "", 3, "2026-11-25T03:00:00+00:00")
+    third = starter.start(back, 1)
+    assert third not in (one, second), "the data came back to a state that had its run before"
+    assert becomes(one, type="PENDING").state == "under way"
+    assert starter.start(first, 3) is None, "it would be left out"
+    assert becomes(second, type="PENDING") == Fate("left out", "Deployment concurrency limit reached.")
+    assert becomes(one, type="CANCELLED", name="Cancelled").state == "cancelled", "by a person"
+    assert becomes(one, type="CRASHED", name="Crashed", message="gone") == Fate("failed", "gone")
+    assert becomes(one, type="FAILED", name="Interrupted").state == "interrupted"
+    assert becomes(one, type="FAILED", name="Failed").state == "failed"
+    assert becomes(one, type="COMPLETED", name="Refused").state == "done"
+    assert {becomes(one, type="CANCELLED", name="Cancelled").state for one in (one, third)} == {"cancelled"}
+    assert starter.fate({"flow_run": str(uuid.uuid4())}).state == "failed"
 
 
 def test_events_that_are_malformed_or_name_nobody(api: str, wanted: Registration) -> None:

@@ -7,19 +7,25 @@ import random
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows import cli
+from flows.checks.new_data import new_data
 from flows.watch import look
 from infra.artifacts import ArtifactRef
 from infra.errors import StageError, UsageError
 from infra.store import Store
+from tasks import decided_run
+from tasks.decided_run import MOST, STARTS, Fate, given_up
 from tasks.pipeline import Pipeline, load_pipeline
 from tasks.plan import resolve
-from tasks.watching import STARTS, Entry, only
+from tasks.run_record import RunRecord
+from tasks.watching import Entry, last_entry, only
 
 PIPELINE = """
 name: fresh
@@ -35,18 +41,21 @@ deploy:
 
 
 class Runs:
-    """Starts nothing, and remembers what it was asked to start."""
+    """Starts nothing, and remembers what it was asked to start. ends: how the n-th start ended; else it goes on."""
 
     def __init__(self) -> None:
         self.started: list[tuple[str, int]] = []
-        self.dead: set[int] = set()
+        self.ends: dict[int, Fate] = {}
+        self.busy = False
 
-    def start(self, entry: Entry, attempt: int) -> dict[str, Any]:
+    def start(self, entry: Entry, attempt: int) -> dict[str, Any] | None:
+        if self.busy:
+            return None
         self.started.append((entry.sources, attempt))
         return {"flow_run": len(self.started)}
 
-    def crashed(self, note: dict[str, Any]) -> bool:
-        return note["flow_run"] in self.dead
+    def fate(self, note: dict[str, Any]) -> Fate:
+        return self.ends.get(note["flow_run"], Fate("under way"))
 
 
 class House:
@@ -253,15 +262,112 @@ def test_a_watcher_that_dies_between_decision_and_start_is_made_up_for(house: Ho
     assert [attempt for _, attempt in alive.started] == [1]
 
 
-def test_a_run_that_crashed_is_started_again_a_bounded_number_of_times(house: House) -> None:
+def test_a_run_that_failed_is_begun_again_a_bounded_number_of_times_and_then_said(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
     house.look()
     for attempt in range(2, STARTS + 1):
-        house.runs.dead.add(attempt - 1)
+        house.runs.ends[attempt - 1] = Fate("failed", "the store did not answer")
         assert house.look() == "started"
+        assert "the one before: failed: the store did not answer" in house.last.reason
         assert house.look() == "unchanged"
-    house.runs.dead.add(STARTS)
-    assert house.look() == "unchanged"
+    house.runs.ends[STARTS] = Fate("failed", "crashed")
+    assert [house.look(), house.look()] == ["gave up", "gave up"]
+    assert f"{STARTS} runs were started for it and none did its work (the last: failed: crashed)" in house.last.reason
     assert [attempt for _, attempt in house.runs.started] == list(range(1, STARTS + 1))
+    store = Store.open(house.pipeline().store)
+    assert given_up(store) == {"fresh": house.last.reason}
+    finding = new_data(store)
+    assert finding is not None and (finding.level, house.last.reason in finding.said) == ("fault", True)
+    record(house, "failed")
+    assert cli.main(["status", "--store", house.pipeline().store]) == 0
+    assert f"fresh: new data were not trained on: {house.last.reason}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("state", ["left out", "interrupted"])
+def test_a_run_that_was_left_out_or_interrupted_is_begun_again_and_costs_no_start(house: House, state: Any) -> None:
+    house.look()
+    for attempt in range(1, STARTS + 3):
+        house.runs.ends[attempt] = Fate(state)
+        assert house.look() == "started"
+    house.runs.ends |= {number: Fate(state) for number in range(STARTS + 3, MOST + 1)}
+    assert [house.look() for _ in range(STARTS + 3, MOST + 1)][-1] == "gave up"
+    assert [attempt for _, attempt in house.runs.started] == list(range(1, MOST + 1))
+
+
+def test_a_run_that_would_be_left_out_waits_for_the_next_look(house: House) -> None:
+    house.runs.busy = True
+    assert [house.look(), house.look()] == ["waits", "waits"]
+    house.runs.busy = False
+    assert [house.look(), house.look()] == ["started", "unchanged"]
+    assert [attempt for _, attempt in house.runs.started] == [1]
+
+
+@pytest.mark.parametrize("state", ["done", "cancelled"])
+def test_how_a_run_ended_is_asked_once(house: House, state: Any) -> None:
+    house.look()
+    house.runs.ends[1] = Fate(state)
+    assert house.look() == "unchanged"
+    house.runs.ends[1] = Fate("failed", "Prefect knows the run no more")  # its database was pruned
+    assert house.look() == "unchanged"
+    assert len(house.runs.started) == 1
+
+
+def record(house: House, status: str, *, without: str = "", overrides: tuple[str, ...] = ()) -> None:
+    """A run that somebody started by hand, on the data of the last decision."""
+    pipeline = replace(house.pipeline(), overrides=overrides)
+    store = Store.open(pipeline.store)
+    entry = last_entry(store, "fresh")
+    assert entry is not None
+    kept = {name: node for name, node in pipeline.stages.items() if name != without}
+    found = RunRecord(f"20990101-000000-{len(store.list('runs')):04}", replace(pipeline, stages=kept), store)
+    for stage in found.data["stages"]:
+        stage["artifact"] = entry.datasets.get(stage["name"])
+    found.finish(status)
+
+
+def test_data_that_another_run_trained_on_are_not_trained_on_again(house: House) -> None:
+    house.look()
+    house.runs.ends[1] = Fate("failed", "the store did not answer")
+    record(house, "ok")
+    assert house.look() == "unchanged"
+    assert len(house.runs.started) == 1
+
+
+def test_a_decision_that_was_given_up_is_settled_by_a_run_of_the_whole_pipeline_alone(house: House) -> None:
+    house.look()
+    house.runs.ends = {number: Fate("failed", "no memory") for number in range(1, STARTS + 1)}
+    assert [house.look() for _ in range(STARTS)][-1] == "gave up"
+    record(house, "failed")
+    record(house, "ok", without="tokens")  # what a look makes of the data
+    record(house, "ok", overrides=("stages.tokens.vocab_size=400",))
+    Store.open(house.pipeline().store).write_bytes("runs/20990101-000000-9999/run.json", b'{"status": "ok"')
+    assert house.look() == "gave up"
+    record(house, "ok")
+    assert [house.look(), house.look()] == ["unchanged", "unchanged"]
+    assert given_up(Store.open(house.pipeline().store)) == {}
+
+
+def test_data_that_were_given_up_are_trained_on_with_the_next_that_arrive(house: House) -> None:
+    house.look()
+    house.runs.ends = {number: Fate("failed", "no memory") for number in range(1, STARTS + 1)}
+    assert [house.look() for _ in range(STARTS)][-1] == "gave up"
+    house.write("again", BASE[:30])
+    assert house.look() == "gave up", "the same examples are still not trained on"
+    house.write("few", sentences(9, 1))
+    assert house.look() == "started", "one is enough, though ten are asked for"
+    assert house.last.reason == "1 new example, and those before them were not trained on"
+    assert house.runs.started[-1][1] == 1
+    assert given_up(Store.open(house.pipeline().store)) == {}
+
+
+def test_a_start_noted_by_an_earlier_version_counts(house: House) -> None:
+    house.look()
+    store = Store.open(house.pipeline().store)
+    for number in (1, 2, 3):
+        store.write_bytes(f"journals/fresh/watch-starts-1/{number:06d}.json", b'{"flow_run": 7}')
+    start = decided_run.last_start(store, "fresh", last_entry(store, "fresh") or pytest.fail())
+    assert start is not None and (start.number, start.failures, start.closed) == (3, 2, None)
 
 
 def test_a_pipeline_without_files_cannot_be_watched(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""What became of the run that a decision on new data started (`tasks/watching.py`), and whether it begins again.
+
+    journals/<pipeline>/watch-starts-<entry>/000001.json     {"flow_run": ..., "failures": 0}     a start
+                                             000002.json     {"flow_run": ..., "failures": 1}     another one
+                                             000003.json     {"closed": "done", "why": ...}       nothing follows
+
+A run that failed is begun again `STARTS` times in all; one that was only interrupted, or left out because another one
+went on, costs none of them, but there are never more than `MOST`. Then it is given up, and said so, until the data
+change or a run of the pipeline on the same data comes to its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from infra import journal
+from infra.errors import ForgelineError
+from tasks.watching import Entry, last_entry
+
+if TYPE_CHECKING:
+    from infra.store import Store
+    from tasks.pipeline import Pipeline
+
+STARTS = 3
+"""Times a run for one state of the data is started, where it fails."""
+MOST = 20
+"""Times it is started in all, those that were interrupted or left out among them."""
+CLOCKS_DIFFER = timedelta(minutes=5)
+WORK_DONE = ("ok", "refused")
+Ending = Literal["done", "cancelled", "gave up"]
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a start. `cancelled`: by a person, who is not contradicted."""
+
+    state: Literal["under way", "done", "cancelled", "left out", "interrupted", "failed"]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The newest entry of the journal of a decision's starts. failures: of the starts before this one."""
+
+    number: int
+    note: dict[str, Any]
+    failures: int
+    closed: Ending | None
+    why: str
+
+
+def last_start(store: Store, pipeline: str, entry: Entry) -> Start | None:
+    """The newest start of the run of a decision, or how it was closed; None if it was never started."""
+    found = journal.newest(store, _name(pipeline, entry))
+    if found is None:
+        return None
+    number, note = found
+    return Start(number, note, note.get("failures", number - 1), note.get("closed"), note.get("why", ""))
+
+
+def note_start(
+    store: Store, pipeline: str, entry: Entry, after: Start | None, note: dict[str, Any], fails: int
+) -> None:
+    """Note that the run was started once more; `fails` of the starts before it failed."""
+    journal.append(store, _name(pipeline, entry), after.number if after else 0, {**note, "failures": fails})
+
+
+def close(store: Store, pipeline: str, entry: Entry, after: Start, how: Ending, why: str) -> None:
+    """Note that no start follows."""
+    journal.append(store, _name(pipeline, entry), after.number, {"closed": how, "why": why})
+
+
+def done_by(store: Store, pipeline: Pipeline, entry: Entry) -> str | None:
+    """The run that did the work of a decision, whoever started it: on the same data, as the file says, to the end."""
+    since = f"{datetime.fromisoformat(entry.at) - CLOCKS_DIFFER:%Y%m%d-%H%M%S}"
+    needed = {name for node in pipeline.stages.values() for name in node.needs}
+    last = {*pipeline.stages} - needed
+    for run in reversed(store.list("runs")):
+        if run < since:
+            break
+        record = _record(store, run)
+        if record is None or record["status"] not in WORK_DONE or record["overrides"]:
+            continue
+        made = {stage["name"]: stage["artifact"] for stage in record["stages"]}
+        # A look runs the stages that make the data as a run of their own, a search its trials: neither is all of it.
+        whole = record["pipeline"] == pipeline.name and last <= {*made}
+        if whole and all(made.get(name) == data for name, data in entry.datasets.items()):
+            return run
+    return None
+
+
+def given_up(store: Store) -> dict[str, str]:
+    """Pipelines whose new data were not trained on though a run was started for them: why, in one sentence."""
+    found = {}
+    for pipeline in store.list("journals"):
+        entry = last_entry(store, pipeline)
+        start = last_start(store, pipeline, entry) if entry else None
+        if start is not None and start.closed == "gave up":
+            found[pipeline] = start.why
+    return found
+
+
+def _record(store: Store, run: str) -> dict[str, Any] | None:
+    """A run's record; None where it cannot be read: it proves nothing."""
+    try:
+        record = store.find_json(f"runs/{run}/run.json")
+    except ForgelineError:
+        return None
+    fields = ("pipeline", "status", "overrides", "stages")
+    if not isinstance(record, dict) or not all(name in record for name in fields):
+        return None
+    stages = record["stages"]
+    sound = isinstance(stages, list) and all(isinstance(s, dict) and {"name", "artifact"} <= {*s} for s in stages)
+    return record if sound else None
+
+
+def _name(pipeline: str, entry: Entry) -> str:
+    return f"{pipeline}/watch-starts-{entry.run}"
