@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from tasks.objectives import Batch, Feature, Objective, Predictions, Prompt, SpecialIds, spread
+from tasks.stage import Later
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,11 @@ class CausalLM(Objective):
     )
     chat_template: str | None = Field(
         None, description="Jinja template that writes a conversation; it ships with the model. None: the tokenizer's."
+    )
+    end_of_text: Annotated[bool, Later()] = Field(
+        True,
+        description="End each text or conversation with the tokenizer's end-of-text token, so that the model learns to "
+        "stop. Left out where it was cut or already ends so; a `pack` stage ends its texts itself.",
     )
 
     data_types = ("tokens", "dataset")
@@ -67,9 +73,12 @@ class CausalLM(Objective):
                 raise StageError(
                     "`messages` are a column, and packed tokens have none", where=data.stage, hint="Name the dataset."
                 )
-            return chat_features(data, split, self.messages, self.chat_template, tokenizer, max_length)
+            return chat_features(
+                data, split, self.messages, self.chat_template, tokenizer, max_length, close=self.end_of_text
+            )
         if data.manifest.type == "dataset":
-            return measured_texts(read_split(data, split, columns=("text",))["text"], tokenizer, max_length)
+            texts = read_split(data, split, columns=("text",))["text"]
+            return measured_texts(texts, tokenizer, max_length, close=self.end_of_text)
         return packed_rows(data, split, tokenizer, max_length)
 
     def with_text(
@@ -79,7 +88,7 @@ class CausalLM(Objective):
 
         if self.messages is not None:
             raise StageError("conversations cannot be augmented", where="augment", hint="Leave `augment` out.")
-        return measured_texts([text], tokenizer, max_length)[0]
+        return measured_texts([text], tokenizer, max_length, close=self.end_of_text)[0]
 
     def tokenizer_files(self) -> dict[str, str]:
         return {} if self.chat_template is None else {"chat_template.jinja": self.chat_template}

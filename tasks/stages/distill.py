@@ -177,5 +177,5 @@ def _stored(job: Job[Params], examples: int) -> SoftTargets:
 
 
 STAGE = Stage(
-    kind="distill", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=training_faults
+    kind="distill", version=2, makes="model", params=Params, run=run, warm=True, distributed=True, check=training_faults
 )

@@ -197,4 +197,4 @@ def _record(
         (job.records / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-STAGE = Stage(kind="evaluate", version=2, makes="scores", params=Params, run=run, warm=True, exclusive=True)
+STAGE = Stage(kind="evaluate", version=3, makes="scores", params=Params, run=run, warm=True, exclusive=True)

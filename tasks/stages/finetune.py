@@ -134,7 +134,7 @@ def _merged(model: PreTrainedModel, objective: Objective, example: Feature, *, l
 
 STAGE = Stage(
     kind="finetune",
-    version=1,
+    version=2,
     makes="model",
     params=Params,
     run=run,

@@ -204,7 +204,7 @@ def _write(job: Job[Params], name: str, value: Any) -> None:
 
 STAGE = Stage(
     kind="multitask",
-    version=1,
+    version=2,
     makes="multitask_model",
     params=Params,
     run=run,

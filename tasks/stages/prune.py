@@ -182,4 +182,4 @@ def _sparsity(params: Params) -> Sparsity:
     return Sparsity(params.share, n, m)
 
 
-STAGE = Stage(kind="prune", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=check)
+STAGE = Stage(kind="prune", version=2, makes="model", params=Params, run=run, warm=True, distributed=True, check=check)

@@ -59,5 +59,5 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 
 STAGE = Stage(
-    kind="qat", version=1, makes="model", params=Params, run=run, warm=True, distributed=True, check=training_faults
+    kind="qat", version=2, makes="model", params=Params, run=run, warm=True, distributed=True, check=training_faults
 )

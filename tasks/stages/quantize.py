@@ -231,4 +231,4 @@ def _calibration(job: Job[Params], names: list[str]) -> list[Batch]:
     return [{name: batch[name].numpy() for name in names} for batch in batches]
 
 
-STAGE = Stage(kind="quantize", version=4, makes="onnx", params=Params, run=run)
+STAGE = Stage(kind="quantize", version=5, makes="onnx", params=Params, run=run)

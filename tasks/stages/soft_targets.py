@@ -68,4 +68,4 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 
 # Exclusive, because a stage of one process gets every core only so.
-STAGE = Stage(kind="soft_targets", version=1, makes="soft_targets", params=Params, run=run, warm=True, exclusive=True)
+STAGE = Stage(kind="soft_targets", version=2, makes="soft_targets", params=Params, run=run, warm=True, exclusive=True)

@@ -3,6 +3,8 @@
 An answer begins where the template's prompt for it ends (`add_generation_prompt`), and ends with its end-of-turn token:
 these are the tokens a model has to say itself when it is asked. They are found by rendering the beginnings of a
 conversation and by the tokens' offsets in the text, so that any template serves that only ever adds to what it wrote.
+Each answer begins with a token of its own (`tasks/training/chat_tokens.py`). Where a template ends the last answer with no
+special token, the end-of-text token ends it.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
+from tasks.training.chat_tokens import Tokens, conversation_tokens
 from tasks.training.cross_entropy import IGNORED
 from tasks.training.model_files import require_tokenizer
-from tasks.training.text_features import CHARACTERS_PER_TOKEN, bytes_of_tokens, read_split
+from tasks.training.text_features import CHARACTERS_PER_TOKEN, bytes_of_tokens, end_of_text, read_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,10 +39,12 @@ def chat_features(
     template: str | None,
     tokenizer: PreTrainedTokenizerFast | None,
     max_length: int,
+    *,
+    close: bool,
 ) -> list[dict[str, Any]]:
     """One example a conversation, cut to `max_length` tokens.
 
-    `input_ids` int32 [T]; `labels` int64 [T], -100 wherever the assistant does not speak; `bytes`, how many the tokens
+    close: end a conversation that no special token ends, and that was not cut, with the end-of-text token. `input_ids` int32 [T]; `labels` int64 [T], -100 wherever the assistant does not speak; `bytes`, how many the tokens
     with a label stand for. Raises StageError on messages that are none, on a template that is missing or refuses them,
     and where nothing is left to learn from in the whole split.
     """
@@ -52,24 +57,17 @@ def chat_features(
             data, split, column, lambda messages: answer_spans(messages, render, template, ends)
         )
     ]
-    texts = [text[: max_length * CHARACTERS_PER_TOKEN] for text, _ in conversations]
-    found = tokenizer(
-        texts,
-        add_special_tokens=False,  # a template writes those it wants
-        truncation=True,
-        max_length=max_length,
-        return_attention_mask=False,
-        return_offsets_mapping=True,
-    )
     features: list[dict[str, Any]] = []
-    for text, (_, spans), ids, offsets in zip(
-        texts, conversations, found["input_ids"], found["offset_mapping"], strict=True
-    ):
-        row = np.asarray(ids, np.int32)
-        counted = _inside(np.asarray(offsets, np.int64).reshape(-1, 2), spans)
+    texts = [text[: max_length * CHARACTERS_PER_TOKEN] for text, _ in conversations]
+    found = conversation_tokens(texts, [[start for start, _ in spans] for _, spans in conversations], tokenizer)
+    for text, (whole, spans), tokens in zip(texts, conversations, found, strict=True):
+        row = np.asarray(tokens.ids[:max_length], np.int32)
+        counted = _inside(tokens, spans)[:max_length]
         counted[:1] = False  # nothing before it foretells it
+        size = int(bytes_of_tokens(text, tokens.offsets[:max_length])[counted].sum())
+        if close and len(text) == len(whole) and len(tokens.ids) < max_length and _breaks_off(whole, spans, ends):
+            row, counted = np.append(row, np.int32(end_of_text(tokenizer))), np.append(counted, True)
         labels = np.where(counted, row.astype(np.int64), IGNORED)
-        size = int(bytes_of_tokens(text, offsets)[counted].sum())
         features.append({"input_ids": row, "labels": labels, "bytes": size})
     if not any((feature["labels"] != IGNORED).any() for feature in features):
         raise StageError(
@@ -78,6 +76,11 @@ def chat_features(
             hint=f"Raise max_length, or see that column {column!r} has messages of the role {ANSWERS!r}.",
         )
     return features
+
+
+def _breaks_off(text: str, spans: Sequence[Span], ends: Sequence[str]) -> bool:
+    """Whether a conversation ends with an answer that no special token closes: its model would never learn to stop."""
+    return bool(spans) and spans[-1][1] == len(text) and not any(text.rstrip().endswith(end) for end in ends if end)
 
 
 def with_template(tokenizer: PreTrainedTokenizerFast | None, template: str | None) -> PreTrainedTokenizerFast:
@@ -177,14 +180,15 @@ def _messages(cell: Any) -> list[dict[str, str]]:
     return found
 
 
-def _inside(offsets: npt.NDArray[np.int64], spans: Sequence[Span]) -> npt.NDArray[np.bool_]:
-    """Which tokens begin in a span. offsets: int64 [T, 2].
+def _inside(tokens: Tokens, spans: Sequence[Span]) -> npt.NDArray[np.bool_]:
+    """Which tokens stand in a span, bool [T]: from its first on, those that begin before its end.
 
     Byte-level tokenizers leave a leading space out of a token's offsets, so that one which is nothing else is empty at
     its end: that end counts.
     """
-    begin, end = offsets[:, 0], offsets[:, 1]
-    found = np.zeros(len(offsets), np.bool_)
+    begin, end = np.asarray(tokens.offsets, np.int64).reshape(-1, 2).T
+    found = np.zeros(len(tokens.ids), np.bool_)
     for start, stop in spans:
-        found |= np.where(begin < end, (start <= begin) & (begin < stop), (start < end) & (end <= stop))
+        first = tokens.first.get(start, len(found))  # the text was cut before this answer
+        found[first:] |= np.where(begin < end, begin < stop, end <= stop)[first:]
     return found

@@ -121,13 +121,32 @@ def bytes_of_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> npt.NDArra
     return found
 
 
+def end_of_text(tokenizer: PreTrainedTokenizerFast | None) -> int:
+    """The id of the end-of-text token. Raises StageError if there is none."""
+    end = require_tokenizer(tokenizer).eos_token_id
+    if end is None:
+        raise StageError(
+            "the tokenizer has no end-of-text token, so that no model could learn to end a text",
+            hint="Set `eos_token` in its tokenizer_config.json, or `end_of_text: false` in the objective.",
+        )
+    return int(end)
+
+
 def measured_texts(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast | None, max_length: int
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast | None, max_length: int, *, close: bool = False
 ) -> list[dict[str, Any]]:
-    """`input_ids` as `tokenized` gives them, and `bytes`: how many all tokens but the first stand for."""
+    """`input_ids` as `tokenized` gives them, and `bytes`: how many all tokens but the first stand for.
+
+    close: end each text that was not cut with the end-of-text token, which stands for no bytes. Raises StageError where
+    the tokenizer has none.
+    """
     cut, found = _encoded(texts, tokenizer, max_length, return_offsets_mapping=True)
     sizes = [int(bytes_of_tokens(*pair)[1:].sum()) for pair in zip(cut, found["offset_mapping"], strict=True)]
-    return [{"input_ids": row, "bytes": size} for row, size in zip(_rows(tokenizer, found), sizes, strict=True)]
+    rows = _rows(tokenizer, found)
+    if close:
+        end = end_of_text(tokenizer)
+        rows = [row if row[-1] == end or len(row) >= max_length else np.append(row, np.int32(end)) for row in rows]
+    return [{"input_ids": row, "bytes": size} for row, size in zip(rows, sizes, strict=True)]
 
 
 def tokenized_pairs(

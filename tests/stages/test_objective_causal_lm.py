@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tokenizers import processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from infra.errors import StageError
@@ -225,7 +225,7 @@ def conversations(whole_way: ModuleType, folder: Path, talks: list[Any]) -> Path
         (CHATML, ["A   colour, é.<|im_end|>", "def f():\n    return 1\n<|im_end|>"]),
         (LLAMA3, ["A   colour, é.<|eot|>", "def f():\n    return 1<|eot|>"]),
         (LLAMA2, [" A   colour, é. <eos>", " def f():\n    return 1\n <eos>"]),
-        (PLAIN, [" A   colour, é.\n", " def f():\n    return 1\n\n"]),
+        (PLAIN, [" A   colour, é.\n", " def f():\n    return 1\n\n<eos>"]),
         (MARKED, ["A   colour, é.<|im_end|>", "def f():\n    return 1\n<|im_end|>"]),
     ],
     ids=["chatml", "llama3", "llama2", "plain", "marked"],
@@ -239,14 +239,16 @@ def test_the_counted_tokens_are_the_answers_with_their_end_of_turn(
     chosen = CausalLM(messages="messages", chat_template=template)
     feature = chosen.features(data, "train", tokenizer, 500)[0]
     stock = tokenizer.apply_chat_template(TALK, chat_template=template, return_dict=True)
-    assert feature["input_ids"].tolist() == stock["input_ids"]
+    # PLAIN ends no turn: the end of text closes the last one, or the model would never learn to stop.
+    closing = [tokenizer.eos_token_id] if template == PLAIN else []
+    assert feature["input_ids"].tolist() == stock["input_ids"] + closing
     counted = feature["labels"] != -100
     assert (feature["labels"][counted] == feature["input_ids"][counted]).all()
     begins = np.flatnonzero(counted & ~np.r_[False, counted[:-1]])
     ends = np.flatnonzero(counted & ~np.r_[counted[1:], False]) + 1
     runs = [feature["input_ids"][a:b].tolist() for a, b in zip(begins, ends, strict=True)]
     assert [tokenizer.decode(run) for run in runs] == answers
-    assert feature["bytes"] == sum(len(answer.encode()) for answer in answers)
+    assert feature["bytes"] == sum(len(answer.encode()) for answer in answers) - len("<eos>") * len(closing)
     if template == MARKED:
         given = tokenizer.apply_chat_template(
             TALK, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
@@ -255,6 +257,82 @@ def test_the_counted_tokens_are_the_answers_with_their_end_of_turn(
     # A prompt as it is asked, and then what is counted: nothing between them.
     prompt = tokenizer.apply_chat_template(TALK[:3], chat_template=template, add_generation_prompt=True)["input_ids"]
     assert feature["input_ids"].tolist()[: begins[1]] == prompt
+
+
+SPACED = "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }} A: {% else %}{{ m.content }}\n{% endif %}{% endfor %}"
+
+
+def metaspace(legacy: bool) -> PreTrainedTokenizerFast:
+    """As Llama 2 has it: a space before each text, written by the normalizer (legacy) or the pre-tokenizer."""
+    words = ["<unk>", "</s>", "▁", *(f"▁{w}" for w in ("Q:", "A:", "yes", "no", "why?")), *"QA:yesnowh?\n"]
+    raw = Tokenizer(models.BPE({w: i for i, w in enumerate(dict.fromkeys(words))}, [], unk_token="<unk>"))
+    if legacy:
+        raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    else:
+        raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(prepend_scheme="always"), decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+
+
+@pytest.mark.parametrize("kind", ["byte level", "metaspace", "legacy metaspace"])
+def test_an_answer_begins_with_a_token_of_its_own_where_its_prompt_ends_inside_one(
+    jobs: ModuleType, whole_way: ModuleType, chat_tokenizer: Path, tmp_path: Path, kind: str
+) -> None:
+    """The prompt as generation asks it, then the answer whole: its first token is learned as well."""
+    tokenizer = load_tokenizer(chat_tokenizer) if kind == "byte level" else metaspace(kind.startswith("legacy"))
+    assert tokenizer is not None
+    talk = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "yes no"}]
+    data = jobs.artifact(conversations(whole_way, tmp_path / "d", [talk] * 5), "dataset")
+    chosen = CausalLM(messages="messages", chat_template=SPACED)
+    feature = chosen.features(data, "test", tokenizer, 500)[0]
+    prompt = chosen.prompts(data, "test", tokenizer, 500)[0].input_ids
+    counted = feature["labels"] != -100
+    assert feature["input_ids"][: len(prompt)].tolist() == prompt.tolist()
+    assert counted.tolist() == [i >= len(prompt) for i in range(len(counted))]
+    assert tokenizer.decode(feature["input_ids"][counted][:-1]) == "yes no\n"
+    assert tokenizer.decode(feature["input_ids"][:-1]) == "Q: why? A: yes no\n", "no space was put in"
+    assert feature["input_ids"][-1] == tokenizer.eos_token_id and feature["bytes"] == len("yes no\n")
+
+
+def test_a_later_answer_begins_with_a_token_of_its_own_too(
+    jobs: ModuleType, whole_way: ModuleType, chat_tokenizer: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(chat_tokenizer)
+    assert tokenizer is not None
+    data = jobs.artifact(conversations(whole_way, tmp_path / "d", [TALK] * 5), "dataset")
+    whole = CausalLM(messages="messages", chat_template=SPACED).features(data, "test", tokenizer, 500)[0]
+    counted = whole["labels"] != -100
+    assert tokenizer.decode(whole["input_ids"][counted]) == "A   colour, é.\ndef f():\n    return 1\n\n<eos>"
+    cut = CausalLM(messages="messages", chat_template=SPACED).features(data, "test", tokenizer, 40)[0]
+    assert cut["input_ids"].tolist() == whole["input_ids"][:40].tolist()
+    assert cut["labels"].tolist() == whole["labels"][:40].tolist(), "what was cut is not ended"
+
+
+def test_texts_are_ended_so_that_a_model_learns_to_stop(jobs: ModuleType, tiny_inputs: Path) -> None:
+    tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
+    assert tokenizer is not None
+    data, end = jobs.artifact(tiny_inputs / "dataset", "dataset"), tokenizer.eos_token_id
+    closed = CausalLM().features(data, "test", tokenizer, 40)
+    bare = CausalLM(end_of_text=False).features(data, "test", tokenizer, 40)
+    whole = 0
+    for one, other in zip(closed, bare, strict=True):
+        cut = len(other["input_ids"]) == 40
+        assert one["input_ids"].tolist() == [*other["input_ids"].tolist(), *([] if cut else [end])]
+        assert one["bytes"] == other["bytes"]
+        whole += not cut
+    assert 0 < whole < len(bare)
+    changed = CausalLM().with_text({}, "def f(): pass", tokenizer, 40)
+    assert changed["input_ids"].tolist() == [*tokenizer("def f(): pass")["input_ids"], end]
+    # A tokenizer that ends its texts itself ends them once.
+    ended = load_tokenizer(tiny_inputs / "tokenizer")
+    assert ended is not None
+    ended.backend_tokenizer.post_processor = processors.TemplateProcessing("$A <eos>", special_tokens=[("<eos>", end)])
+    again = CausalLM().features(data, "test", ended, 41)
+    assert [int((row["input_ids"] == end).sum()) for row in again] == [1] * len(again)
+    tokenizer.eos_token = None
+    with pytest.raises(StageError, match="no end-of-text token") as caught:
+        CausalLM().features(data, "test", tokenizer, 40)
+    assert "end_of_text: false" in str(caught.value.hint)
 
 
 def test_answers_that_are_cut_off_count_nothing_and_a_split_without_any_is_refused(
