@@ -20,10 +20,11 @@ from flows.prefect_settings import log_to_file, prefect_environment
 from flows.run import home
 from infra.artifacts import ArtifactRef
 from infra.config_check import did_you_mean
-from infra.errors import ForgelineError, UsageError
+from infra.errors import ForgelineError, SourcesChanged, UsageError
 from infra.store import Store
 from tasks.chosen_inputs import bound
 from tasks.data.batches import Batch, batches
+from tasks.execute import LOOKS
 from tasks.pipeline import Pipeline, StageNode
 from tasks.plan import make_plan, resolve_refs
 from tasks.run_record import new_run_id
@@ -60,6 +61,26 @@ def prepare(
     pipeline = bound(pipeline, store)
     node, made = _stage(pipeline, stage, store)
     home().mkdir(parents=True, exist_ok=True)
+    for looks in range(1, LOOKS + 1):
+        try:
+            return _prepare(pipeline, node, made, store, dask, workers, say)
+        except SourcesChanged as error:
+            if looks == LOOKS:
+                raise
+            say(f"{error.where}: {error.what}; it is looked at again")
+    raise AssertionError("unreachable")
+
+
+def _prepare(
+    pipeline: Pipeline,
+    node: StageNode,
+    made: dict[str, ArtifactRef],
+    store: Store,
+    dask: str | None,
+    workers: int | None,
+    say: Callable[[str], None],
+) -> Prepared:
+    stage = node.name
     with tempfile.TemporaryDirectory(prefix="prepare-", dir=home().resolve()) as scratch:
         kind, specs = parts_of(node, made, store, Path(scratch))
         missing = batches(kind, specs, store)

@@ -117,6 +117,14 @@ class TransientError(ForgelineError):
     transient = True
 
 
+class SourcesChanged(TransientError):
+    """A file outside the store is not what the stage's key says, or changed while it was read; `what` names it."""
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        hint = hint or "Run again when whoever writes it is done; writing beside it and renaming avoids this."
+        super().__init__(what, where=where, hint=hint)
+
+
 class LeaseLost(TransientError):
     """This worker's claim on a key was taken over; what it made may not be committed."""
 

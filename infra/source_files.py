@@ -81,20 +81,34 @@ def digests(files: Sequence[SourceLocation]) -> list[str]:
         with ThreadPoolExecutor(READERS, thread_name_prefix="hash") as pool:
             new = dict(zip(missing, pool.map(_digest, missing), strict=True))
         if database is not None:
-            lasting = [(f.location, f.size, f.stamp, sha) for f, sha in new.items() if _settled(f)]
+            lasting = [(f.location, f.size, f.stamp, sha) for f, sha in new.items() if settled(f)]
             with contextlib.suppress(sqlite3.Error), database:
                 database.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", lasting)
     return [known.get(file) or new[file] for file in files]
 
 
+def copied(source: Path, target: Path) -> str:
+    """Copy a local file; returns the sha256 of what was copied. Raises OSError."""
+    sha = hashlib.sha256()
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(CHUNK):
+            sha.update(chunk)
+            writer.write(chunk)
+    return sha.hexdigest()
+
+
 @contextlib.contextmanager
-def local_copy(location: str, scratch: Path) -> Iterator[Path]:
-    """The local file itself, or a download in `scratch` that is removed afterwards."""
-    if not is_url(location):
+def local_copy(location: str, scratch: Path, *, always: bool = False) -> Iterator[Path]:
+    """The local file itself, or a download in `scratch` that is removed afterwards. always: copy local files, too."""
+    if not is_url(location) and not always:
         yield Path(location)
         return
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         target = Path(folder) / location.rpartition("/")[2]
+        if not is_url(location):
+            copied(Path(location), target)
+            yield target
+            return
         with store_errors(location), _open(location) as reader, target.open("wb") as writer:
             shutil.copyfileobj(reader, writer, CHUNK)
         yield target
@@ -124,7 +138,8 @@ def _open(url: str) -> IO[bytes]:
     return stream
 
 
-def _settled(file: SourceLocation) -> bool:
+def settled(file: SourceLocation) -> bool:
+    """Whether the next change of the file shows in its stamp."""
     if is_url(file.location):
         return bool(file.stamp)
     return time.time_ns() - max(int(part) for part in file.stamp.split("-")) > SETTLED_NS

@@ -22,6 +22,7 @@ from infra.errors import (
     LeaseLost,
     OutOfMemory,
     Preempted,
+    SourcesChanged,
     StageError,
     TransientError,
 )
@@ -36,6 +37,8 @@ from tasks.worker import METRICS_FILE, read_outcome
 POLL_SECONDS = 0.2
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a job that was cut short is started again; doubled each time."""
+LOOKS = 3
+"""Times that a stage's key is made where files outside the store change before the job reads them."""
 log = logging.getLogger(__name__)
 
 
@@ -50,9 +53,20 @@ class StageResult:
 
 
 def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult:
-    """Make, resume or reuse one stage's artifact. Raises ForgelineError; `transient` ones are worth another attempt."""
+    """Make, resume or reuse one stage's artifact. Raises ForgelineError; `transient` ones are worth another attempt.
+
+    Where the job read other files than its key says, the key is made anew, and claim and slot are waited for again.
+    """
+    looks = 0
     while True:
-        result = _execute(node, made, context)
+        try:
+            result = _execute(node, made, context)
+        except SourcesChanged as error:
+            looks += 1
+            if looks == LOOKS or context.stopping.is_set():
+                raise
+            log.warning("%s: %s; its key is made anew", node.name, error.what)
+            continue
         # Garbage collection may have taken what was about to be reused. By now a ref names it, so it looks after it.
         if context.store.exists(f"{result.manifest.ref.prefix}/manifest.json"):
             return result
@@ -218,6 +232,7 @@ def _job(
         "key": resolved.key,
         "identity": resolved.identity,
         "params": node.params.model_dump(mode="json", by_alias=True),
+        "sources": [[file.path, file.sha256] for file in resolved.sources] if node.stage.sources else None,
         "inputs": inputs,
         "execution": node.execution.model_dump(mode="json"),
         "micro": micro,

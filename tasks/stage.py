@@ -23,7 +23,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict
 
 from infra.artifacts import FileEntry, Manifest
 from infra.execution import Execution
+from tasks.sources_read import compare
 
 if TYPE_CHECKING:
     from infra.checkpoints import CheckpointStore
@@ -124,6 +125,10 @@ class Job(Generic[P]):
     version: int = 0
     previous: Manifest | None = None
     """What this stage of this pipeline made last, whatever it was made of."""
+    keyed: Sequence[SourceFile] | None = None
+    """The files outside the store that the key was made of; None where there is no key."""
+    read: Sequence[SourceFile] | None = None
+    """Those that were read (`has_read`)."""
     shared: list[FileEntry] = field(default_factory=list)
     """Files of the payload that `store.share` has stored already; committed with those in `output`."""
     warnings: list[str] = field(default_factory=list)
@@ -154,6 +159,14 @@ class Job(Generic[P]):
         """The local, verified file of an entry of `shared`."""
         return self.store.fetch_shared(next(entry for entry in self.shared if entry.path == path))
 
+    def has_read(self, files: Sequence[SourceFile]) -> None:
+        """Note the files outside the store that were read, as `Stage.sources` lists them, with the digests of the bytes
+        that were read. Raises SourcesChanged where the key was made of others. No stage with `sources` does without.
+        """
+        if self.keyed is not None:
+            compare(self.keyed, files)
+        self.read = files
+
     def input(self, name: str) -> InputArtifact:
         """The single artifact given for field `name`."""
         return self.inputs[name][0]
@@ -183,7 +196,8 @@ class Stage(Generic[P]):
     distributed: may run on several ranks; every rank calls `run`, only rank 0's files are committed.
     lazy: inputs are not fetched before it runs; it takes the files it needs out of the store.
     exclusive: gets every core for itself, because it measures time.
-    sources: lists the external files the params point to; their content enters the key.
+    sources: lists the external files the params point to; their content enters the key. `run` says which it read
+        (`Job.has_read`).
     check: faults between params and execution settings, found before anything is launched.
     parts: the parts its `run` asks for first, which other machines may have made before (`tasks/data/batches.py`).
     refuses: its artifact can say no (a gate, through metric `passed`); dependants then do not run.

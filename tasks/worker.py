@@ -29,7 +29,7 @@ from infra.errors import CorruptArtifact, ForgelineError, StageError, TransientE
 from infra.execution import Execution
 from infra.store import Store
 from infra.tracking import JobTracker, Tracker
-from tasks.stage import InputArtifact, Job, Stage, stages
+from tasks.stage import InputArtifact, Job, SourceFile, Stage, stages
 
 METRICS_FILE, PHASES_FILE, EVENTS_FILE = "metrics.jsonl", "phases.json", "events.jsonl"
 EVENT_INTERVAL = 0.25
@@ -184,6 +184,7 @@ def _run(
         micro=spec.get("micro", 0),
         version=stage.version,
         previous=_previous(source, spec.get("previous")),
+        keyed=[SourceFile(*file) for file in spec["sources"]] if spec.get("sources") is not None else None,
     )
     try:
         metrics = {name: float(value) for name, value in stage.run(job).items()}
@@ -193,6 +194,7 @@ def _run(
     if rank != 0:
         return None
     phases.end("ran")
+    assert job.read is not None or not job.keyed, f"a {stage.kind} does not say which files it read"
     manifest = store.commit(
         kind=spec["kind"],
         type=stage.makes,

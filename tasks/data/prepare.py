@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from infra.errors import StageError
+from infra.errors import SourcesChanged
 from infra.keys import file_digest
-from infra.source_files import is_url, local, local_copy
+from infra.source_files import is_url, local, local_copy, settled
 from infra.store import Store
 from tasks.data.columns import row_batch, row_schema
 from tasks.data.decontamination import Overlap
@@ -70,7 +70,8 @@ class Preparation(BaseModel):
 
 
 def prepare_shard(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str, float]:
-    """Write the shard's files to `folder`. Raises StageError on a damaged file, or one that changed meanwhile.
+    """Write the shard's files to `folder`. Raises StageError on a damaged file, SourcesChanged on
+    one that changed meanwhile.
 
     arguments: `preparation`; `files` (location, path, sha256 of each); `known_runs`: locations of the runs of words
     that must stay unseen (`tasks/data/runs.py`).
@@ -204,28 +205,32 @@ def _overlap(locations: list[str], how: Preparation, store: Store) -> Overlap | 
 
 @contextlib.contextmanager
 def _unchanged(file: dict[str, str], scratch: Path, store: Store) -> Iterator[Path]:
-    """The file on a local disk, of which it is known that it is, before and after, what its digest says."""
+    """The file on a local disk, of which it is known that it is, all the time, what its digest says.
+
+    A change shows in the stamp of a file, unless it comes right after another one, within its clock's resolution: what
+    was changed a moment ago is read from a copy.
+    """
     location, sha = file["location"], file["sha256"]
     if location.startswith(ARTIFACT):
         yield artifact_file(location, store)  # verified when fetched
         return
     try:
         before = None if is_url(location) else local(Path(location))
-        with local_copy(location, scratch) as place:
+        with local_copy(location, scratch, always=before is not None and not settled(before)) as place:
             if file_digest(place) != sha:
                 raise _changed(file)
-            yield place
-            if before is not None and local(Path(location)) != before:
-                raise _changed(file)
+            try:
+                yield place
+            finally:  # what a half-written file did to its reader is not the data's fault
+                if before is not None and str(place) == location and local(place) != before:
+                    raise _changed(file)
+    except FileNotFoundError as error:
+        raise _changed(file) from error
     except OSError as error:
         if error.errno is None:
             raise
         raise unreadable(file["path"], error) from error
 
 
-def _changed(file: dict[str, str]) -> StageError:
-    return StageError(
-        "the file changed while it was read",
-        where=f"sources: {file['path']}",
-        hint="Run again when whoever writes it is done; writing beside it and renaming avoids this.",
-    )
+def _changed(file: dict[str, str]) -> SourcesChanged:
+    return SourcesChanged("the file changed while it was read", where=f"sources: {file['path']}")

@@ -13,15 +13,19 @@ from tasks.stage import SourceFile, identity_params
 
 
 def hashed(files: Sequence[FoundFile]) -> list[SourceFile]:
-    """(path, sha256) of each file. Raises StageError on one that cannot be read.
+    """(path, sha256) of each file. Raises StageError on one that cannot be read."""
+    return listed(with_digests(files))
+
+
+def listed(files: Sequence[FoundFile]) -> list[SourceFile]:
+    """Files whose digests are known, as they enter a key.
 
     Where the sources are read or weighed in different ways, the way is part of the path, so that two files which change
     places between a jsonl and a text source, or a light and a heavy one, are not mistaken for the same data.
     """
     ways = {key: _way(source) for key, source in {id(f.source): f.source for f in files}.items()}
     told = len(set(ways.values())) > 1
-    found = with_digests(files)
-    return [SourceFile(f.path + (ways[id(f.source)] if told else ""), f.sha256) for f in found]
+    return [SourceFile(f.path + (ways[id(f.source)] if told else ""), f.sha256) for f in files]
 
 
 def _way(source: Source) -> str:

@@ -38,7 +38,7 @@ from tasks.data.prepare import COUNTS, ROWS, SIGNATURES, SKETCH, Preparation
 from tasks.data.prepare import VERSION as PREPARED_VERSION
 from tasks.data.quality import Quality
 from tasks.data.shards import Shard, shards_of
-from tasks.data.source_digests import hashed, hub_digests, with_digests
+from tasks.data.source_digests import hashed, hub_digests, listed, with_digests
 from tasks.data.sources import WHOLE_FILE, FoundFile, Source, find_files, hub_files
 from tasks.data.splitting import SPLITS, Split
 from tasks.data.steps import RowSteps
@@ -109,6 +109,8 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     params, store = job.params, job.store
     files, shards, specs = _shards(job)
+    outside = [file for file in files if file.source.hub is None and file.source.stage is None]
+    job.has_read([*listed(outside), *hub_digests(params.sources)])
     _write_json(job, "sources.json", [[file.path, file.sha256] for file in files])
     prepared = make_parts(PREPARED, specs, store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
     known = []

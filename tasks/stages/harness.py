@@ -12,7 +12,6 @@ them, and `replicates.safetensors`, the bootstrap of those that are means over e
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from infra import source_files
 from infra.config_check import did_you_mean
 from infra.errors import StageError
 from infra.keys import digest
+from tasks.sources_read import snapshot
 from tasks.stage import Input, InputArtifact, Job, Located, SourceFile, Stage, StageParams
 
 if TYPE_CHECKING:
@@ -82,11 +82,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     params, models = job.params, job.inputs["models"]
     _check(models)
     folder = (job.scratch / "tasks").resolve()
-    for path in _files(Path(params.tasks)):
-        target = folder / path.relative_to(params.tasks)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    listed = [[file.path, file.sha256] for file in sources(params.model_copy(update={"tasks": str(folder)}))]
+    read = snapshot({str(path.relative_to(params.tasks)): path for path in _files(Path(params.tasks))}, folder)
+    job.has_read(read)
+    listed = [[file.path, file.sha256] for file in read]
     settings = Settings(
         params.num_fewshot, params.apply_chat_template, params.batch_size, params.limit, params.resamples, params.seed
     )

@@ -16,11 +16,13 @@ from pydantic import Field, model_validator
 
 from infra import source_files
 from infra.errors import StageError
+from tasks.sources_read import snapshot
 from tasks.stage import Job, Located, SourceFile, Stage, StageParams
 
 HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[0-9a-f]{40})")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-VOCABULARY = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+VOCABULARY = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", *PIECES)
 WEIGHTS, PICKLES = ("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.bin.index.json")
 
 
@@ -57,7 +59,7 @@ def sources(params: Params) -> list[SourceFile]:
     if params.folder is None:
         return [SourceFile(str(params.hub), hashlib.sha256(str(params.hub).encode()).hexdigest())]
     folder = Path(params.folder)
-    found = sorted({path for pattern in params.patterns() for path in folder.glob(pattern) if path.is_file()})
+    found = _files(params, folder)
     try:
         (folder / "config.json").stat()
         digests = source_files.digests([source_files.local(path) for path in found])
@@ -70,23 +72,34 @@ def sources(params: Params) -> list[SourceFile]:
     return [SourceFile(path.name, sha) for path, sha in zip(found, digests, strict=True)]
 
 
+def _files(params: Params, folder: Path) -> list[Path]:
+    return sorted({path for pattern in params.patterns() for path in folder.glob(pattern) if path.is_file()})
+
+
 def run(job: Job[Params]) -> dict[str, float]:
     import json
 
     from tasks.model_card import ModelCard, write_card
     from tasks.training.architecture import check_vocabulary
     from tasks.training.model_files import count_parameters, load_model
-    from tasks.training.pretrained_files import copy_tokenizer, copy_weights, longest
+    from tasks.training.pretrained_files import bring_weights, copy_tokenizer, longest, require_weights
 
     params = job.params
-    folder = Path(params.folder) if params.folder is not None else _from_hub(params)
-    copy_weights(folder, job.output, allow_pickle=params.allow_pickle)
+    given = Path(params.folder) if params.folder is not None else _from_hub(params)
+    require_weights(given, allow_pickle=params.allow_pickle)
+    if params.folder is None:
+        folder, read = given, sources(params)  # the commit says which files they are
+    else:
+        folder = job.scratch / (given.resolve().name or "model")
+        read = snapshot({path.name: path for path in _files(params, given)}, folder)
+    job.has_read(read)
+    bring_weights(folder, job.output, move=folder is not given)
     tokenizer = copy_tokenizer(folder, job.output)
     model = load_model(job.output, "AutoModel")
     check_vocabulary(model, tokenizer, where="folder" if params.folder else "hub")
     limit = longest(model.config, tokenizer)
     write_card(job.output, ModelCard(None, params.max_length or limit))
-    listed = [[file.path, file.sha256] for file in sources(params)]
+    listed = [[file.path, file.sha256] for file in read]
     (job.records / "sources.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     return {"parameters": float(count_parameters(model)), "max_length": float(params.max_length or limit)}
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from infra.keys import file_digest
 from tasks.data.tokenizing import CLS, END, MASK, PAD, SENTINEL, SEP, UNKNOWN
+from tasks.sources_read import snapshot
 from tasks.stage import Input, Job, Located, SourceFile, Stage, StageParams
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -94,9 +94,10 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     params = job.params
     if params.given is not None:
-        for name in FILES:
-            shutil.copyfile(Path(params.given, name), job.output / name)
-        _write_sources(job)
+        read = snapshot({name: Path(params.given, name) for name in FILES}, job.output)
+        job.has_read(read)
+        pairs = [[file.path, file.sha256] for file in read]
+        (job.records / "sources.json").write_text(json.dumps(pairs) + "\n", encoding="utf-8")
         tokenizer, _ = load_tokenizer(job.output)
         return {"vocab_size": float(tokenizer.get_vocab_size())}
     assert params.vocab_size is not None
@@ -114,11 +115,6 @@ def run(job: Job[Params]) -> dict[str, float]:
         )
     save_tokenizer(tokenizer, job.output)
     return {"vocab_size": float(size)}
-
-
-def _write_sources(job: Job[Any]) -> None:
-    pairs = [[name, file_digest(job.output / name)] for name in FILES]
-    (job.records / "sources.json").write_text(json.dumps(pairs) + "\n", encoding="utf-8")
 
 
 STAGE = Stage(kind="tokenizer", version=1, makes="tokenizer", params=Params, run=run, sources=sources)

@@ -17,14 +17,10 @@ NO_LIMIT = 1_000_000
 """transformers writes a number beyond this where a tokenizer has no longest text."""
 
 
-def copy_weights(folder: Path, output: Path, *, allow_pickle: bool) -> None:
-    """Copy config and weights; pickled ones are rewritten. Raises StageError if there are none that may be read."""
-    shutil.copyfile(folder / "config.json", output / "config.json")
-    stored = sorted([*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")])
-    for path in stored:
-        shutil.copyfile(path, output / path.name)
+def require_weights(folder: Path, *, allow_pickle: bool) -> None:
+    """Raises StageError if there are no weights that may be read."""
     pickled = sorted(folder.glob("*.bin"))
-    if stored:
+    if _stored(folder):
         return
     if not pickled:
         raise StageError("there are no weights", where=folder.name, hint="They should be in model.safetensors.")
@@ -34,7 +30,20 @@ def copy_weights(folder: Path, output: Path, *, allow_pickle: bool) -> None:
             where=folder.name,
             hint="Convert them to safetensors, or set `allow_pickle: true` if you trust who made them.",
         )
-    _rewrite(pickled, output / "model.safetensors")
+
+
+def bring_weights(folder: Path, output: Path, *, move: bool) -> None:
+    """Config and weights; pickled ones are rewritten. move: the folder needs its safetensors no more."""
+    shutil.copyfile(folder / "config.json", output / "config.json")
+    stored = _stored(folder)
+    for path in stored:
+        (shutil.move if move else shutil.copyfile)(path, output / path.name)
+    if not stored:
+        _rewrite(sorted(folder.glob("*.bin")), output / "model.safetensors")
+
+
+def _stored(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")])
 
 
 def _rewrite(pickled: list[Path], target: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from infra.errors import StageError
+from infra.errors import SourcesChanged, StageError
 from tasks.model_card import ModelCard, write_card
 from tasks.stages import gate, harness
 
@@ -158,6 +158,18 @@ def test_the_content_of_the_folder_enters_the_key_and_nothing_else(folder: Path,
     assert harness.sources(harness.Params(models=["m"], tasks=str(other))) != listed[0]
     with pytest.raises(StageError, match="has no files"):
         harness.sources(harness.Params(models=["m"], tasks=str(tmp_path / "none")))
+
+
+def test_what_changed_since_its_key_was_made_is_refused(
+    jobs: ModuleType, models: Any, folder: Path, tmp_path: Path
+) -> None:
+    tasks = shutil.copytree(folder, tmp_path / "tasks")
+    params = harness.Params(models=["big"], tasks=str(tasks))
+    job = jobs.make_job(tmp_path / "job", params, {"models": models[:1]})
+    job.keyed = harness.sources(params)
+    (tasks / "data/say.jsonl").write_text("{}\n")
+    with pytest.raises(SourcesChanged, match=r"^sources: data/say\.jsonl changed since"):
+        harness.run(job)
 
 
 def test_what_cannot_be_asked_is_said(jobs: ModuleType, models: Any, folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.artifacts import Manifest
-from infra.errors import CorruptArtifact, StageError
+from infra.errors import CorruptArtifact, SourcesChanged, StageError
 from infra.store import Store
 from tasks.data.packing import PackedRows
 from tasks.data.parts import PartKind, PartSpec, make_parts
@@ -234,24 +234,39 @@ def test_a_damaged_part_is_made_anew(jobs: ModuleType, tmp_path: Path) -> None:
     assert content(prepared(jobs, tmp_path / "c", jsonl(data), store=store)) == content(first)
 
 
-def test_a_source_that_changes_while_it_is_read_is_noticed(
-    jobs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = write(tmp_path / "data", "a.jsonl", [f"text {k}" for k in range(30)])
+@pytest.fixture
+def meddled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a file of 30 rows, which is another one while it is read, and afterwards what it was."""
     from tasks.data import prepare
 
-    plain = prepare.read_rows
+    data = write(tmp_path / "data", "a.jsonl", [f"text {k}" for k in range(30)])
+    plain, whole = prepare.read_rows, (data / "a.jsonl").read_bytes()
 
-    def meddled(*given: Any) -> Any:
-        for number, row in enumerate(plain(*given)):
-            if number == 3:
-                with (data / "a.jsonl").open("a") as stream:
-                    stream.write('{"text": "late"}\n')
-            yield row
+    def read_meanwhile(*given: Any) -> Any:
+        (data / "a.jsonl").write_text('{"text": "another one"}\n')
+        try:
+            yield from plain(*given)
+        finally:
+            (data / "a.jsonl").write_bytes(whole)
 
-    monkeypatch.setattr(prepare, "read_rows", meddled)
-    with pytest.raises(StageError, match=r"sources: a.jsonl: the file changed while it was read"):
-        prepared(jobs, tmp_path / "a", jsonl(data))
+    monkeypatch.setattr(prepare, "read_rows", read_meanwhile)
+    return data
+
+
+def test_a_source_that_changes_while_it_is_read_is_noticed(
+    jobs: ModuleType, meddled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.source_files.SETTLED_NS", 0)
+    with pytest.raises(SourcesChanged, match=r"sources: a.jsonl: the file changed while it was read") as caught:
+        prepared(jobs, tmp_path / "a", jsonl(meddled))
+    assert caught.value.transient
+
+
+def test_a_source_that_changed_a_moment_ago_is_read_from_a_copy(
+    jobs: ModuleType, meddled: Path, tmp_path: Path
+) -> None:
+    found = prepared(jobs, tmp_path / "a", jsonl(meddled))
+    assert sum(len(rows(found, split)) for split in ("train", "validation", "test")) == 30
 
 
 def test_a_frozen_test_split_refuses_to_lose_an_example(jobs: ModuleType, tmp_path: Path) -> None:

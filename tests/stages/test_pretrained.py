@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from infra.errors import StageError
+from infra.errors import SourcesChanged, StageError
 from tasks.model_card import read_card
 from tasks.stages import pretrained
 
@@ -150,3 +150,18 @@ def test_a_model_that_is_not_in_the_cache_is_an_error_of_the_stage(
     job = jobs.make_job(tmp_path, pretrained.Params(hub="org/name@" + "0" * 40))
     with pytest.raises(StageError, match="cannot be had"):
         pretrained.STAGE.run(job)
+
+
+def test_what_changed_since_its_key_was_made_is_refused(jobs: ModuleType, folder: Path, tmp_path: Path) -> None:
+    params = pretrained.Params(folder=str(folder))
+    keyed = pretrained.sources(params)
+    same = jobs.make_job(tmp_path / "a", params)
+    same.keyed = keyed
+    pretrained.run(same)
+    assert same.read == keyed
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    (folder / "added_tokens.json").write_text("{}")
+    job = jobs.make_job(tmp_path / "b", params)
+    job.keyed = keyed
+    with pytest.raises(SourcesChanged, match=r"added_tokens\.json is new, config\.json changed since"):
+        pretrained.run(job)

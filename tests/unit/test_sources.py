@@ -413,7 +413,7 @@ def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatc
     old, new = tmp_path / "old.txt", tmp_path / "new.txt"
     old.write_text("x")
     new.write_text("y")
-    monkeypatch.setattr("infra.source_files._settled", lambda file: file.location.endswith("old.txt"))
+    monkeypatch.setattr("infra.source_files.settled", lambda file: file.location.endswith("old.txt"))
     for _ in range(2):
         digests([local(old), local(new)])
     assert [Path(name).name for name in read] == ["old.txt", "new.txt", "new.txt"]
