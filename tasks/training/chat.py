@@ -3,8 +3,8 @@
 An answer begins where the template's prompt for it ends (`add_generation_prompt`), and ends with its end-of-turn token:
 these are the tokens a model has to say itself when it is asked. They are found by rendering the beginnings of a
 conversation and by the tokens' offsets in the text, so that any template serves that only ever adds to what it wrote.
-Each answer begins with a token of its own (`tasks/training/chat_tokens.py`). Where a template ends the last answer with no
-special token, the end-of-text token ends it.
+Each answer begins with a token of its own (`tasks/training/chat_tokens.py`). Where a template ends the last answer with
+no special token, the end-of-text token ends it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def chat_features(
 ) -> list[dict[str, Any]]:
     """One example a conversation, cut to `max_length` tokens.
 
-    close: end a conversation that no special token ends, and that was not cut, with the end-of-text token. `input_ids` int32 [T]; `labels` int64 [T], -100 wherever the assistant does not speak; `bytes`, how many the tokens
-    with a label stand for. Raises StageError on messages that are none, on a template that is missing or refuses them,
+    close: end a conversation that no special token ends, and that was not cut, with the end-of-text token. `input_ids`
+    int32 [T]; `labels` int64 [T], -100 wherever the assistant does not speak; `bytes`, how many the tokens with a label
+    stand for. Raises StageError on messages that are none, on a template that is missing or refuses them,
     and where nothing is left to learn from in the whole split.
     """
     tokenizer = with_template(tokenizer, template)
