@@ -26,8 +26,9 @@ from flows.commands import (
     services,
     trainings,
 )
-from flows.commands.parsing import Commands
+from flows.commands.parsing import Commands, say
 from infra.errors import ForgelineError
+from infra.terminal import plain_stdout
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(arguments, "verify", False):
         os.environ["FORGELINE_VERIFY_SOURCES"] = "1"  # for the processes of the run as well
     try:
-        code: int = arguments.command(arguments)
+        with plain_stdout():
+            code: int = arguments.command(arguments)
         return code
     except ForgelineError as error:
-        print(f"forgeline: {error}", file=sys.stderr)
+        say(f"forgeline: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130

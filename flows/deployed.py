@@ -37,6 +37,7 @@ from flows.search import run_trials
 from flows.watch import look
 from flows.watch_here import fate_here, make_here
 from infra.errors import UsageError
+from infra.markdown import code, plain_text
 from tasks.decided_run import Fate
 from tasks.parameter_form import overrides
 from tasks.pipeline import Pipeline, load_pipeline
@@ -154,10 +155,11 @@ def _report(record: RunRecord) -> None:
     page = render_report(record.data, evidence_loader(record.store))
     record.store.write_bytes(path, page.encode("utf-8"))
     pipeline = record.data["pipeline"]
-    lines = [f"# {pipeline}: {record.data['status']}", "", f"Report: `{record.store.url}/{path}`", ""]
+    lines = [f"# {pipeline}: {record.data['status']}", "", f"Report: {code(f'{record.store.url}/{path}')}", ""]
     lines += [f"{name}: {place}" for name, place in record.data.get("links", {}).items() if name != "Prefect"] + [""]
     lines += [
-        f"- {stage['name']} ({stage['kind']}): {stage['action']} {stage['reason']}" for stage in record.data["stages"]
+        f"- {stage['name']} ({stage['kind']}): {stage['action']} {plain_text(stage['reason'])}"
+        for stage in record.data["stages"]
     ]
     key, description = artifact_key(pipeline, "report"), f"run {record.data['run']}"
     with _only_shown():

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.stage_progress import STATES, StageProgress, clock
+from infra.terminal import printable
 
 REDRAWS_PER_SECOND = 8
 PROGRESS_LINE_SECONDS = 10.0
@@ -85,7 +86,7 @@ class LiveView:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        self._console.print(Text("".join(c if c.isprintable() else " " for c in text)), soft_wrap=True)
+        self._console.print(Text(printable(" ".join(text.split("\n")))), soft_wrap=True)
 
     def _line(self, stage: StageProgress, now: float) -> str:
         values, left = stage.values, stage.left(now)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from infra.terminal import one_line
+
 STATES = {
     "waiting": ("·", "dim"),
     "reused": ("=", "cyan"),
@@ -52,7 +54,7 @@ class StageProgress:
         elif self.state != before and before in ACTIVE and self._started is not None:
             self.took = now - self._started
         if "reason" in fields:
-            self.reason = " ".join(str(fields["reason"] or "").split())
+            self.reason = one_line(str(fields["reason"] or ""))
         self.values |= {
             name: float(value)
             for name, value in fields.items()

@@ -32,6 +32,7 @@ from prefect.states import Completed, Failed
 from infra import durations
 from infra.artifacts import ArtifactRef
 from infra.errors import ForgelineError
+from infra.markdown import code, plain_text
 from tasks.evaluation.champion import NAME, sentence
 from tasks.execute import StageResult, execute_stage, refusal
 from tasks.pipeline import StageNode
@@ -176,7 +177,7 @@ def _show(context: RunContext, node: StageNode, result: StageResult) -> None:
     """What the stage made, as artifacts of the UI whose keys stay the same from run to run; a release is an event."""
     manifest = result.manifest
     values = {"size_mb": manifest.size / 1e6, **manifest.metrics}
-    rows = [{"metric": name, "value": f"{value:.6g}"} for name, value in values.items()]
+    rows = [{"metric": plain_text(name), "value": f"{value:.6g}"} for name, value in values.items()]
     rows.append({"metric": "key", "value": manifest.key[:16]})
     description = f"{node.name} of run {context.run}: {result.action}"
     create_table_artifact(rows, key=artifact_key(context.pipeline, node.name, "metrics"), description=description)
@@ -194,21 +195,21 @@ def _show(context: RunContext, node: StageNode, result: StageResult) -> None:
 
 def verdict_page(verdict: dict[str, Any]) -> str:
     """A gate's verdict in Markdown, with every number it was reached by."""
-    names = [f"`{one['name']}` ({one['digest'][:12]})" for one in (verdict["candidate"], verdict["against"]) if one]
+    names = [f"{code(one['name'])} ({one['digest'][:12]})" for one in (verdict["candidate"], verdict["against"]) if one]
     lines = [f"# {'Passed' if verdict['passed'] else 'Refused'}", "", " against ".join(names), ""]
-    data = verdict["data"]
+    data, place = verdict["data"], f"{verdict['data']['stage']}.{verdict['data']['split']}"
     lines += [
-        f"On {data['n']:,} examples of `{data['stage']}.{data['split']}`, {verdict['resamples']:,} resamples.",
+        f"On {data['n']:,} examples of {code(place)}, {verdict['resamples']:,} resamples.",
         "",
     ]
-    lines += [sentence(verdict[NAME]), ""] if NAME in verdict else []
+    lines += [plain_text(sentence(verdict[NAME])), ""] if NAME in verdict else []
     lines += ["| requirement | candidate | against | held against the limit | limit | |", "|-|-|-|-|-|-|"]
     for one in verdict["requirements"]:
         sure = f" ({100 * one['confidence']:g} %)" if one["confidence"] else ""
         met = "met" if one["passed"] else "**not met**"
         numbers = ["" if one[n] is None else f"{one[n]:.5g}" for n in ("candidate", "against", "bound", "limit")]
-        lines.append(f"| {one['metric']} {one['rule']}{sure} | {' | '.join(numbers)} | {met} |")
-    return "\n".join([*lines, "", *(f"- {one['sentence']}" for one in verdict["requirements"])])
+        lines.append(f"| {plain_text(one['metric'])} {plain_text(one['rule'])}{sure} | {' | '.join(numbers)} | {met} |")
+    return "\n".join([*lines, "", *(f"- {plain_text(one['sentence'])}" for one in verdict["requirements"])])
 
 
 def show_ledger(pipeline: str, run: str, ledger: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict
 
 from infra.artifacts import FileEntry, Manifest
 from infra.execution import Execution
+from infra.terminal import printable
 from tasks.sources_read import compare
 
 if TYPE_CHECKING:
@@ -148,8 +149,8 @@ class Job(Generic[P]):
 
         Say what is odd, where, and what to do; a stage that is wrong raises StageError instead. It enters no key.
         """
-        if sentence not in self.warnings:
-            self.warnings.append(sentence)
+        if (told := printable(sentence)) not in self.warnings:
+            self.warnings.append(told)
 
     def bytes_done(self, done: int, total: int) -> None:
         """Progress of work that is measured in bytes."""

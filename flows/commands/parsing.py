@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.terminal import printable
+
 if TYPE_CHECKING:
     from flows.search import Load
     from infra.store import Store
@@ -87,5 +89,5 @@ def open_store(arguments: argparse.Namespace) -> Store:
 
 
 def say(text: str) -> None:
-    """Progress, to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Progress and errors, to stderr."""
+    print(printable(text), file=sys.stderr, flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 from flows.commands.parsing import VERIFY_HELP, Commands, count, load, loader, say
@@ -113,10 +112,10 @@ def _how_it_ended(record: RunRecord, *, report: bool) -> None:
         if entry["error"]:
             error = entry["error"]
             hint = f"\n  {error['hint']}" if error["hint"] else ""
-            print(f"forgeline: {error['where']}: {error['what']}{hint}", file=sys.stderr)
-    print(f"{record.data['status']}: {stage_summary(record.data)}, {record.data['seconds']:.1f} s", file=sys.stderr)
+            say(f"forgeline: {error['where']}: {error['what']}{hint}")
+    say(f"{record.data['status']}: {stage_summary(record.data)}, {record.data['seconds']:.1f} s")
     if written:
-        print(f"report: {written}", file=sys.stderr)
+        say(f"report: {written}")
 
 
 def prepare(arguments: argparse.Namespace) -> int:

@@ -1,16 +1,22 @@
 """README.md of a release: what ships, how good it is, why it ships, what it was made of, how to load it.
 
 It begins with the metadata block that model hubs read. Everything in it comes from the artifacts themselves: the
-verdict, the scores it judged, and the manifests from the model down to its sources.
+verdict, the scores it judged, and the manifests from the model down to its sources. Labels, sources and licences are
+other people's words, and are written so that they stay text (`infra/markdown.py`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from infra.markdown import plain_text
+from infra.terminal import one_line
 from tasks.evaluation.champion import NAME, sentence
 from tasks.model_card import ModelCard, read_card
 from tasks.release.model_files import ONNX, shipped_bytes
@@ -53,8 +59,8 @@ def model_page(store: Store, ref: str, model: InputArtifact, verdict: dict[str, 
     scores = _scores(store, gate)
     if scores is not None:
         lines += ["", "## How good it is", "", *_quality(scores, verdict)]
-    lines += ["", "## Why it ships", "", *[f"- {one['sentence']}" for one in verdict["requirements"]]]
-    lines += [f"- {sentence(verdict[NAME])}"] if NAME in verdict else []
+    lines += ["", "## Why it ships", "", *[f"- {plain_text(one['sentence'])}" for one in verdict["requirements"]]]
+    lines += [f"- {plain_text(sentence(verdict[NAME]))}"] if NAME in verdict else []
     lines += ["", "## What it was made of", "", *_steps(made_of)]
     loader = _loader(model.path, card)
     if loader:
@@ -77,13 +83,13 @@ def lineage(store: Store, manifest: Manifest) -> Iterator[Manifest]:
 
 
 def _metadata(card: ModelCard, made_of: MadeOf) -> list[str]:
-    licences = sorted({licence for _, sources in made_of for _, licence in sources if licence})
+    licences = sorted({one_line(licence) for _, sources in made_of for _, licence in sources if licence})
     tags = ["forgeline", card.objective.name, *([card.format] if card.format else [])]
-    lines = ["---", "library_name: " + ("onnx" if card.format else "transformers"), "tags:"]
-    lines += [f"- {tag}" for tag in [*tags, *([card.quantization] if card.quantization else [])]]
+    told: dict[str, Any] = {"library_name": "onnx" if card.format else "transformers"}
+    told["tags"] = [*tags, *([card.quantization] if card.quantization else [])]
     if licences:
-        lines += ["license: other", f"license_name: {json.dumps('; '.join(licences))}"]
-    return [*lines, "---"]
+        told |= {"license": "other", "license_name": "; ".join(licences)}
+    return ["---", yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=math.inf).rstrip("\n"), "---"]
 
 
 def _about(folder: Path, card: ModelCard) -> list[str]:
@@ -95,7 +101,7 @@ def _about(folder: Path, card: ModelCard) -> list[str]:
         "quantization": card.quantization or "",
         "size": f"{shipped_bytes(folder) / 1e6:.2f} MB",
     }
-    return [f"- {name}: {value}" for name, value in told.items() if value]
+    return [f"- {name}: {plain_text(value)}" for name, value in told.items() if value]
 
 
 def _opsets(folder: Path) -> str:
@@ -120,18 +126,19 @@ def _quality(scores: dict[str, Any], verdict: dict[str, Any]) -> list[str]:
     names = [verdict[role]["name"] for role in ("candidate", "against") if verdict.get(role)]
     shown = [name for name in names if name in scores["models"]]
     data, primary = scores["data"], scores["primary_metric"]
+    place = plain_text(f"{data['stage']}.{data['split']}")
     lines = [
-        f"On {data['n']:,} examples that no training saw ({data['stage']}.{data['split']}), with 95% intervals:",
+        f"On {data['n']:,} examples that no training saw ({place}), with 95% intervals:",
         "",
     ]
-    lines += [f"| metric | {' | '.join(shown)} |", "|-" * (len(shown) + 1) + "|"]
+    lines += [f"| metric | {' | '.join(map(plain_text, shown))} |", "|-" * (len(shown) + 1) + "|"]
     others = tuple(conditions(scores))
     for metric in scores["models"][shown[0]]["metrics"] if shown else ():
         if metric.endswith(others) and not metric.startswith((f"{primary}[", f"{primary}_drop[")):
             continue
         values = [scores["models"][name]["metrics"].get(metric) or {} for name in shown]
         cells = [f"{number(v.get('value'))} ({number(v.get('low'))} to {number(v.get('high'))})" for v in values]
-        lines.append(f"| {metric_title(metric)} | {' | '.join(cells)} |")
+        lines.append(f"| {plain_text(metric_title(metric))} | {' | '.join(cells)} |")
     for cost, unit in (("size_mb", "MB"), ("parameters", "")):
         cells = [f"{number(scores['models'][name].get(cost))} {unit}".strip() for name in shown]
         lines.append(f"| {cost} | {' | '.join(cells)} |")
@@ -142,7 +149,9 @@ def _steps(made_of: MadeOf) -> list[str]:
     lines = []
     for one, sources in made_of:
         lines.append(f"- {one.kind} `{one.key[:12]}`, bytes `{one.digest[:12]}`")
-        lines += [f"  - {source}: {licence or 'licence not stated'}" for source, licence in sources]
+        lines += [
+            f"  - {plain_text(source)}: {plain_text(licence or 'licence not stated')}" for source, licence in sources
+        ]
     return lines
 
 

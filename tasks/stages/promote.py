@@ -91,4 +91,4 @@ def _let_through(store: Store, judged: dict[str, str]) -> InputArtifact:
     return InputArtifact(judged["name"], store.fetch(manifest), manifest)
 
 
-STAGE = Stage(kind="promote", version=3, makes="release", params=Params, run=run, publish=publish)
+STAGE = Stage(kind="promote", version=4, makes="release", params=Params, run=run, publish=publish)
