@@ -44,7 +44,7 @@ BATCH_BYTES = 32 << 20
 NAMED = 1000
 """Rows set aside that a shard names; all are counted."""
 ROWS, SKETCH, SIGNATURES, COUNTS = "rows.parquet", "sketch.arrow", "signatures.arrow", "counts.json"
-VERSION = 2
+VERSION = 3
 """Raised when the same shard would be prepared differently."""
 
 
@@ -92,6 +92,7 @@ def prepare_shard(arguments: dict[str, Any], folder: Path, store: Store) -> dict
         "units": work.units,
         "rejected": [asdict(item) for item in work.rejected],
         "rejected_count": work.rejected_count,
+        "warnings": work.warnings,
     }
     (folder / COUNTS).write_text(json.dumps(counts, sort_keys=True) + "\n", encoding="utf-8")
     return {"rows": float(writer.rows)}
@@ -109,13 +110,14 @@ class _Work:
         self.columns = Columns(label=column, group=group, label_from_package=how.label_from == "package")
         self.rejected: list[Rejected] = []
         self.rejected_count = self.units = 0
+        self.warnings: list[str] = []
 
     def rows(self, file: dict[str, str], store: Store) -> Iterator[Row]:
         path, source = file["path"], self.how.source
         if source.format in WHOLE_FILE:
             self.units += 1
         with _unchanged(file, self.scratch, store) as place:
-            for row in read_rows(place, path, source, self.columns):
+            for row in read_rows(place, path, source, self.columns, self.warnings.append):
                 if source.format not in WHOLE_FILE:
                     self.units += 1
                 if isinstance(row, Rejected):

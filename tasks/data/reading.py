@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,27 +60,34 @@ class Columns:
 Numbered = Iterator[tuple[int | None, Row | Rejected]]
 
 
-def read_rows(file: Path, path: str, source: Source, columns: Columns) -> Iterator[Row | Rejected]:
+def read_rows(
+    file: Path, path: str, source: Source, columns: Columns, warn: Callable[[str], None] = lambda sentence: None
+) -> Iterator[Row | Rejected]:
     """Every row of a local file in order, and a `Rejected` for each row (or the file) that is unusable.
 
-    path: its name in ids. Raises StageError if the file is damaged or lacks a column, OSError if it cannot be opened.
+    path: its name in ids. warn: takes what the user should look at.
+    Raises StageError if the file is damaged or lacks a column, OSError if it cannot be opened.
     """
+    count = 0
     try:
-        found = _documents if source.format in WHOLE_FILE else _records
-        for line, item in found(file, path, source, columns):
+        whole_file = source.format in WHOLE_FILE
+        found = _documents(file, path, source, columns) if whole_file else _records(file, path, source, columns, warn)
+        for line, item in found:
+            count += 1
             wrong = _not_text(item) if isinstance(item, Row) else None
             yield Rejected(path, line, wrong) if wrong else item
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, error, count) from error
     except OSError as error:
         if error.errno is not None:
             raise
-        raise _damaged(path, error) from error  # pyarrow's word for a broken archive
+        raise _damaged(path, error, count) from error  # pyarrow's word for a broken archive
 
 
-def _damaged(path: str, error: BaseException) -> StageError:
+def _damaged(path: str, error: BaseException, rows: int) -> StageError:
+    after = f" after {rows:,} rows" if rows else ""
     return StageError(
-        f"the file is damaged: {error}",
+        f"the file is damaged{after}: {error}",
         where=f"sources: {path}",
         hint="It may be cut off: fetch it again, or `exclude` it.",
     )
@@ -118,7 +125,7 @@ def _documents(file: Path, path: str, source: Source, columns: Columns) -> Numbe
         yield None, Row(f"{path}::{name}", code, path, label)
 
 
-def _records(file: Path, path: str, source: Source, columns: Columns) -> Numbered:
+def _records(file: Path, path: str, source: Source, columns: Columns, warn: Callable[[str], None]) -> Numbered:
     given = GivenNames()
     make = text_maker(source)
     passing = source.columns or {}
@@ -129,7 +136,7 @@ def _records(file: Path, path: str, source: Source, columns: Columns) -> Numbere
     if source.stage is not None:
         id_column, group_column = "id", columns.group or "group"
     wanted = [*make.columns, *passing, *filter(None, (columns.label, id_column, group_column))]
-    for line, record in records(file, path, source, wanted):
+    for line, record in records(file, path, source, wanted, warn):
         text = record if isinstance(record, str) else make(record)
         if not isinstance(text, Text):
             yield line, Rejected(path, line, text)

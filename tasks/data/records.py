@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from infra.errors import StageError
+from tasks.data.csv_records import CsvRows
 from tasks.data.sources import Source
-from tasks.data.streams import LONGEST_ROW, decode, lines, open_stream, reason, too_long
+from tasks.data.streams import decode, lines, open_text, reason, too_long
 
 BATCH = 1024
 BATCH_BYTES = 32 << 20
@@ -20,17 +20,21 @@ Numbered = tuple[int | None, dict[str, Any] | str]
 """(line, record) or (line, what is wrong with it)."""
 
 
-def records(file: Path, path: str, source: Source, wanted: Collection[str]) -> Iterator[Numbered]:
+def records(
+    file: Path, path: str, source: Source, wanted: Collection[str], warn: Callable[[str], None]
+) -> Iterator[Numbered]:
     """Every record of a file with its line, or what is wrong with it; `wanted`: the columns that must be there.
+
+    warn: takes what the user should look at.
 
     Raises StageError if the file is no table or lacks a column.
     """
     if source.format in ("parquet", "arrow"):
         yield from _table(file, path, source, wanted)
         return
-    with open_stream(file) as stream:
+    with open_text(file, source.fallback_encoding) as stream:
         if source.format == "csv":
-            yield from _csv(stream, path, source, wanted)
+            yield from _csv(stream, path, source, wanted, warn)
         elif source.format == "lines":
             for number, line in lines(stream):
                 if line is None or line.strip():
@@ -64,35 +68,23 @@ def _jsonl(stream: IO[bytes], source: Source) -> Iterator[Numbered]:
         )
 
 
-def _csv(stream: IO[bytes], path: str, source: Source, wanted: Collection[str]) -> Iterator[Numbered]:
-    csv.field_size_limit(LONGEST_ROW)
-    skipped: list[int] = []
-    rows = csv.DictReader(_text_lines(stream, skipped, source), delimiter=source.delimiter, strict=True)
-    try:
-        header = list(rows.fieldnames or [])
-        if not header:
-            return
-        hint = next((f"the delimiter looks like {d!r}: set `delimiter`" for d in ";\t|," if d in header[0]), "")
-        _check_columns(header, wanted, path, hint if len(header) == 1 else "")
-        for record in rows:
-            wrong = None in record or None in record.values()
-            yield rows.line_num, "another number of fields than the header" if wrong else record
-    except csv.Error as error:
-        yield rows.line_num, f"not valid CSV: {error}; nothing after it was read"
-    for number in skipped:
-        yield number, too_long()
+def _csv(
+    stream: IO[bytes], path: str, source: Source, wanted: Collection[str], warn: Callable[[str], None]
+) -> Iterator[Numbered]:
+    rows = CsvRows(stream, path, source, warn)
+    header = rows.header
+    if not header:
+        return
+    _check_columns(header, wanted, path, _header_hint(header))
+    for number, fields in rows:
+        yield number, fields if isinstance(fields, str) else dict(zip(header, fields, strict=True))
 
 
-def _text_lines(stream: IO[bytes], skipped: list[int], source: Source) -> Iterator[str]:
-    """Lines as text; a byte that is none becomes half a surrogate pair, which rejects its row and no other."""
-    for number, line in lines(stream):
-        if line is None:
-            skipped.append(number)
-        else:
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                yield line.decode(source.fallback_encoding or "utf-8", "surrogateescape")
+def _header_hint(header: list[str]) -> str:
+    if "\0" in header[0]:
+        return "It looks like UTF-16: save it as UTF-8, or set `fallback_encoding: utf-16-le`"
+    delimiter = next((d for d in ";\t|," if d in header[0]), None)
+    return f"the delimiter looks like {delimiter!r}: set `delimiter`" if delimiter and len(header) == 1 else ""
 
 
 def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> Iterator[Numbered]:
@@ -120,7 +112,7 @@ def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> It
                     yield number, record
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise StageError(
-            f"not {name} file: {error}",
+            f"the file is damaged after row {number:,}: {error}" if number else f"not {name} file: {error}",
             where=f"sources: {path}",
             hint="It may be cut off: fetch it again, or `exclude` it.",
         ) from error
@@ -148,7 +140,7 @@ def _arrow(file: Path) -> tuple[list[str], Iterable[Any]]:
 def _check_columns(header: list[str], wanted: Collection[str], path: str, hint: str = "") -> None:
     """Raises StageError on a column that is not there, or that is there twice."""
     where = f"sources: {path}"
-    doubled = sorted({name for name in header if header.count(name) > 1})
+    doubled = sorted({name for name in wanted if header.count(name) > 1})
     if doubled:
         raise StageError(
             f"column {doubled[0]!r} is there twice", where=where, hint="Rename one; nobody can say which is meant."

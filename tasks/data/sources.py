@@ -93,6 +93,17 @@ class Source(StageParams):
         None, description="Encoding of texts that are not UTF-8, such as `windows-1252`. None: they are set aside."
     )
     delimiter: str = Field(",", min_length=1, max_length=1, description="Between the fields of a csv row.")
+    quoting: Literal["minimal", "none"] = Field(
+        "minimal",
+        description='Of csv: `minimal`: a field may stand in "quotes", with delimiters, line breaks and "" for a quote '
+        "in it. `none`: a quote is a character like others, and every line is a row.",
+    )
+    escape: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="Of csv: what makes the next character text, such as \\. None: none.",
+    )
     weight: float = Field(
         1.0, gt=0, description="Times each training example counts: 0.5 keeps half of them, 2 repeats each once."
     )
@@ -146,6 +157,16 @@ class Source(StageParams):
                 b"  ".decode(self.fallback_encoding)
             except LookupError as error:
                 raise ValueError(f"`fallback_encoding`: {error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _csv_marks(self) -> Source:
+        given = [name for name in ("quoting", "escape") if name in self.model_fields_set]
+        if given and self.format != "csv":
+            raise ValueError(f"`{given[0]}` goes with format csv, and this is {self.format}")
+        marks = [self.delimiter, *([self.escape] if self.escape else []), *(['"'] if self.quoting != "none" else [])]
+        if len(set(marks)) < len(marks) or set(marks) & {"\r", "\n"}:
+            raise ValueError("`delimiter`, `escape` and the quote are three different characters, and no line breaks")
         return self
 
     @property

@@ -140,14 +140,15 @@ def run(job: Job[Params]) -> dict[str, float]:
     description = {"splits": splits, "labels": selection.labels, "columns": columns}
     (job.output / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     check_frozen(job, params.split)
-    for warning in selection.warnings:
+    warnings = [*(sentence for shard in accounts for sentence in shard["warnings"]), *selection.warnings]
+    for warning in warnings:
         job.warn(warning)
     steps = [
         {"step": "read", "rows_in": units, "rows_out": units - rejected, "dropped": {"unreadable": rejected}},
         *_row_steps(accounts),
         *selection.steps,
     ]
-    counts = {"steps": steps, "splits": splits, "labels": selection.table, "warnings": selection.warnings}
+    counts = {"steps": steps, "splits": splits, "labels": selection.table, "warnings": warnings}
     _write_json(job, "counts.json", counts)
     of_pieces = [piece.metrics for piece in pieces.parts]
     _write_json(job, "card.json", data_card(job, selection, _per_source(params, shards), of_pieces))
@@ -298,5 +299,5 @@ def _row_steps(counts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 STAGE = Stage(
-    kind="dataset", version=2, makes="dataset", params=Params, run=run, sources=sources, lazy=True, parts=parts
+    kind="dataset", version=3, makes="dataset", params=Params, run=run, sources=sources, lazy=True, parts=parts
 )

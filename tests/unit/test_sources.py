@@ -331,8 +331,22 @@ def test_compressed_files_and_what_is_left_of_them(tmp_path: Path) -> None:
     packed["zst"] = pa.compress(lines, codec="zstd", asbytes=True)
     for suffix, raw in packed.items():
         assert len(read(tmp_path, f"a.jsonl.{suffix}", raw, format="jsonl")) == 5000
-        with pytest.raises(StageError, match=rf"sources: b.jsonl.{suffix}: the file is damaged"):
-            read(tmp_path, f"b.jsonl.{suffix}", raw[: len(raw) // 2], format="jsonl")
+        for name, left in (("b", raw[: len(raw) // 2]), ("c", b"")):
+            with pytest.raises(StageError, match=rf"sources: {name}.jsonl.{suffix}: the file is damaged"):
+                read(tmp_path, f"{name}.jsonl.{suffix}", left, format="jsonl")
+
+
+def test_a_table_that_is_damaged_in_the_middle_says_how_far_it_was_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": [f"row {i}" for i in range(4000)]}), tmp_path / "a.parquet", row_group_size=1000)
+    raw = bytearray((tmp_path / "a.parquet").read_bytes())
+    column = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(2).column(0)
+    begin = column.dictionary_page_offset or column.data_page_offset
+    raw[begin : begin + 200] = b"\xff" * 200
+    with pytest.raises(StageError, match=r"sources: b\.parquet: the file is damaged after row 1,024: "):
+        read(tmp_path, "b.parquet", bytes(raw), format="parquet")
 
 
 def test_lines_are_examples(tmp_path: Path) -> None:
