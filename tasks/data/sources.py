@@ -161,9 +161,8 @@ class Source(StageParams):
 
     @model_validator(mode="after")
     def _csv_marks(self) -> Source:
-        given = [name for name in ("quoting", "escape") if name in self.model_fields_set]
-        if given and self.format != "csv":
-            raise ValueError(f"`{given[0]}` goes with format csv, and this is {self.format}")
+        if self.format != "csv" and (self.quoting != "minimal" or self.escape is not None):
+            raise ValueError(f"`quoting` and `escape` go with format csv, and this is {self.format}")
         marks = [self.delimiter, *([self.escape] if self.escape else []), *(['"'] if self.quoting != "none" else [])]
         if len(set(marks)) < len(marks) or set(marks) & {"\r", "\n"}:
             raise ValueError("`delimiter`, `escape` and the quote are three different characters, and no line breaks")

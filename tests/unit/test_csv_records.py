@@ -150,7 +150,7 @@ def test_marks_that_contradict_each_other() -> None:
         with pytest.raises(ValidationError, match="three different characters"):
             Source.model_validate({"files": "a", "format": "csv", **wrong})
     Source.model_validate({"files": "a", "format": "csv", "delimiter": '"', "quoting": "none"})
-    with pytest.raises(ValidationError, match="`quoting` goes with format csv"):
+    with pytest.raises(ValidationError, match="`quoting` and `escape` go with format csv"):
         Source.model_validate({"files": "a", "format": "jsonl", "quoting": "none"})
 
 

@@ -57,7 +57,7 @@ FIXED = {
     **{
         f"{stage}.sources.0.{field}": "files and functions have no columns"
         for stage in ("corpus", "functions")
-        for field in ("template", "messages_column", "columns")
+        for field in ("template", "messages_column", "columns", "quoting", "escape")
     },
     **{
         f"{stage}.objective.{field}": "it and another option go together"
