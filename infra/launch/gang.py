@@ -123,8 +123,9 @@ class _Supervisor:
             selector.register(self.connection, selectors.EVENT_READ)
             selector.register(self._wake_read, selectors.EVENT_READ)
             while self.ranks:
-                timeout = BEAT_SECONDS if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-                for key, _ in selector.select(timeout):
+                left = BEAT_SECONDS if self.deadline is None else self.deadline - time.monotonic()
+                # It wakes for each beat, whatever it waits for: that is its own sign of life.
+                for key, _ in selector.select(min(BEAT_SECONDS, max(0.0, left))):
                     if key.fileobj is self.connection:
                         self._read()
                         if self._hung_up:

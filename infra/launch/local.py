@@ -30,6 +30,7 @@ from pathlib import Path
 from infra.errors import StageError
 from infra.launch.launcher import JobSpec
 from infra.launch.network import interface_towards
+from infra.launch.silence import SILENCE_SECONDS, Silence
 from infra.launch.warm import ENVIRONMENT
 
 LOST = -int(signal.SIGKILL)
@@ -48,13 +49,15 @@ class LocalJob:
         self._connection, self._server = connection, server
         self._exit: int | None = None
         self._unread = b""
+        self._silence = Silence(server.process.pid)
         self._reading = threading.Lock()
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Exit code once every process of the job is gone; see `JobHandle.wait`.
 
         A negative code with a `reason` that names the server or the supervisor means that the job's own processes were
-        not to blame (they were ended with it): another attempt may work.
+        not to blame (they were ended with it): another attempt may work. One of the two that gives no sign of life
+        (`infra/launch/silence.py`) is killed, so that nobody waits for it for ever.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._exit is None:
@@ -63,6 +66,7 @@ class LocalJob:
                 try:
                     if self._exit is None:
                         self._read(max(0.0, left))
+                        self._end_if_silent()
                 finally:
                     self._reading.release()
             if deadline is not None and time.monotonic() >= deadline:
@@ -114,6 +118,17 @@ class LocalJob:
         if not chunk and self._exit is None:
             what = "supervisor was killed" if self._server.alive() else "warm server died"
             self._end(LOST, f"the {what}, and the job with it")
+
+    def _end_if_silent(self) -> None:
+        """Kill the supervisor, or the server that should start it, where it was stopped or hangs."""
+        if self._exit is not None:
+            return
+        if self._silence.pid != (watched := self.pid or self._server.process.pid):
+            self._silence = Silence(watched)
+        if self._silence.too_long():
+            os.kill(watched, signal.SIGKILL)  # the open connection, or our own child: the id is still theirs
+            what = "supervisor" if self.pid else "warm server"
+            self._end(LOST, f"the {what} gave no sign of life for {SILENCE_SECONDS:.0f} s and was killed")
 
     def _end(self, code: int, reason: str) -> None:
         if self._exit is None:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from infra.errors import StageError
+from infra.launch import silence
 from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalJob, LocalLauncher
 
@@ -349,6 +350,46 @@ def test_a_killed_server_fails_its_job_and_the_next_one_gets_another(
         assert launcher.submit(spec("describe")).wait(30) == 0
     finally:
         launcher.close()
+
+
+@pytest.mark.parametrize("stopped", ["supervisor", "warm server"])
+def test_whoever_waits_for_a_stopped_process_has_a_bound(
+    spec: Callable[..., JobSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: str
+) -> None:
+    """A rank that works beside it lives on; the job of one that was stopped fails as lost, and the next one runs."""
+    monkeypatch.setattr(silence, "SILENCE_SECONDS", 2.0)
+    launcher = LocalLauncher(tmp_path / "servers")
+    try:
+        assert launcher.submit(spec("describe")).wait(30) == 0
+        if stopped == "supervisor":
+            job = launcher.submit(spec("family"))
+            assert until((tmp_path / "ready-0").exists)
+            job.wait(0.1)
+            assert job.pid is not None
+            processes = descendants(job.pid)
+            os.kill(job.pid, signal.SIGSTOP)
+        else:
+            processes = [psutil.Process(next(iter(launcher._servers.values())).process.pid)]
+            processes[0].suspend()
+            job = launcher.submit(spec("describe"))
+        assert job.wait(30) == -signal.SIGKILL
+        assert job.reason.startswith(f"the {stopped} gave no sign of life for")
+        assert gone(processes, 8.0)
+        assert launcher.submit(spec("describe")).wait(30) == 0
+    finally:
+        launcher.close()
+
+
+def test_a_supervisor_that_only_waits_is_not_taken_for_a_stopped_one(
+    launcher: LocalLauncher, spec: Callable[..., JobSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that take long to stop: the supervisor waits for its deadline, and wakes meanwhile."""
+    monkeypatch.setattr(silence, "SILENCE_SECONDS", 2.5)
+    (tmp_path / "stubborn").touch()
+    job = launcher.submit(spec("family"))
+    assert until((tmp_path / "ready-0").exists)
+    job.cancel(grace=5.0)
+    assert "no sign of life" not in job.reason and "asked to stop" in job.reason
 
 
 ORCHESTRATOR = """
