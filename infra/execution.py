@@ -32,7 +32,7 @@ class CheckpointSettings(Settings):
         600.0,
         gt=0,
         description="Seconds that training goes on while checkpoints cannot be stored. Then it waits as long again for "
-        "the store, and fails.",
+        "the store, and fails. A save in which nothing moves for so long has failed.",
     )
 
 

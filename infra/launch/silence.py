@@ -26,7 +26,7 @@ class Silence:
         self._looked = time.monotonic()
 
     def too_long(self) -> bool:
-        """Look once more; whether `SILENCE_SECONDS` have passed without a sign. A process that is gone is not silent."""
+        """Look once more; whether `SILENCE_SECONDS` passed without a sign. A process that is gone is not silent."""
         now, sign = time.monotonic(), _sign_of_life(self.pid)
         passed, self._looked = min(now - self._looked, LONGEST_STEP), now
         self.seconds = self.seconds + passed if sign is not None and sign == self._sign else 0.0

@@ -131,7 +131,9 @@ class Checkpoints:
             self._buffer = SnapshotBuffer(tensors, starts, self.scratch)
             inherit = self._buffer.fd
             size = self.ranks.world_size
-            self._process = CheckpointProcess(self.store, rank=self.ranks.rank, ranks=size, inherit=inherit)
+            self._process = CheckpointProcess(
+                self.store, rank=self.ranks.rank, ranks=size, inherit=inherit, patience=self.settings.patience
+            )
         assert self._process is not None
         self._buffer.fill(tensors)
         name = shard_name(self.ranks.rank, self.ranks.world_size)

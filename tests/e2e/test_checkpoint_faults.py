@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,25 @@ def test_a_slow_server_does_not_slow_the_training(training: Any, s3: Any) -> Non
     outcome = training.outcome()
     assert outcome.error is None and outcome.seconds > 1.0, "the server was slow"
     assert training.longest_poll < LONGEST_POLL and training.whole() == 2
+
+
+def test_a_server_that_never_answers_costs_the_save_and_no_more(training: Any, s3: Any) -> None:
+    """It takes a request and says nothing: the save fails after `patience`, the next one is stored."""
+    released = threading.Event()
+
+    def hang(request: Any) -> None:
+        released.wait(60.0)
+
+    s3.intercept = hang
+    training.process.patience = 2.0
+    training.save(2)
+    outcome = training.outcome()
+    assert isinstance(outcome.error, TransientError) and "did not get on for 2 s" in outcome.error.what
+    s3.intercept = lambda request: None
+    released.set()
+    training.process.patience = 600.0
+    training.stored(3)
+    assert training.longest_poll < 5.0 and 3 in training.checkpoints.steps() and training.whole() == 3
 
 
 # --- credentials ------------------------------------------------------------------------------------------------------
