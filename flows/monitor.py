@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from flows.live import LiveView
 from infra.errors import ForgelineError
+from infra.tail import json_objects
 from tasks.execute import StageResult
 from tasks.pipeline import StageNode
 from tasks.run_record import RunRecord
@@ -86,7 +86,4 @@ def last_event(path: Path) -> dict[str, Any] | None:
             lines = stream.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return None
-    if not lines:
-        return None
-    event: dict[str, Any] = json.loads(lines[-1])
-    return event
+    return next(json_objects(reversed(lines)), None)

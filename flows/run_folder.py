@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flows.run import home
 from flows.stage_progress import StageProgress, clock
+from infra.tail import json_objects
 from tasks.worker import EVENTS_FILE
 
 
@@ -32,17 +33,18 @@ class JobFolder:
         shown, seconds = StageProgress(self.stage, ""), 0.0
         shown.take({"state": "running"}, 0.0)
         for event in self._events():
-            seconds = event["seconds"]
-            shown.take(event, seconds)
+            if isinstance(event.get("seconds"), int | float):
+                seconds = event["seconds"]
+                shown.take(event, seconds)
         left = shown.left(seconds)
         return f"{shown.steps}, about {clock(left)} left" if left is not None else shown.steps
 
-    def _events(self) -> Iterator[dict[str, float]]:
+    def _events(self) -> Iterator[dict[str, Any]]:
         try:
             *lines, _torn = (self.path / EVENTS_FILE).read_bytes().split(b"\n")
         except FileNotFoundError:
             return
-        yield from map(json.loads, lines)
+        yield from json_objects(lines)
 
 
 def run_folder(run: str) -> Path:

@@ -12,6 +12,8 @@ job carries it (`to_json`, `from_json`) and calls `check` right before it commit
 between check and commit is harmless, because the commit itself is create-only.
 
 Generations are never deleted: a reused number would be a second owner for an old token.
+
+A claim or heartbeat that is damaged is one of an unknown holder: he is waited for, a lease long, as for any other.
 """
 
 from __future__ import annotations
@@ -19,22 +21,47 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import threading
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from infra.artifacts import Manifest
-from infra.errors import LeaseLost, Preempted, StoreError
-from infra.objects import json_bytes
+from infra.errors import DamagedObject, LeaseLost, Preempted, StoreError
 from infra.process_id import is_dead, is_here, this_process
 from infra.store import Store
+from infra.stored_json import StoredJson
 
 LEASE_SECONDS = 10.0
+LONGEST_LEASE = 3600.0
+"""Seconds; a claim that asks for more is taken for damaged, so that nobody waits for ever."""
 LONG_DEAD = 86400.0
 """Age of a heartbeat from which on nobody asks whose it was."""
+NAME = re.compile(r"(\d{6})(\.beat)?\.json")
 log = logging.getLogger(__name__)
+
+
+class Holder(TypedDict):
+    """Who holds a claim: a process (`infra/process_id.py`), and seconds without a heartbeat after which it is over."""
+
+    owner: str
+    lease: float
+    machine: NotRequired[str | None]
+    pid: NotRequired[int]
+    started: NotRequired[str | None]
+
+
+class Beat(TypedDict):
+    """A heartbeat."""
+
+    count: int
+    released: bool
+
+
+WAIT = "Nothing to do: its holder counts as unknown and is waited for, a lease long."
+HOLDER, BEAT = StoredJson("a claim", Holder, WAIT), StoredJson("the heartbeat of a claim", Beat, WAIT)
 
 
 def default_lease() -> float:
@@ -106,7 +133,7 @@ class Claim(Fence):
 
     def _write(self, *, released: bool) -> None:
         path = f"{_folder(self.kind, self.key)}/{self.token:06d}.beat.json"
-        self.store.write_bytes(path, json_bytes({"count": self._count, "released": released}))
+        self.store.write_bytes(path, BEAT.encode({"count": self._count, "released": released}))
 
     def _beat_until_released(self) -> None:
         while not self._stopped.wait(self.lease / 3):
@@ -127,34 +154,33 @@ class Watch:
         self.store, self.kind, self.key = store, kind, key
         self.lease = default_lease() if lease is None else lease
         self._newest = 0
-        self._last: tuple[int, int] | None = None
+        self._last: tuple[int, int | None] | None = None
         self._since = 0.0
 
     def try_acquire(self) -> Claim | None:
         """The claim if it is free now; None while another holds it, or took it first. Never waits."""
         folder = _folder(self.kind, self.key)
         # A listing may lag behind; then the create below fails and tells us of a newer generation.
-        listed = [int(name[:6]) for name in self.store.list(folder) if len(name) == 11 and name[:6].isdigit()]
+        listed = [int(name[1]) for name in map(NAME.fullmatch, self.store.list(folder)) if name and not name[2]]
         self._newest = max([self._newest, *listed])
         if self._newest and not self._may_take_over(self._newest):
             return None
         generation = self._newest + 1
         record = {"owner": uuid.uuid4().hex, "lease": self.lease, **this_process()}
-        if self.store.create(f"{folder}/{generation:06d}.json", json_bytes(record)):
+        if self.store.create(f"{folder}/{generation:06d}.json", HOLDER.encode(record)):
             return Claim(self.store, self.kind, self.key, generation, self.lease)
         self._newest = generation
         return None
 
     def _may_take_over(self, generation: int) -> bool:
         stem = f"{_folder(self.kind, self.key)}/{generation:06d}"
-        holder = self.store.find_json(f"{stem}.json") or {}
-        beat = self.store.find_json(f"{stem}.beat.json") or {"count": 0, "released": False}
-        if beat["released"] or is_dead(holder):
+        holder, beat = _holder(self.store, stem), _beat(self.store, stem)
+        if (beat and beat["released"]) or (holder and is_dead(holder)):
             return True
-        now, seen = time.monotonic(), (generation, int(beat["count"]))
+        now, seen = time.monotonic(), (generation, beat["count"] if beat else None)
         if seen != self._last:
             self._last, self._since = seen, now
-        return now - self._since > float(holder.get("lease", self.lease))
+        return now - self._since > (holder["lease"] if holder else self.lease)
 
 
 def try_acquire(store: Store, kind: str, key: str, lease: float | None = None) -> Claim | None:
@@ -199,6 +225,27 @@ def _folder(kind: str, key: str) -> str:
     return f"claims/{kind}/{key}"
 
 
+def _holder(store: Store, stem: str) -> Holder | None:
+    """Who holds a claim; None where that cannot be told."""
+    try:
+        holder = HOLDER.find(store, f"{stem}.json")
+        if holder is not None and not 0 < holder["lease"] <= LONGEST_LEASE:
+            raise HOLDER.damaged(f"a lease of {holder['lease']} s", f"{store.url}/{stem}.json")
+        return holder
+    except DamagedObject as error:
+        log.info("%s", error)
+        return None
+
+
+def _beat(store: Store, stem: str) -> Beat | None:
+    """The last heartbeat of a claim; None where there is none that can be read."""
+    try:
+        return BEAT.find(store, f"{stem}.beat.json")
+    except DamagedObject as error:
+        log.info("%s", error)
+        return None
+
+
 @dataclass(frozen=True)
 class OpenClaim:
     """A claim that nobody released. Ages in seconds by the store's clock; `silent`: since the last sign of life.
@@ -221,21 +268,27 @@ def open_claims(store: Store, now: float, prefix: str = "claims", longest_silenc
     """
     newest: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
     for entry in store.entries(prefix):
-        _, kind, key, name = entry.path.split("/")
-        claims = newest.setdefault((kind, key), {})
-        first, last = claims.get(name[:6], (entry.modified, entry.modified))
-        claims[name[:6]] = min(first, entry.modified), max(last, entry.modified)
+        _, kind, key, name = [*entry.path.split("/"), "", "", ""][:4]
+        if generation := NAME.fullmatch(name):
+            claims = newest.setdefault((kind, key), {})
+            first, last = claims.get(generation[1], (entry.modified, entry.modified))
+            claims[generation[1]] = min(first, entry.modified), max(last, entry.modified)
     found = []
     for (kind, key), claims in newest.items():
-        if now - claims[max(claims)][1] > longest_silence:
+        began, last = claims[max(claims)]
+        if now - last > longest_silence:
             continue
         stem = f"{_folder(kind, key)}/{max(claims)}"
-        if (store.find_json(f"{stem}.beat.json") or {}).get("released"):
+        if (beat := _beat(store, stem)) and beat["released"]:
             continue
-        holder = store.find_json(f"{stem}.json") or {}
-        began, beat = claims[max(claims)]
-        dead = is_dead(holder) or now - beat > 3 * float(holder.get("lease", LEASE_SECONDS))
-        where = "this" if is_here(holder) else "another"
-        owner = f"process {holder.get('pid')} of {where} machine"
-        found.append(OpenClaim(kind, key, owner, now - began, max(now - beat, 0.0), dead))
+        holder = _holder(store, stem)
+        lease = holder["lease"] if holder else LEASE_SECONDS
+        dead = (holder is not None and is_dead(holder)) or now - last > 3 * lease
+        found.append(OpenClaim(kind, key, _who(holder), now - began, max(now - last, 0.0), dead))
     return found
+
+
+def _who(holder: Holder | None) -> str:
+    if holder is None:
+        return "an unknown process (its claim is damaged)"
+    return f"process {holder.get('pid')} of {'this' if is_here(holder) else 'another'} machine"

@@ -52,7 +52,7 @@ def collect(store: Store, keep: Keep) -> Plan:
     third = take(store, keep, second)
     last = _decided(store, third, keep)
     gone = [*_removed(store, third, last.files), *_uploads(store, remove=True)]
-    return Plan(last.kept, moved, left, gone, plan.put_back, last.waits)
+    return Plan(last.kept, moved, left, gone, plan.put_back, last.waits, last.stays, last.notes)
 
 
 def restore(store: Store, kind: str, key: str) -> Manifest:

@@ -141,6 +141,10 @@ class StoreUnreachable(StoreError, TransientError):
     """The store did not answer in time."""
 
 
+class DamagedObject(StoreError):
+    """An object beside the artifacts (a claim, a ref, a record ...) is not what was written; `where` is its address."""
+
+
 class CorruptArtifact(StoreError):
     """Bytes differ from their manifest; carries the artifact's `kind`, `key` and `attempt` so that it can be re-made.
 

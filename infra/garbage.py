@@ -45,7 +45,10 @@ class Item:
 
 @dataclass
 class Plan:
-    """What goes, by step, and what is put back out of the trash. `kept`: needed artifacts, with the reason."""
+    """What goes, by step, and what is put back out of the trash. `kept`: needed artifacts, with the reason.
+
+    waits: why parts and shared files stay for now. stays: why all artifacts do. notes: what could not be read.
+    """
 
     kept: dict[Id, str]
     to_trash: list[Item] = field(default_factory=list)
@@ -53,6 +56,8 @@ class Plan:
     files: list[Item] = field(default_factory=list)
     put_back: list[str] = field(default_factory=list)
     waits: str = ""
+    stays: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def items(self) -> list[Item]:
         return [*self.to_trash, *self.from_trash, *self.files]
@@ -62,17 +67,18 @@ def decide(census: Census, keep: Keep, read_sources: ReadSources, *, ahead: bool
     """What goes and what is put back, of the store as it was seen.
 
     ahead: what leaves the trash counts as gone already, so that its files are in the plan too; to look at, not to do.
-    Raises StoreError where the manifest of something needed is damaged.
+    Where the manifest of something needed is damaged, what it was made from is not known, so no artifact goes. Raises
+    StoreError where a ref of people names nothing, and a model would go that may be the one it should name.
     """
     known = {**{(m.kind, m.key): m for m in census.trash.values()}, **census.live}
     kept = _kept(census, known, read_sources)
+    plan = Plan(kept, waits=who_shares(census), notes=census.notes)
     if damaged := sorted(kept.keys() & census.unreadable):
         kind, key = damaged[0]
-        raise StoreError(
-            f"the manifest of {kind} {key[:12]} is damaged, so what it was made from is not known ({kept[kind, key]})",
-            hint="Run its pipeline again: it is set aside and made anew. Then collect.",
+        plan.stays = (
+            f"the manifest of {kind} {key[:12]} is damaged, so what it was made from is not known ({kept[kind, key]}); "
+            "run its pipeline again: it is set aside and made anew"
         )
-    plan = Plan(kept, waits=who_shares(census))
     oldest = census.now - keep.grace
 
     def old(path: str) -> bool:
@@ -80,7 +86,8 @@ def decide(census: Census, keep: Keep, read_sources: ReadSources, *, ahead: bool
 
     for id, manifest in census.live.items():
         path = f"{manifest.ref.prefix}/manifest.json"
-        if id not in kept and id not in census.held and old(path) and not (plan.waits and is_part(manifest)):
+        waits = plan.stays or (plan.waits and is_part(manifest))
+        if id not in kept and id not in census.held and old(path) and not waits:
             size = _size(census, manifest)
             plan.to_trash.append(Item(path, "artifact", id[0], size, "no ref, run or artifact that is kept needs it"))
     leaving: list[Manifest] = []
@@ -93,13 +100,29 @@ def decide(census: Census, keep: Keep, read_sources: ReadSources, *, ahead: bool
             # Its move was cut short: it is still to be reused. Needed, only the note goes; else it is moved again.
             if id in kept:
                 plan.from_trash.append(Item(path, "trash", id[0], 0, "it stands"))
-        elif old(path) and not (plan.waits and is_part(manifest)):
+        elif old(path) and not plan.stays and not (plan.waits and is_part(manifest)):
             plan.from_trash.append(Item(path, "trash", id[0], 0, "it was there for the grace"))
             leaving.append(manifest)
+    for path in census.damaged_trash:
+        if old(path) and not plan.stays:
+            plan.from_trash.append(Item(path, "trash", path.split("/")[1], census.objects[path].size, "it is damaged"))
+    _require_names(census, plan)
     staying = [manifest for manifest in census.trash.values() if not ahead or manifest not in leaving]
     plan.files += _loose_files(census, staying, oldest, plan.waits)
     plan.files += _loose_checkpoints(census, kept, oldest)
     return plan
+
+
+def _require_names(census: Census, plan: Plan) -> None:
+    """Raises StoreError where a ref names nothing, and a model would go."""
+    going = {tuple(item.path.split("/")[1:3]) for item in (*plan.to_trash, *plan.from_trash)}
+    models = [id for id in census.models() if id in going]
+    if census.nameless and models:
+        name, why = min(census.nameless.items())
+        kind, key = min(models)
+        raise StoreError(
+            f"{kind} {key[:12]} would go, and may be the model that {name} should name", where=f"refs/{name}", hint=why
+        )
 
 
 def _kept(census: Census, known: dict[Id, Manifest], read_sources: ReadSources) -> dict[Id, str]:
@@ -189,6 +212,8 @@ def _loose_files(census: Census, trash: list[Manifest], oldest: float, waits: st
             yield Item(path, "set aside", rest[0], entry.size, "it was set aside as damaged")
         elif top == "quarantine" and len(rest) == 4:
             named.add((rest[0], rest[1], rest[2].rpartition("-")[0]))
+        elif path in census.damaged_trash and len(rest) == 4:
+            named.add((rest[0], rest[1], rest[2]))
     for (kind, key, attempt), pile in census.attempts.items():
         watched = (kind, key) in census.held or (kind, key) in census.unreadable
         if (kind, key, attempt) not in named and pile.newest < oldest and not watched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from infra.keys import file_digest
 from infra.lineage import Graph, Id, Node, whole
 from infra.store import Store
 
+log = logging.getLogger(__name__)
 PREFIX = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -68,10 +70,13 @@ def ref_uses(store: Store, graph: Graph) -> list[RefUse]:
     """Every entry of every ref that names an artifact of the graph, newest first for each ref."""
     found = []
     for name in refs.names(store):
-        for place, entry in enumerate(refs.history(store, name)):
+        past = refs.past(store, name)
+        if past.number and past.newest is None:
+            log.warning("entry %d of ref %s is damaged: what it points to now is not known", past.number, name)
+        for entry in past.entries:
             id = (entry.kind, entry.key)
             if id in graph.nodes:
-                found.append(RefUse(name, entry.number, id, place == 0, entry.at, entry.note))
+                found.append(RefUse(name, entry.number, id, entry.number == past.number, entry.at, entry.note))
     return found
 
 

@@ -196,7 +196,7 @@ def find(store: Store, text: str) -> tuple[Id, str]:
 
 def previous(store: Store, ref: str, id: Id) -> Id | None:
     """What the ref pointed to before `id`: the newest older entry of the same kind; None if there is none."""
-    history = [(entry.kind, entry.key) for entry in refs.history(store, ref)] if ref else []
+    history = [(entry.kind, entry.key) for entry in refs.past(store, ref).entries] if ref else []
     older = history[history.index(id) + 1 :] if id in history else []
     return next((other for other in older if other != id and other[0] == id[0]), None)
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from infra.artifacts import safe_relative_path
 from infra.errors import StoreError
+from infra.stored_json import parse_json
 
 OnBytes = Callable[[int], None]
 """Called with the number of bytes that were just moved; from any thread."""
@@ -75,7 +76,7 @@ class Objects(ABC):
     def read_json(self, path: str) -> Any:
         """The object as JSON. Raises FileNotFoundError, or StoreError where it is not JSON."""
         try:
-            return json.loads(self.read_bytes(path))
+            return parse_json(self.read_bytes(path))
         except ValueError as error:
             raise StoreError(f"not valid JSON ({error})", where=f"{self.url}/{path}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,14 @@ def start_time(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def is_here(holder: dict[str, Any]) -> bool:
+def is_here(holder: Mapping[str, Any]) -> bool:
     """Whether a process, as `this_process` described it, was one of this machine since its last boot."""
     machine = machine_id()
     return machine is not None and holder.get("machine") == machine
 
 
-def is_dead(holder: dict[str, Any]) -> bool:
+def is_dead(holder: Mapping[str, Any]) -> bool:
     """Whether the holder certainly is a dead process of this machine."""
-    if not is_here(holder) or holder.get("started") is None:
+    if not is_here(holder) or holder.get("started") is None or not isinstance(holder.get("pid"), int):
         return False
     return start_time(int(holder["pid"])) != str(holder["started"])

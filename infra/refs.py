@@ -4,6 +4,10 @@
 
 So a ref is compare-and-set and keeps its history, with nothing but create-only writes: of two who move a ref from the
 same state, one creates the next number and the other is told.
+
+A damaged entry keeps its number. Where it is the newest, nobody knows what the ref means: `get` and `history` raise.
+Then `latest` refs are written anew by the next run, all others by a person. An older one is left out of the history,
+which shows as a gap in the numbers.
 """
 
 from __future__ import annotations
@@ -12,19 +16,48 @@ import getpass
 import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TypedDict
 
 from infra.artifacts import ArtifactRef
-from infra.errors import StoreError, UsageError
-from infra.objects import json_bytes
+from infra.errors import DamagedObject, StoreError, UsageError
 from infra.store import Store
+from infra.stored_json import StoredJson
 
+LATEST = "/latest"
+"""How the name of a ref ends that every run moves to what its stage made."""
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 ENTRY = re.compile(r"\d{6}\.json")
 
 
 class RefConflict(StoreError):
     """The ref moved since it was read; read it again before deciding."""
+
+
+class DamagedRef(DamagedObject):
+    """The newest entry of a ref cannot be read, so nobody knows what the ref means."""
+
+
+class Named(TypedDict):
+    """The artifact that an entry or a record names."""
+
+    kind: str
+    key: str
+    digest: str
+    type: str
+
+
+class Entry(TypedDict):
+    """An entry as it is stored."""
+
+    name: str
+    number: int
+    artifact: Named
+    note: str
+    by: str
+    at: str
+
+
+ENTRIES = StoredJson("an entry of a ref", Entry, "forgeline show REF says what to do.")
 
 
 @dataclass(frozen=True)
@@ -71,23 +104,48 @@ def checked_name(name: str) -> str:
 
 
 def get(store: Store, name: str) -> RefEntry | None:
-    """Where a ref points now, or None if it was never set."""
+    """Where a ref points now, or None if it was never set. Raises DamagedRef."""
+    number = newest_number(store, name)
+    return _newest(store, name, number) if number else None
+
+
+def newest_number(store: Store, name: str) -> int:
+    """How often a ref was moved, whether or not its entries can be read."""
     number = max(_numbers(store, checked_name(name)), default=0)
-    entry = _read(store, name, number) if number else None
     # A listing may lag behind; the numbers have no gaps, so looking one further is enough.
-    while (later := _read(store, name, number + 1)) is not None:
-        entry, number = later, number + 1
-    return entry
+    while store.exists(_path(name, number + 1)):
+        number += 1
+    return number
 
 
 def history(store: Store, name: str, limit: int | None = None) -> list[RefEntry]:
-    """Every move of a ref, newest first; the last `limit` of them."""
-    newest = get(store, name)
-    if newest is None:
-        return []
-    last = 0 if limit is None else max(newest.number - limit, 0)
-    older = (_read(store, name, number) for number in range(newest.number - 1, last, -1))
-    return [newest, *(entry for entry in older if entry is not None)]
+    """Every move of a ref that can be read, newest first; of the last `limit`. Raises DamagedRef."""
+    number = newest_number(store, name)
+    return [_newest(store, name, number), *_readable(store, name, number - 1, limit and limit - 1)] if number else []
+
+
+@dataclass(frozen=True)
+class Past:
+    """What can be read of a ref's history, newest first; `number`: of its newest entry, be it readable or not."""
+
+    number: int
+    entries: list[RefEntry]
+
+    @property
+    def newest(self) -> RefEntry | None:
+        """Where the ref points; None if it was never set, or that cannot be told."""
+        return self.entries[0] if self.entries and self.entries[0].number == self.number else None
+
+
+def past(store: Store, name: str, limit: int | None = None) -> Past:
+    """As `history`, also where the newest entry is damaged."""
+    number = newest_number(store, name)
+    return Past(number, _readable(store, name, number, limit))
+
+
+def is_latest(name: str) -> bool:
+    """Whether runs keep the ref by themselves, so that a damaged one is written anew."""
+    return name.endswith(LATEST)
 
 
 def names(store: Store, prefix: str = "") -> list[str]:
@@ -103,27 +161,29 @@ def set(
 
     Pointing it to where it points already adds nothing, unless `force`. Raises RefConflict if it has moved since.
     """
-    current = get(store, name)
-    number = current.number if current else 0
+    number = newest_number(store, name)
     if number == expected:
-        if current and current.artifact == artifact and not force:
+        current = _entry(store, name, number)
+        if isinstance(current, RefEntry) and current.artifact == artifact and not force:
             return current
         entry = RefEntry(name, number + 1, artifact, note, by or _user(), datetime.now(UTC).isoformat("T", "seconds"))
-        if store.create(_path(name, entry.number), json_bytes(asdict(entry))):
+        if store.create(_path(name, entry.number), ENTRIES.encode(asdict(entry))):
             return entry
-        current = get(store, name)
-    now = f"{current.kind} {current.key[:12]} (entry {current.number})" if current else "nothing"
+        number = newest_number(store, name)
+    current = _entry(store, name, number)
+    now = f"{current.kind} {current.key[:12]} (entry {number})" if isinstance(current, RefEntry) else f"entry {number}"
     raise RefConflict(
-        f"it was moved meanwhile and points to {now}", where=f"refs/{name}", hint="Look at it, then decide again."
+        f"it was moved meanwhile and points to {now if number else 'nothing'}",
+        where=f"refs/{name}",
+        hint="Look at it, then decide again.",
     )
 
 
 def advance(store: Store, name: str, artifact: ArtifactRef, *, note: str = "", by: str = "") -> RefEntry:
     """Move a ref whatever it points to now: for `latest`, where the last one to finish is right by definition."""
     while True:
-        current = get(store, name)
         try:
-            return set(store, name, artifact, expected=current.number if current else 0, note=note, by=by)
+            return set(store, name, artifact, expected=newest_number(store, name), note=note, by=by)
         except RefConflict:
             continue
 
@@ -136,14 +196,42 @@ def _numbers(store: Store, name: str) -> list[int]:
     return [int(entry[:6]) for entry in store.list(f"refs/{name}") if ENTRY.fullmatch(entry)]
 
 
-def _read(store: Store, name: str, number: int) -> RefEntry | None:
-    data: dict[str, Any] | None = store.find_json(_path(name, number))
+def _newest(store: Store, name: str, number: int) -> RefEntry:
+    found = _entry(store, name, number)
+    if isinstance(found, RefEntry):
+        return found
+    why = found.what if found else "it is gone"
+    if is_latest(name):
+        hint = "Run its pipeline again: what a stage made last is then written anew."
+    else:
+        older = ", ".join(f"{one.number} ({one.kind} {one.key[:12]})" for one in _readable(store, name, number - 1, 5))
+        back = (
+            f"Entries before it: {older}. `forgeline rollback {name}` points it to the last of them, `--to N` to any; "
+        )
+        other = f"`forgeline promote {name} MODEL` to another model, with --force where no gate was asked."
+        hint = (back if older else "It has no entry before. ") + other
+    raise DamagedRef(
+        f"entry {number} is damaged, so what {name} points to is not known ({why})", where=f"refs/{name}", hint=hint
+    )
+
+
+def _readable(store: Store, name: str, newest: int, limit: int | None) -> list[RefEntry]:
+    last = 0 if limit is None else max(newest - limit, 0)
+    found = (_entry(store, name, number) for number in range(newest, last, -1))
+    return [entry for entry in found if isinstance(entry, RefEntry)]
+
+
+def _entry(store: Store, name: str, number: int) -> RefEntry | DamagedObject | None:
+    """An entry, what is wrong with it, or None where there is none."""
+    try:
+        data = ENTRIES.find(store, _path(name, number)) if number else None
+        if data is not None and (data["name"], data["number"]) != (name, number):
+            raise ENTRIES.damaged("it contradicts its place", _path(name, number))
+    except DamagedObject as error:
+        return error
     if data is None:
         return None
-    try:
-        return RefEntry(**{**data, "artifact": ArtifactRef(**data["artifact"])})
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"not a ref entry ({error})", where=_path(name, number)) from error
+    return RefEntry(name, number, ArtifactRef(**data["artifact"]), data["note"], data["by"], data["at"])
 
 
 def _user() -> str:

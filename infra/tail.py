@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+from infra.stored_json import parse_json
 
 CHUNK_BYTES = 1 << 20
 
@@ -24,3 +28,14 @@ class Tail:
         self._offset += len(chunk)
         *lines, self.rest = (self.rest + chunk).split(b"\n")
         return lines
+
+
+def json_objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The lines that are JSON objects; others were torn by a kill, or are damaged."""
+    for line in lines:
+        try:
+            found = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found

@@ -24,6 +24,7 @@ from pydantic import Field
 
 from infra.errors import StageError
 from infra.execution import Settings
+from infra.stored_json import parse_json
 
 
 class TrackingSettings(Settings):
@@ -126,7 +127,7 @@ class Metrics:
 
 def parse_line(line: bytes) -> Row | dict[str, float]:
     """A row, or the values of a summary line. Raises ValueError if it is neither."""
-    data = json.loads(line)
+    data = parse_json(line)
     try:
         if "summary" in data:
             return {name: float(value) for name, value in data["summary"].items()}

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from infra import journal
-from infra.errors import ForgelineError
+from tasks.run_record import find_run
 from tasks.watching import Entry, last_entry
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def done_by(store: Store, pipeline: Pipeline, entry: Entry) -> str | None:
     for run in reversed(store.list("runs")):
         if run < since:
             break
-        record = _record(store, run)
-        if record is None or record["status"] not in WORK_DONE or record["overrides"]:
+        record = find_run(store, run)
+        if record is None or record["status"] not in WORK_DONE or record.get("overrides"):
             continue
         made = {stage["name"]: stage["artifact"] for stage in record["stages"]}
         # A look runs the stages that make the data as a run of their own, a search its trials: neither is all of it.
@@ -100,20 +100,6 @@ def given_up(store: Store) -> dict[str, str]:
         if start is not None and start.closed == "gave up":
             found[pipeline] = start.why
     return found
-
-
-def _record(store: Store, run: str) -> dict[str, Any] | None:
-    """A run's record; None where it cannot be read: it proves nothing."""
-    try:
-        record = store.find_json(f"runs/{run}/run.json")
-    except ForgelineError:
-        return None
-    fields = ("pipeline", "status", "overrides", "stages")
-    if not isinstance(record, dict) or not all(name in record for name in fields):
-        return None
-    stages = record["stages"]
-    sound = isinstance(stages, list) and all(isinstance(s, dict) and {"name", "artifact"} <= {*s} for s in stages)
-    return record if sound else None
 
 
 def _name(pipeline: str, entry: Entry) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra import refs
 from infra.artifacts import Manifest
+from infra.manifests import undamaged
 from tasks.plan import PlannedStage, latest_ref
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ class PlanEstimate:
 def estimate(store: Store, pipeline: str, node: StageNode, step: int = 0) -> Estimate | None:
     """What the stage will take if it goes on from `step`; None if this store has not seen it made."""
     manifests: dict[str, Manifest] = {}
-    for entry in refs.history(store, latest_ref(pipeline, node.name), LAST_RUNS):
+    for entry in refs.past(store, latest_ref(pipeline, node.name), LAST_RUNS).entries:
         if entry.kind == node.stage.kind and entry.key not in manifests:
-            manifest = store.manifest(entry.kind, entry.key)
+            manifest = undamaged(store, entry.kind, entry.key)
             if manifest is not None and "run" in manifest.timings:
                 manifests[entry.key] = manifest
     asked = getattr(node.params, "max_steps", None)

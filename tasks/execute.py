@@ -248,7 +248,7 @@ def _job(
 
 def _previous(node: StageNode, context: RunContext) -> list[str] | None:
     """Kind and key of what the stage made last."""
-    entry = refs.get(context.store, latest_ref(context.pipeline, node.name))
+    entry = refs.past(context.store, latest_ref(context.pipeline, node.name), 1).newest
     return [entry.kind, entry.key] if entry else None
 
 
@@ -256,7 +256,7 @@ def _finish(node: StageNode, result: StageResult, context: RunContext) -> StageR
     """Move the stage's `latest` ref, publish what the stage publishes, and note a refusal."""
     manifest = result.manifest
     name = latest_ref(context.pipeline, node.name)
-    current = refs.get(context.store, name)
+    current = refs.past(context.store, name, 1).newest
     if current is None or (current.artifact.key, current.artifact.digest) != (manifest.key, manifest.digest):
         refs.advance(context.store, name, manifest.ref, note=f"run {context.run}")
     if node.stage.publish:

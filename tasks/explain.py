@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from infra import refs
+from infra.errors import CorruptArtifact
+from infra.lineage import read_sources
+from infra.manifests import undamaged
 
 if TYPE_CHECKING:
+    from infra.artifacts import Manifest
     from infra.store import Store
     from tasks.pipeline import StageNode
     from tasks.plan import Resolved
 
+log = logging.getLogger(__name__)
 MISSING = object()
 NAMES_SHOWN = 3
 
 
 def why_it_runs(pipeline: str, node: StageNode, resolved: Resolved, store: Store) -> str:
     """One line: `never ran`, or what differs from the identity behind the stage's `latest` ref."""
-    entry = refs.get(store, f"{pipeline}/{node.name}/latest")
-    before = store.manifest(entry.kind, entry.key) if entry else None
+    past = refs.past(store, f"{pipeline}/{node.name}/latest", 1)
+    if past.number and past.newest is None:
+        return "what it made last is not known: its ref is damaged, and will be written anew"
+    entry = past.newest
+    before = undamaged(store, entry.kind, entry.key) if entry else None
     if entry is None:
         return "never ran"
     if before is None or before.identity == resolved.identity:
@@ -34,8 +43,9 @@ def why_it_runs(pipeline: str, node: StageNode, resolved: Resolved, store: Store
     reasons += [f"{path} {a} -> {b}" for path, a, b in param_changes(old["params"], new["params"])]
     reasons += _input_changes(old["inputs"], new["inputs"], before.inputs, resolved, store)
     if old["sources"] != new["sources"]:
-        files = {s.path: s.sha256 for s in resolved.sources}
-        reasons.append(f"sources changed: {_file_changes(_recorded_sources(store, before), files)}")
+        recorded, files = _recorded_sources(store, before), {s.path: s.sha256 for s in resolved.sources}
+        told = "" if recorded is None else f": {_file_changes(recorded, files)}"
+        reasons.append(f"sources changed{told}")
     return "; ".join(reasons)
 
 
@@ -83,20 +93,22 @@ def _input_changes(
 def _payload_change(was: dict[str, str] | None, ref: Any, store: Store) -> str:
     if was is None:
         return ""
-    old, new = store.manifest(was["kind"], was["key"]), store.manifest(ref.kind, ref.key)
+    old, new = undamaged(store, was["kind"], was["key"]), undamaged(store, ref.kind, ref.key)
     if old is None or new is None:
         return ""
-    sources = _recorded_sources(store, old), _recorded_sources(store, new)
-    if sources[0] and sources[1] and sources[0] != sources[1]:
-        return f": {_file_changes(*sources)}"
+    before, now = _recorded_sources(store, old), _recorded_sources(store, new)
+    if before and now and before != now:
+        return f": {_file_changes(before, now)}"
     return f": {_file_changes({e.path: e.sha256 for e in old.payload}, {e.path: e.sha256 for e in new.payload})}"
 
 
-def _recorded_sources(store: Store, manifest: Any) -> dict[str, str]:
-    """Path -> sha256 of the files a data stage read, from its records; empty for a stage that reads none."""
-    if not any(entry.path == "sources.json" for entry in manifest.records):
-        return {}
-    return dict(store.read_json(f"{manifest.ref.prefix}/{manifest.attempt}/records/sources.json"))
+def _recorded_sources(store: Store, manifest: Manifest) -> dict[str, str] | None:
+    """Path -> sha256 of the files a data stage read; empty for a stage that reads none, None for damaged records."""
+    try:
+        return {file.path: file.sha256 for file in read_sources(store, manifest)}
+    except CorruptArtifact as error:
+        log.warning("%s: %s", error.where, error.what)
+        return None
 
 
 def _file_changes(old: dict[str, str], new: dict[str, str]) -> str:

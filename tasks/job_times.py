@@ -8,10 +8,11 @@ within its run (loading, repeated steps, waits, useful steps, end), not where in
 from __future__ import annotations
 
 import contextlib
-import json
 from array import array
 from pathlib import Path
+from typing import Any
 
+from infra.stored_json import parse_json
 from infra.tail import Tail
 from infra.tracking import Row, parse_line
 from tasks.worker import METRICS_FILE, PHASES_FILE
@@ -76,7 +77,7 @@ class JobTimes:
 
     def _take(self, row: Row) -> None:
         self._last = row.seconds
-        if "data_wait" not in row.values:
+        if not {"data_wait", "seconds"} <= row.values.keys():
             return  # an evaluation
         wait, stall = row.values["data_wait"], row.values.get("checkpoint_stall", 0.0)
         seconds = row.values["seconds"]
@@ -91,11 +92,8 @@ class JobTimes:
             self._repeated += max(0.0, seconds - wait - stall)
 
     def _phases(self) -> dict[str, float]:
-        try:
-            found: dict[str, float] = json.loads((self.folder / PHASES_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        return found
+        found = _read(self.folder / PHASES_FILE)
+        return {name: seconds for name, seconds in found.items() if isinstance(seconds, int | float)}
 
 
 def furthest_step(folder: Path) -> int:
@@ -106,21 +104,21 @@ def furthest_step(folder: Path) -> int:
     ours, found = _training(folder), 0
     for job in folder.parents[2].glob(f"*/{folder.parent.name}/*/job.json"):
         other = job.parent
-        if other != folder and _training(other) == ours and not _ended_well(other):
+        if other != folder and _training(other) == ours and _read(other / "outcome-0.json").get("status") != "ok":
             times = JobTimes(other)
             times.spans(0.0, FAILED)
             found = max(found, times.furthest)
     return found
 
 
-def _training(folder: Path) -> tuple[str, str, str]:
-    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    return job["store"], job["kind"], job["key"]
+def _training(folder: Path) -> tuple[Any, Any, Any]:
+    job = _read(folder / "job.json")
+    return job.get("store"), job.get("kind"), job.get("key")
 
 
-def _ended_well(folder: Path) -> bool:
-    try:
-        outcome = json.loads((folder / "outcome-0.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
-    return bool(outcome["status"] == "ok")
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where it is not there, or is damaged: that costs a figure and nothing else."""
+    with contextlib.suppress(OSError, ValueError):
+        found = parse_json(path.read_bytes())
+        return found if isinstance(found, dict) else {}
+    return {}

@@ -5,7 +5,7 @@ Written when the run starts, after every stage, and at its end, so that a killed
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 import secrets
 import socket
@@ -13,11 +13,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from infra.budget import Spent
-from infra.errors import ForgelineError, UsageError
+from infra.errors import DamagedObject, ForgelineError, UsageError
 from infra.process_id import is_dead, this_process
+from infra.refs import Named
+from infra.stored_json import StoredJson
 from tasks.stage_times import StageTimes
 
 if TYPE_CHECKING:
@@ -26,6 +28,75 @@ if TYPE_CHECKING:
     from tasks.execute import StageResult
     from tasks.pipeline import Pipeline, StageNode
 NOTHING = Spent()
+log = logging.getLogger(__name__)
+
+
+class Failure(TypedDict):
+    """The error a stage ended with."""
+
+    type: str
+    what: str
+    where: str | None
+    hint: str | None
+
+
+class StageEntry(TypedDict):
+    """What became of a stage."""
+
+    name: str
+    kind: str
+    action: str
+    reason: str
+    seconds: float
+    started_at: float
+    artifact: Named | None
+    metrics: dict[str, float]
+    needs: list[str]
+    error: Failure | None
+    warnings: NotRequired[list[str]]
+
+
+class Process(TypedDict):
+    """The process of a run (`infra/process_id.py`), and its machine's name."""
+
+    machine: str | None
+    pid: int
+    started: str | None
+    host: str
+
+
+class Ledger(TypedDict, total=False):
+    """Where the seconds went, as far as people are told of it (`tasks/stage_times.py`)."""
+
+    wall: float
+    goodput: float
+    buckets: dict[str, float]
+    stages: dict[str, Any]
+
+
+class Record(TypedDict):
+    """A run record; some of it is younger than the oldest that is read."""
+
+    run: str
+    pipeline: str
+    status: str
+    seconds: float
+    stages: list[StageEntry]
+    description: NotRequired[str]
+    started: NotRequired[str]
+    process: NotRequired[Process | None]
+    flow_run: NotRequired[str | None]
+    links: NotRequired[dict[str, str]]
+    budget: NotRequired[dict[str, Any] | None]
+    stopped: NotRequired[str]
+    ledger: NotRequired[Ledger | None]
+    overrides: NotRequired[list[str]]
+    config: NotRequired[str]
+
+
+RECORDS = StoredJson(
+    "the record of a run", Record, "Artifacts are not concerned: only what was noted of that run is lost."
+)
 
 
 def new_run_id() -> str:
@@ -124,7 +195,7 @@ class RunRecord:
         with self._lock:
             self.data["ledger"] = self.times.ledger(self.budget)
             self.data["seconds"] = self.data["ledger"]["wall"]
-            self.store.write_bytes(f"runs/{self.data['run']}/run.json", json.dumps(self.data, indent=1).encode())
+            self.store.write_bytes(f"runs/{self.data['run']}/run.json", RECORDS.encode(self.data))
 
     def summary(self) -> dict[str, Any]:
         """What `forgeline run --json` prints."""
@@ -164,15 +235,40 @@ def list_runs(store: Store) -> list[str]:
 
 
 def read_run(store: Store, run: str) -> dict[str, Any]:
-    """The record of a run; `latest` is the newest, `latest~1` the one before. Raises UsageError if there is none."""
+    """The record of a run; `latest` is the newest that can be read, `latest~1` the one before.
+
+    Raises UsageError if there is none, DamagedObject where the one that was named cannot be read.
+    """
     from infra.config_check import did_you_mean
 
-    known, back = list_runs(store), re.fullmatch(r"latest(?:~(\d+))?", run)
-    if back and int(back[1] or 0) < len(known):
-        run = known[-1 - int(back[1] or 0)]
-    if run not in known:
-        raise UsageError(f"no run {run!r} in this store", hint=did_you_mean(run, known[-5:]) or "Nothing ran here yet.")
-    record: dict[str, Any] = store.read_json(f"runs/{run}/run.json")
+    known, back = list_runs(store), re.fullmatch(r"latest(?:~(\d{1,9}))?", run)
+    if back is None and run in known:
+        return _read(store, run)
+    left = int(back[1] or 0) if back else 0
+    for name in reversed(known if back else []):
+        record = find_run(store, name)
+        if record is not None and left == 0:
+            return record
+        left -= record is not None
+    raise UsageError(f"no run {run!r} in this store", hint=did_you_mean(run, known[-5:]) or "Nothing ran here yet.")
+
+
+def find_run(store: Store, run: str) -> dict[str, Any] | None:
+    """The record of a run; None where there is none, or it cannot be read, which a warning says."""
+    try:
+        return _read(store, run)
+    except FileNotFoundError:
+        return None
+    except DamagedObject as error:
+        log.warning("run %s is left out: %s", run, error.what)
+        return None
+
+
+def _read(store: Store, run: str) -> dict[str, Any]:
+    path = f"runs/{run}/run.json"
+    record = dict(RECORDS.read(store, path))
+    if record["run"] != run:
+        raise RECORDS.damaged(f"it is that of {record['run']!r}", f"{store.url}/{path}")
     return record
 
 

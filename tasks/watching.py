@@ -7,6 +7,7 @@ starter, is told by `flows/watch.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from infra import journal
 from infra.artifacts import ArtifactRef, Manifest
 from infra.durations import told
+from infra.errors import CorruptArtifact
 from infra.keys import content_digest
+from infra.manifests import undamaged
 from tasks.pipeline import Pipeline, StageNode
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 1000
 ALPHA = 0.01
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class Entry:
     at: str
 
     def dataset(self, store: Store, stage: str) -> Manifest | None:
-        """What a stage's dataset was; None where it was not watched, or is no longer in the store."""
+        """What a stage's dataset was; None where it was not watched, is gone from the store, or is damaged."""
         found = self.datasets.get(stage)
-        return store.manifest(found["kind"], found["key"]) if found else None
+        return undamaged(store, found["kind"], found["key"]) if found else None
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,14 @@ def fresh_since(store: Store, last: Entry, datasets: dict[str, ArtifactRef]) -> 
     for name, ref in datasets.items():
         manifest, before = store.manifest(ref.kind, ref.key), last.dataset(store, name)
         assert manifest is not None, "it has just been made"
-        found[name] = new_rows(store, manifest, before)
-        gone += len(new_rows(store, before, manifest)) if before else 0
+        try:
+            found[name] = new_rows(store, manifest, before)
+            gone += len(new_rows(store, before, manifest)) if before else 0
+        except CorruptArtifact as error:
+            if before is None or (error.kind, error.key) != (before.kind, before.key):
+                raise
+            log.warning("all examples of %s count as new: those before are damaged: %s", name, error.what)
+            found[name] = new_rows(store, manifest, None)
     return Fresh(found, gone)
 
 

@@ -63,6 +63,8 @@ def _json(plan: Plan, *, done: bool) -> dict[str, Any]:
         "put_back": plan.put_back,
         "kept": [{"kind": kind, "key": key, "why": why} for (kind, key), why in plan.kept.items()],
         "waits": plan.waits or None,
+        "stays": plan.stays or None,
+        "notes": plan.notes,
     }
 
 
@@ -74,6 +76,9 @@ def _told(plan: Plan, *, done: bool) -> str:
             size = sum(item.bytes for item in of) / 1e6
             lines.append(f"{step:16}  {len(of):6} {what:11}  {kind:12} {size:12.2f} MB  {why}")
     lines += [f"{'put back':16}  {path}" for path in plan.put_back]
+    lines += [f"damaged: {note}" for note in plan.notes]
+    if plan.stays:
+        lines.append(f"all artifacts stay: {plan.stays}")
     if plan.waits:
         lines.append(f"parts and shared files wait: {plan.waits}")
     lines.append(f"kept: {len(plan.kept)} artifacts that a ref, a run or a lineage needs")

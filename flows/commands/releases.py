@@ -69,6 +69,6 @@ def _told(store: Store, ref: str, moves: list[Move]) -> int:
     for move in moves:
         print(move)
     behind = weights_ref(ref)
-    if behind not in {move.ref for move in moves} and refs.get(store, behind) is not None:
+    if behind not in {move.ref for move in moves} and refs.newest_number(store, behind):
         say(f"{behind} stays where it is: no release of this model tells which weights are behind it")
     return 0

@@ -39,13 +39,16 @@ def status(arguments: argparse.Namespace) -> int:
     from flows.run import stage_summary
     from infra.ledger import BUCKETS
     from tasks.decided_run import given_up
-    from tasks.run_record import list_runs, read_run, state_of
+    from tasks.run_record import find_run, list_runs, read_run, state_of
 
     store = open_store(arguments)
     for pipeline, why in given_up(store).items():
         print(f"{pipeline}: new data were not trained on: {why}")
     for name in list_runs(store)[-10:]:
-        record = read_run(store, name)
+        if (known := find_run(store, name)) is None:
+            print(f"{name}  its record is damaged")
+            continue
+        record = known
         print(
             f"{name}  {record['pipeline']:20} {state_of(record):12} {record['seconds']:8.1f} s  "
             f"{_goodput(record.get('ledger')):14}  {stage_summary(record)}"
@@ -60,13 +63,14 @@ def status(arguments: argparse.Namespace) -> int:
         print(f"  {entry['name']:14} {entry['kind']:10} {action:8} {entry['seconds']:8.1f} s  {note}")
         for warning in entry.get("warnings", []):
             print(f"    warning: {warning}")
-    if buckets := record.get("ledger", {}).get("buckets"):
-        print("  " + ", ".join(f"{name.replace('_', ' ')} {buckets[name]:.1f} s" for name in BUCKETS if buckets[name]))
+    if buckets := (record.get("ledger") or {}).get("buckets"):
+        spent = {name: buckets[name] for name in BUCKETS if buckets.get(name)}
+        print("  " + ", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in spent.items()))
     return 0
 
 
 def _goodput(ledger: dict[str, Any] | None) -> str:
-    return f"goodput {ledger['goodput']:4.0%}" if ledger else ""
+    return f"goodput {ledger['goodput']:4.0%}" if ledger and "goodput" in ledger else ""
 
 
 def _state_in_words(record: dict[str, Any]) -> str:
@@ -100,7 +104,7 @@ def logs(arguments: argparse.Namespace) -> int:
     if arguments.stage and arguments.stage not in names:
         raise UsageError(f"run {record['run']} has no stage {arguments.stage!r}; it has {', '.join(names)}")
     if not run_folder(record["run"]).exists():
-        where = record["process"]["host"] if isinstance(record["process"], dict) else "another machine"
+        where = record["process"]["host"] if isinstance(record.get("process"), dict) else "another machine"
         hint = f"Logs stay where the run ran ({where}), in $FORGELINE_HOME. A run that reused everything has none."
         raise UsageError(f"no logs of run {record['run']} in {run_folder(record['run']).parent}", hint=hint)
     for stage, line in _lines(store, record["run"], arguments.stage, follow=arguments.follow):
@@ -139,12 +143,13 @@ def cancel(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
+    from infra.manifests import undamaged
     from tasks.run_comparison import compare_runs
     from tasks.run_record import read_run
 
     store = open_store(arguments)
     records = [read_run(store, name) for name in (arguments.run, arguments.other)]
-    stages = compare_runs(records[0], records[1], lambda artifact: store.manifest(artifact["kind"], artifact["key"]))
+    stages = compare_runs(records[0], records[1], lambda artifact: undamaged(store, artifact["kind"], artifact["key"]))
     if arguments.json:
         told = {"runs": [record["run"] for record in records], "stages": [stage.to_json() for stage in stages]}
         print(json.dumps(told, indent=2))

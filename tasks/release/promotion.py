@@ -42,7 +42,8 @@ class Move:
     after: RefEntry
 
     def __str__(self) -> str:
-        old = f"{self.before.kind} {self.before.key[:12]} (entry {self.before.number})" if self.before else "nothing"
+        nothing = "nothing" if self.after.number == 1 else f"entry {self.after.number - 1}, which is damaged,"
+        old = f"{self.before.kind} {self.before.key[:12]} (entry {self.before.number})" if self.before else nothing
         return f"{self.ref}: {old} -> {self.after.kind} {self.after.key[:12]} (entry {self.after.number})"
 
 
@@ -66,7 +67,7 @@ def promote(store: Store, release: dict[str, Any], note: str) -> bool:
     """
     name, model = release["ref"], ArtifactRef(**release["model"])
     history = refs.history(store, name)
-    behind = refs.history(store, weights_ref(name)) if "weights" in release else []
+    behind = refs.past(store, weights_ref(name))
     moves = not history or history[0].artifact != model
     if moves:
         if any(entry.note == note and entry.artifact == model for entry in history):
@@ -76,9 +77,16 @@ def promote(store: Store, release: dict[str, Any], note: str) -> bool:
             return False
         _require_beaten(release, history)
         refs.set(store, name, model, expected=_number(history), note=note)
-    if "weights" in release and not any(entry.note == note for entry in behind):
+    if "weights" in release and not any(entry.note == note for entry in behind.entries):
         weights = ArtifactRef(**release["weights"])
-        refs.set(store, weights_ref(name), weights, expected=_number(behind), note=note, force=True)
+        if behind.number and behind.newest is None:
+            log.warning(
+                "entry %d of %s was damaged; it points to the weights of %s again",
+                behind.number,
+                weights_ref(name),
+                name,
+            )
+        refs.set(store, weights_ref(name), weights, expected=behind.number, note=note, force=True)
     return moves
 
 
@@ -102,20 +110,23 @@ def roll_back(store: Store, name: str, to: int | None, reason: str) -> list[Move
     back themselves, so that doing it again goes further back. Raises UsageError where there is nothing to go back to,
     RefConflict where somebody moves the ref at this moment.
     """
-    history, behind = refs.history(store, name), refs.history(store, weights_ref(name))
-    if not history:
+    past, behind = refs.past(store, name), refs.past(store, weights_ref(name))
+    history = past.entries
+    if not past.number:
         raise UsageError(
             f"no ref named {name!r}", hint=f"Refs of this store: {', '.join(refs.names(store)) or 'none'}."
         )
     among = standing(history) if to is None else [entry for entry in history if entry.number == to]
-    target = next((entry for entry in among if entry.artifact != history[0].artifact), None)
+    now = past.newest.artifact if past.newest else None
+    target = next((entry for entry in among if entry.artifact != now), None)
     if target is None:
         known = ", ".join(f"{entry.number} ({entry.kind} {entry.key[:12]})" for entry in history)
         what = f"{name} has no entry {to}" if to is not None else f"{name} stood at nothing else before"
         what = f"{name} is at the artifact of entry {to} already" if to is not None and among else what
-        raise UsageError(what, hint=f"Its entries: {known}. `--to N` goes to any of them.")
+        hint = f"Its entries: {known}. `--to N` goes to any of them."
+        raise UsageError(what, hint=hint if known else f"Its entries are damaged: forgeline promote {name} MODEL.")
     note = f"{ROLLED_BACK}to entry {target.number}" + (f": {reason}" if reason else "")
-    return _by_hand(store, name, target.artifact, note, history, behind)
+    return _by_hand(store, name, target.artifact, note, past, behind)
 
 
 def put_in_place(store: Store, name: str, artifact: ArtifactRef, note: str) -> list[Move]:
@@ -123,8 +134,7 @@ def put_in_place(store: Store, name: str, artifact: ArtifactRef, note: str) -> l
 
     Raises UsageError where it is not in the store, RefConflict where somebody moves the ref at this moment.
     """
-    history, behind = refs.history(store, name), refs.history(store, weights_ref(name))
-    return _by_hand(store, name, artifact, note, history, behind)
+    return _by_hand(store, name, artifact, note, refs.past(store, name), refs.past(store, weights_ref(name)))
 
 
 def _by_hand(
@@ -132,13 +142,13 @@ def _by_hand(
     name: str,
     artifact: ArtifactRef,
     note: str,
-    history: Sequence[RefEntry],
-    behind: Sequence[RefEntry],
+    past: refs.Past,
+    behind: refs.Past,
 ) -> list[Move]:
-    releases = {one.note for one in history if one.artifact == artifact and one.note.startswith(RELEASE)}
-    weights = next((entry.artifact for entry in behind if entry.note in releases), None)
+    releases = {one.note for one in past.entries if one.artifact == artifact and one.note.startswith(RELEASE)}
+    weights = next((entry.artifact for entry in behind.entries if entry.note in releases), None)
     wanted = [(weights_ref(name), weights, behind)] if weights else []
-    wanted.append((name, artifact, history))
+    wanted.append((name, artifact, past))
     for _, to, _ in wanted:
         if store.manifest(to.kind, to.key) is None:
             raise UsageError(
@@ -146,9 +156,9 @@ def _by_hand(
                 hint="Run the pipeline that made it again, or choose another entry.",
             )
     moves = []
-    for ref, to, past in wanted:
-        after = refs.set(store, ref, to, expected=_number(past), note=note, force=True)
-        moves.append(Move(ref, past[0] if past else None, after))
+    for ref, to, before in wanted:
+        after = refs.set(store, ref, to, expected=before.number, note=note, force=True)
+        moves.append(Move(ref, before.newest, after))
     return moves[::-1]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from infra import refs
 from infra.artifacts import ArtifactRef
 from infra.errors import GateRefused, UsageError
+from infra.manifests import undamaged
 
 if TYPE_CHECKING:
     from infra.refs import RefEntry
@@ -67,12 +68,12 @@ def require_passed(verdict: Verdict, model: ArtifactRef) -> None:
 
 
 def _of_a_gate(store: Store, name: str) -> list[RefEntry]:
-    newest = refs.get(store, name)
-    return refs.history(store, name) if newest is not None and newest.type == "verdict" else []
+    found = refs.past(store, name).entries
+    return found if found and found[0].type == "verdict" else []
 
 
 def _read(store: Store, entry: RefEntry) -> Verdict | None:
-    manifest = store.manifest(entry.kind, entry.key)
+    manifest = undamaged(store, entry.kind, entry.key)
     if manifest is None or manifest.type != "verdict":
         return None
     content = json.loads((store.fetch(manifest) / "verdict.json").read_text(encoding="utf-8"))

@@ -168,3 +168,29 @@ def test_waiting_ends_with_the_artifact_or_the_claim(store: Store, tmp_path: Pat
     with pytest.raises(Preempted):
         claims.wait_for(store, "k", "2", cancelled=cancelled)
     held.release()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"null", b"\xff", b'{"owner": "x", "lease": 1e99}', b'{"lease": NaN}', b"[" * 9999]
+)
+@pytest.mark.parametrize("of", ["000001.json", "000001.beat.json"])
+def test_a_damaged_claim_is_waited_for_a_lease_and_taken_over(store: Store, damage: bytes, of: str) -> None:
+    foreign_claim(store, machine="another")
+    store.write_bytes(f"claims/k/1/{of}", damage)
+    now = store.now()
+    assert claims.held(store, now) == {("k", "1")} and claims.held(store, now + 31) == set()
+    watch = Watch(store, "k", "1", lease=0.2)
+    assert watch.try_acquire() is None
+    seconds_until(lambda: watch.try_acquire())
+    assert claims.open_claims(store, store.now())[0].key == "1"
+
+
+def test_a_heartbeat_that_is_damaged_once_costs_a_living_holder_nothing(store: Store) -> None:
+    with claims.try_acquire(store, "k", "1", 0.3) as claim:
+        watch = Watch(store, "k", "1", lease=0.3)
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            store.write_bytes("claims/k/1/000001.beat.json", b"{")
+            assert watch.try_acquire() is None
+            claim.beat()
+            assert watch.try_acquire() is None

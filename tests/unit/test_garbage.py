@@ -156,10 +156,12 @@ def test_damage_that_hides_what_is_needed_stops_it(store: FileStore, hand: Any) 
     assert len(list(store.walk("files"))) == 1 and "damaged" in look(store, hand.NOW).waits
     path = f"{model.ref.prefix}/manifest.json"
     whole = store.read_json(path)
-    for told, data_of in (("is damaged, so what it was made", {}), ("is not 1", {**whole, "format": 2})):
-        store.write_json(path, data_of if data_of else [])
-        with pytest.raises(StoreError, match=told):
-            collect(store, hand.NOW)
+    store.write_json(path, [])
+    plan = collect(store, hand.NOW)
+    assert "is damaged, so what it was made" in plan.stays and not plan.to_trash
+    store.write_json(path, {**whole, "format": 2})
+    with pytest.raises(StoreError, match="is not 1"):
+        collect(store, hand.NOW)
     assert hand.stands(store, data)
 
 
@@ -237,7 +239,7 @@ def stores(draw: st.DrawFn) -> dict[str, Any]:
         "inputs": [draw(st.lists(st.integers(0, i - 1), max_size=2)) if i else [] for i in range(count)],
         "shared": [draw(st.sets(st.integers(0, 3), max_size=2)) for _ in range(count)],
         "refs": draw(st.lists(st.lists(st.integers(0, count - 1), min_size=1, max_size=4), max_size=2)),
-        "runs": draw(st.lists(st.tuples(st.sampled_from(["ok", "running"]), some), max_size=3)),
+        "runs": draw(st.lists(st.tuples(st.sampled_from(["ok", "running", "killed"]), some), max_size=3)),
         "young": draw(st.sets(st.integers(0, count - 1), max_size=2)),
         "keep": (draw(st.integers(0, 2)), draw(st.integers(1, 3))),
     }
@@ -265,12 +267,16 @@ def test_nothing_reachable_goes_and_all_else_that_is_old_does(
         needed |= set(values[-history:])
     for number, (status, named) in enumerate(drawn["runs"]):
         stages = [{"artifact": made[i].ref.__dict__} for i in named]
-        store.write_json(f"runs/run-{number}/run.json", {"status": status, "stages": stages})
+        told = "running" if status == "killed" else status
+        store.write_json(f"runs/run-{number}/run.json", {"status": told, "stages": stages})
         if status == "running" or number >= len(drawn["runs"]) - runs:
             needed |= set(named)
     while more := {j for i in needed for j in drawn["inputs"][i]} - needed:
         needed |= more
     hand.age(store, 10)
+    for number, (status, _) in enumerate(drawn["runs"]):
+        if status == "running":
+            os.utime(store.root / f"runs/run-{number}/run.json")
     for i in drawn["young"]:
         for path in store.root.glob(f"{made[i].ref.prefix}/**/*"):
             os.utime(path)

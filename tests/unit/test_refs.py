@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from infra import refs
 from infra.artifacts import ArtifactRef
-from infra.errors import StoreError, UsageError
+from infra.errors import UsageError
 from infra.store import Store
 from infra.store_file import FileStore
 
@@ -62,9 +63,55 @@ def test_an_entry_says_who_when_and_why(tmp_path: Path) -> None:
     assert refs.set(store, "r", REF, expected=1, force=True).number == 2
 
 
-def test_a_damaged_entry_is_named(tmp_path: Path) -> None:
+DAMAGE = [b"", b"null", b"[]", b'{"name": "r"}', b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000, b'{"number": 1e999}']
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_entry_is_named_with_what_to_do(tmp_path: Path, damage: bytes) -> None:
     store = Store.open(str(tmp_path))
-    store.write_bytes("refs/r/000001.json", b'{"name": "r"}')
-    with pytest.raises(StoreError, match="not a ref entry") as caught:
-        refs.get(store, "r")
-    assert "refs/r/000001.json" in str(caught.value)
+    refs.advance(store, "r", REF)
+    refs.advance(store, "r", ArtifactRef("k", "2", "d", "model"))
+    store.write_bytes("refs/r/000002.json", damage)
+    for read in (refs.get, refs.history):
+        with pytest.raises(
+            refs.DamagedRef, match=r"entry 2 is damaged(.|\n)*1 \(k 1\)(.|\n)*forgeline rollback r"
+        ) as caught:
+            read(store, "r")
+        assert "refs/r" in str(caught.value)
+    assert [entry.number for entry in refs.past(store, "r").entries] == [1]
+    with pytest.raises(refs.RefConflict, match="entry 2"):
+        refs.set(store, "r", REF, expected=1)
+    assert refs.set(store, "r", REF, expected=2).number == 3, "a person points it anew"
+    assert [entry.number for entry in refs.history(store, "r")] == [3, 1], "the gap shows"
+
+
+def test_every_flipped_bit_of_an_entry_is_found(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path))
+    entry = refs.advance(store, "r", ArtifactRef("pretrain", "a" * 64, "b" * 64, "model"), note="x")
+    data = store.read_bytes("refs/r/000001.json")
+    for place in range(len(data)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << bit
+            store.write_bytes("refs/r/000001.json", bytes(flipped))
+            try:
+                assert refs.get(store, "r") == entry, "only white space may differ"
+            except refs.DamagedRef:
+                continue
+
+
+def test_an_entry_of_an_older_version_has_no_checksum(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path))
+    entry = refs.advance(store, "r", REF, note="x")
+    store.write_json("refs/r/000001.json", asdict(entry))
+    assert refs.get(store, "r") == entry
+
+
+def test_a_damaged_latest_is_written_anew(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path))
+    refs.advance(store, "p/s/latest", REF)
+    store.write_bytes("refs/p/s/latest/000001.json", b"")
+    with pytest.raises(refs.DamagedRef, match="Run its pipeline again"):
+        refs.get(store, "p/s/latest")
+    refs.advance(store, "p/s/latest", REF)
+    assert refs.get(store, "p/s/latest").number == 2

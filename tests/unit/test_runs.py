@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from flows import cli
-from infra.errors import UsageError
+from infra.errors import DamagedObject, UsageError
 from infra.ledger import BUCKETS
 from infra.process_id import start_time, this_process
 from infra.store import Store
-from tasks.run_record import read_run, state_of
+from tasks.run_record import RECORDS, read_run, state_of
 
 WAITS = "import sys, time; print('up', flush=True); time.sleep(60)"
 
@@ -211,3 +211,49 @@ def test_two_runs_beside_each_other(store: Store, tmp_path: Path, capsys: pytest
     assert cli.main(["compare", "one", "two"]) == 0
     told = capsys.readouterr().out
     assert "  model.size: 8 -> 16\n  loss: 3 -> 2.5  (-0.5)\n" in told and "max_steps" not in told
+
+
+DAMAGE = {
+    "empty": b"",
+    "null": b"null",
+    "not UTF-8": b"\xff{}",
+    "NaN": b'{"run": "two", "seconds": NaN}',
+    "deep": b"[" * 100_000,
+    "a stage is text": b'{"run": "two", "pipeline": "p", "status": "ok", "seconds": 1, "stages": ["x"]}',
+    "of another run": b'{"run": "one", "pipeline": "p", "status": "ok", "seconds": 1, "stages": []}',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_one_bad_record_is_left_out_and_named(
+    store: Store, damage: bytes, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    record(store, "one", status="ok")
+    record(store, "two", status="ok")
+    store.write_bytes("runs/two/run.json", damage)
+    assert cli.main(["status"]) == 0
+    out = capsys.readouterr().out
+    assert "two  its record is damaged" in out and "\none: ok" in out
+    assert "run two is left out: the record of a run is damaged" in caplog.text
+    assert cli.main(["status", "two"]) == 3
+    assert "Artifacts are not concerned" in capsys.readouterr().err
+    for command in (["report", "latest"], ["compare", "latest", "one"]):
+        assert cli.main(command) == 0, "the newest is the newest that can be read"
+
+
+def test_a_flipped_bit_of_a_record_is_no_other_fact(store: Store) -> None:
+    record(store, "one", status="ok", stages=[entry("base", metrics={"accuracy": 1.0})])
+    store.write_bytes("runs/one/run.json", RECORDS.encode(store.read_json("runs/one/run.json")))
+    whole = store.read_bytes("runs/one/run.json")
+    assert read_run(store, "one")["stages"][0]["metrics"] == {"accuracy": 1.0}
+    store.write_bytes("runs/one/run.json", whole.replace(b'"accuracy": 1.0', b'"accuracy": 0.0'))
+    with pytest.raises(DamagedObject, match="checksum differs"):
+        read_run(store, "one")
+
+
+def test_damaged_events_of_a_job_are_skipped(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(store, "one")
+    events = 'null\n{"seconds": "x"}\n{"step": 1, "total": 4, "seconds": 1.0}\n[NaN\n{"step": 2, "total": 4, "seconds": 2.0}\n'
+    job(tmp_path, "one", "base", "", events=events)
+    assert cli.main(["status"]) == 0
+    assert "2/4, about" in capsys.readouterr().out
