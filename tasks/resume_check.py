@@ -96,14 +96,20 @@ def trainings(params: StageParams) -> Iterator[TrainingParams]:
 
 
 def shortened(params: StageParams, steps: int) -> StageParams:
-    """The same params with every training in them cut to (or stretched to) so many steps, not evaluated on the way."""
+    """The same params with every training in them cut to (or stretched to) so many steps.
+
+    Evaluated on the way only where `keep: best` or `patience` needs it, then four times: what was the best before the
+    kill has to come back too. More `patience` than that never ends it early.
+    """
     changes: dict[str, Any] = {
         name: shortened(value, steps)
         for name in type(params).model_fields
         if isinstance(value := getattr(params, name), StageParams)
     }
     if isinstance(params, TrainingParams):
-        changes |= {"max_steps": steps, "epochs": None, "eval_every": 0}
+        selects = params.keep == "best" or params.patience is not None
+        changes |= {"max_steps": steps, "epochs": None, "eval_every": max(1, steps // 4) if selects else 0}
+        changes |= {"patience": steps} if params.patience is not None else {}
     return params.model_copy(update=changes)
 
 

@@ -93,6 +93,8 @@ def test_one_stage_with_its_own_settings_on_a_remote_store(project: Project, sea
             remote.put_file(project.store / path, path)
         before = objects(remote)
         settings = ["--set", "execution.base.processes=2", "--set", "execution.base.zero_stage=1"]
+        for selection in ("eval_every=7", "keep=best", "patience=1"):
+            settings += ["--set", f"stages.base.{selection}"]
         result = project.doctor("--stage", "base", "--json", *settings, store=remote.url, **environment)
         assert result.returncode == 0, result.stderr + result.stdout
         assert objects(remote) == before

@@ -153,6 +153,15 @@ def test_a_training_within_a_stage_is_cut_short(tmp_path: Path) -> None:
     type(params).model_validate(shortened(params, 20).model_dump(by_alias=True))
 
 
+def test_a_training_that_keeps_its_best_weights_is_still_evaluated(tmp_path: Path) -> None:
+    """Cut short it is what a job can read, and its patience does not end it before it is killed."""
+    params = node(tmp_path, "{}").params
+    chosen = {"eval_every": 300, "keep": "best", "patience": 2}
+    given = params.model_copy(update={"heal": params.heal.model_copy(update=chosen)})
+    read = type(params).model_validate(shortened(given, 20).model_dump(by_alias=True))
+    assert (read.heal.eval_every, read.heal.keep, read.heal.patience) == (5, "best", 20)
+
+
 @pytest.mark.parametrize(
     ("execution", "batch", "expected"),
     [
