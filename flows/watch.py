@@ -22,12 +22,11 @@ from tasks import decided_run, watching
 from tasks.decided_run import Fate, Start
 from tasks.deployment import Watch, watched
 from tasks.pipeline import Pipeline, StageNode
-from tasks.watching import Entry, Sources
+from tasks.watching import SAME_EXAMPLES, Entry, Sources
 
 RESTLESS = 10
 """A look ends undecided when the sources have not stood still within so many times `quiet`."""
 FIRST = "no run was started for these data yet"
-SAME = "the sources changed, the examples made of them did not"
 Action = Literal["unchanged", "restless", "same", "waits", "started", "elsewhere", "gave up"]
 
 
@@ -93,8 +92,8 @@ def look(
     if last is not None:
         fresh = watching.fresh_since(store, last, datasets)
         if not fresh.count and not fresh.gone:
-            watching.write_entry(store, pipeline.name, last, settled.digest, datasets, SAME, same=True)
-            return begun or Look("same", SAME)
+            watching.write_entry(store, pipeline.name, last, settled.digest, datasets, SAME_EXAMPLES, same=True)
+            return begun or Look("same", SAME_EXAMPLES)
         worth = watching.worth_a_run(store, settings, last, fresh, now(), untrained=begun is not None)
         if not worth.enough:
             return Look("waits", worth.reason)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 1000
 ALPHA = 0.01
+SAME_EXAMPLES = "the sources changed, the examples made of them did not"
 log = logging.getLogger(__name__)
 
 
