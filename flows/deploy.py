@@ -7,6 +7,7 @@ back in reverse order, so that what was registered is the old state or the new o
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -114,6 +115,8 @@ def _change(what: str, before: Body | None, body: Body) -> Change:
         old, new = _in_order(old), _in_order(new)
     else:
         old, new = ({name: one.get(name) for name in COMPARED} for one in (before, body))
+        for one in (old, new):  # Prefect gives the schedules back in an order of its own
+            one["schedules"] = sorted(one["schedules"], key=json.dumps)
     return Change(what, True, tuple((name, old[name], new[name]) for name in new if old[name] != new[name]))
 
 

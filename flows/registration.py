@@ -9,6 +9,7 @@ sign of life for a minute is marked Crashed. All of it is compared and applied b
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ HUSH = 5
 """Seconds in which events that say the same start one look."""
 ANCHOR = "2000-01-01T00:00:00Z"
 """Intervals are counted from here, so that deploying again shifts no schedule."""
+RULES_BEGIN = "DTSTART:20200101T000000"
+"""Where Prefect begins a recurrence rule that does not say it."""
 STEP = "prefect.deployments.steps.set_working_directory"
 """Where a worker begins; without such a step it would copy that folder first."""
 Body = dict[str, Any]
@@ -64,7 +67,7 @@ def registration(pipeline: Pipeline, *, working_dir: Path, version: str | None) 
             "tags": sorted({*deploy.tags, pipeline.name}),
             "parameters": {"file": file, "settings": form(pipeline)().model_dump(mode="json")},
             "parameter_openapi_schema": _schema(pipeline, file),
-            "schedules": [_schedule(one) for one in deploy.schedules],
+            "schedules": [schedule_body(one) for one in deploy.schedules],
             "concurrency_options": {"collision_strategy": "ENQUEUE" if deploy.overlap == "queue" else "CANCEL_NEW"},
         }
     }
@@ -77,7 +80,7 @@ def registration(pipeline: Pipeline, *, working_dir: Path, version: str | None) 
             "tags": sorted({*deploy.tags, pipeline.name, WATCH}),
             "parameters": {"file": file},
             "parameter_openapi_schema": {"type": "object", "properties": {"file": _file(file)}},
-            "schedules": [_schedule(Schedule(interval=deploy.watch.every))],
+            "schedules": [schedule_body(Schedule(interval=deploy.watch.every))],
             # A look that is due while another goes on would see the same.
             "concurrency_options": {"collision_strategy": "CANCEL_NEW"},
         }
@@ -106,14 +109,25 @@ def _file(file: str) -> Body:
     return {"type": "string", "title": "Pipeline file", "default": file, "description": "Read when the run starts."}
 
 
-def _schedule(schedule: Schedule) -> Body:
+def schedule_body(schedule: Schedule) -> Body:
+    """A schedule as Prefect is told of it."""
     if schedule.cron is not None:
         rule: Body = {"cron": schedule.cron, "timezone": schedule.timezone, "day_or": True}
     elif schedule.rrule is not None:
-        rule = {"rrule": schedule.rrule, "timezone": schedule.timezone}
+        rule = {"rrule": _anchored(schedule.rrule), "timezone": schedule.timezone}
     else:
         rule = {"interval": schedule.interval, "anchor_date": ANCHOR, "timezone": schedule.timezone}
     return {"schedule": rule, "active": True}
+
+
+def _anchored(rule: str) -> str:
+    """With the DTSTART that Prefect adds where there is none, so that what it keeps does not differ from the file.
+
+    It moves the anchor of rules of minutes and seconds along with the time, which only it can.
+    """
+    if "DTSTART" in rule.upper() or re.search(r"FREQ=(MINUTELY|SECONDLY)", rule, re.IGNORECASE):
+        return rule
+    return f"{RULES_BEGIN}\n{rule}"
 
 
 def _on_update(pipeline: str) -> Body:

@@ -27,10 +27,14 @@ def deploy(arguments: argparse.Namespace) -> int:
     use_running_server(home())
     from flows.deploy import deploy as register
     from flows.registration import registration
+    from flows.schedules import upcoming
 
+    schedules = upcoming(pipeline)
     wanted = registration(pipeline, working_dir=Path.cwd(), version=commit_of(arguments.file))
     changes = register(wanted, dry_run=arguments.dry_run)
     print("\n".join(map(str, changes)))
+    if arguments.dry_run and schedules:
+        print("\n".join(["when it runs:", *map(str, schedules)]))
     return 0
 
 

@@ -40,6 +40,10 @@ def validate(arguments: argparse.Namespace) -> int:
     from tasks.search import Results
 
     pipeline = loader(arguments)(Results())
+    if pipeline.deploy.schedules or pipeline.deploy.watch:
+        from flows.schedules import upcoming  # Prefect's own reading takes a second to import
+
+        upcoming(pipeline)
     print(f"{arguments.file}: ok, {len(pipeline.stages)} stages")
     return 0
 

@@ -31,7 +31,7 @@ stages:
   texts: {dataset: {sources: [{files: "*.txt"}]}}
   words: {tokenizer: {data: texts, vocab_size: 300}}
 deploy:
-  schedules: [{cron: "0 3 * * *", timezone: Europe/Berlin}]
+  schedules: [{cron: "0 3 * * *", timezone: Europe/Berlin}, {rrule: "FREQ=WEEKLY;BYDAY=MO"}]
   parameters: {size: stages.words.vocab_size}
   watch: {every: 1h}
 """
