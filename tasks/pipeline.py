@@ -34,6 +34,7 @@ from tasks.deployment import Deploy, check_deployment
 from tasks.execution_settings import executions
 from tasks.overrides import apply_override, refuse_environment, with_environment
 from tasks.search import SEARCH, Results, Writing, write_out
+from tasks.split_references import split_fault
 from tasks.stage import InputField, Located, Stage, StageParams, input_fields, stages
 from tasks.stopped import AFTER
 
@@ -294,6 +295,8 @@ def _check_references(
                 hint = f"; stages that make one: {', '.join(fitting)}" if fitting else ""
                 message = f"{named!r} makes a {made}, but a {' or '.join(item.types)} is needed here{hint}"
                 problems.append(Problem(place, dotted(path), message))
+            elif fault := split_fault(item, nodes):
+                problems.append(Problem(place, dotted(path), fault))
 
 
 def _split_path(path: str) -> tuple[str | int, ...]:

@@ -200,6 +200,7 @@ class Stage(Generic[P]):
     sources: lists the external files the params point to; their content enters the key. `run` says which it read
         (`Job.has_read`).
     check: faults between params and execution settings, found before anything is launched.
+    splits: the splits that its dataset can have rows in; None: those of its input `data`.
     parts: the parts its `run` asks for first, which other machines may have made before (`tasks/data/batches.py`).
     refuses: its artifact can say no (a gate, through metric `passed`); dependants then do not run.
     publish: called in the orchestrator once the artifact is committed, to move a ref.
@@ -216,6 +217,7 @@ class Stage(Generic[P]):
     exclusive: bool = False
     sources: Callable[[P], list[SourceFile]] | None = None
     check: Callable[[P, Execution], list[Fault]] | None = None
+    splits: Callable[[P], Sequence[str]] | None = None
     parts: Callable[[Job[P]], tuple[PartKind, list[PartSpec]]] | None = None
     refuses: bool = False
     publish: Callable[[Store, Manifest], None] | None = None

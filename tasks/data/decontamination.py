@@ -22,7 +22,9 @@ class Decontaminate(StageParams):
     """Against which evaluation sets."""
 
     against: Annotated[list[str], Input("dataset")] = Field(
-        min_length=1, description="Datasets whose held-out splits (or the one named, `mails.test`) must stay unseen."
+        min_length=1,
+        description="Datasets whose held-out splits (or the one named, `mails.test`) must stay unseen; all of "
+        "one that holds nothing out.",
     )
     ngram: int = Field(13, ge=3, description="Words in a run that counts as an overlap; shorter texts count whole.")
     max_share: float = Field(

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, create_model
+from pydantic import Field, create_model, field_validator
 
 from infra.errors import StageError
 from tasks.data.hashing import Hashes
+from tasks.data.plain_values import alike, plain_text
 from tasks.stage import StageParams
 
 _FROM = Field(
@@ -36,6 +37,23 @@ class Label(_From):
     )
     balance: bool = Field(False, description="As many training examples of each class as the rarest has.")
 
+    @field_validator("map")
+    @classmethod
+    def _spelled_as_read(cls, known: dict[str, str] | None) -> dict[str, str] | None:
+        """Labels as the rows have them (`tasks/data/plain_values.py`), on both sides."""
+        if known is None:
+            return None
+        found: dict[str, str] = {}
+        for given, name in ((_label(given), _label(name)) for given, name in known.items()):
+            if found.setdefault(given, name) != name:
+                raise ValueError(f"{given!r} is there in two spellings, as {found[given]!r} and as {name!r}")
+        return found
+
+    @field_validator("keep")
+    @classmethod
+    def _kept_as_read(cls, keep: list[str] | None) -> list[str] | None:
+        return None if keep is None else list(dict.fromkeys(map(_label, keep)))
+
     @property
     def source(self) -> str:
         """`package` or `column:NAME`."""
@@ -44,6 +62,22 @@ class Label(_From):
     @property
     def column(self) -> str | None:
         return self.source.partition(":")[2] or None
+
+
+def _label(given: str) -> str:
+    name = plain_text(given)
+    if name is None:
+        raise ValueError("an empty label: rows without one are left out anyway")
+    return name
+
+
+def spelling_warnings(labels: Iterable[str]) -> list[str]:
+    """A sentence for each group of labels that differ in spelling alone."""
+    return [
+        f"labels {', '.join(map(repr, names))} differ in spelling alone and count as {len(names)} classes; if they are "
+        "one, make them one with `label.map`"
+        for names in alike(labels)
+    ]
 
 
 def mapped(label: str, known: Mapping[str, str]) -> tuple[str | None, str]:

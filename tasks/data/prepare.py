@@ -5,7 +5,7 @@ anywhere; what it leaves depends on nothing else.
     sketch.arrow          for each row: text [2] (hash), point (of its group), order (hash of its id), label and length,
                           bands of its signature where near-duplicates are looked for, overlap with evaluation sets
     signatures.arrow      its signature; read only where a band is met again
-    counts.json           each step's account, labels, what was set aside
+    counts.json           each step's account, labels, what was set aside, which columns its rows have
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from infra.errors import SourcesChanged
 from infra.keys import file_digest
 from infra.source_files import is_url, local, local_copy, settled
 from infra.store import Store
+from tasks.data.column_names import ColumnNames
 from tasks.data.columns import row_batch, row_schema
 from tasks.data.decontamination import Overlap
 from tasks.data.dedup import NearDuplicates, bands, signatures
@@ -89,6 +90,7 @@ def prepare_shard(arguments: dict[str, Any], folder: Path, store: Store) -> dict
         "rows": writer.rows,
         "labels": writer.labels,
         "labels_met": dict(work.labels.met) if work.labels else {},
+        "columns": work.names.to_json(),
         "units": work.units,
         "rejected": [asdict(item) for item in work.rejected],
         "rejected_count": work.rejected_count,
@@ -108,6 +110,7 @@ class _Work:
         column = (how.label_from or "").partition(":")[2] or None
         group = how.group_by.partition(":")[2] or None
         self.columns = Columns(label=column, group=group, label_from_package=how.label_from == "package")
+        self.names = ColumnNames()
         self.rejected: list[Rejected] = []
         self.rejected_count = self.units = 0
         self.warnings: list[str] = []
@@ -117,7 +120,7 @@ class _Work:
         if source.format in WHOLE_FILE:
             self.units += 1
         with _unchanged(file, self.scratch, store) as place:
-            for row in read_rows(place, path, source, self.columns, self.warnings.append):
+            for row in read_rows(place, path, source, self.columns, self.warnings.append, self.names):
                 if source.format not in WHOLE_FILE:
                     self.units += 1
                 if isinstance(row, Rejected):

@@ -7,7 +7,6 @@ what is missing. A row, or a file that is one example, is set aside and counted.
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import StageError
+from tasks.data.column_names import ColumnNames
 from tasks.data.functions import python_functions
 from tasks.data.hashing import content_digest, short_hash
 from tasks.data.names import GivenNames
+from tasks.data.plain_values import plain, plain_text
 from tasks.data.records import records
 from tasks.data.sources import WHOLE_FILE, Source, package_of
 from tasks.data.streams import decode, reason, too_long, whole
@@ -61,17 +62,24 @@ Numbered = Iterator[tuple[int | None, Row | Rejected]]
 
 
 def read_rows(
-    file: Path, path: str, source: Source, columns: Columns, warn: Callable[[str], None] = lambda sentence: None
+    file: Path,
+    path: str,
+    source: Source,
+    columns: Columns,
+    warn: Callable[[str], None] = lambda sentence: None,
+    names: ColumnNames | None = None,
 ) -> Iterator[Row | Rejected]:
     """Every row of a local file in order, and a `Rejected` for each row (or the file) that is unusable.
 
-    path: its name in ids. warn: takes what the user should look at.
+    path: its name in ids. warn: takes what the user should look at. names: notes the columns of its records.
     Raises StageError if the file is damaged or lacks a column, OSError if it cannot be opened.
     """
     count = 0
     try:
-        whole_file = source.format in WHOLE_FILE
-        found = _documents(file, path, source, columns) if whole_file else _records(file, path, source, columns, warn)
+        if source.format in WHOLE_FILE:
+            found = _documents(file, path, source, columns)
+        else:
+            found = _records(file, path, source, columns, warn, names or ColumnNames())
         for line, item in found:
             count += 1
             wrong = _not_text(item) if isinstance(item, Row) else None
@@ -106,7 +114,7 @@ def _not_text(row: Row) -> str | None:
 
 
 def _documents(file: Path, path: str, source: Source, columns: Columns) -> Numbered:
-    label = package_of(path, source) if columns.label_from_package else None
+    label = plain_text(package_of(path, source)) if columns.label_from_package else None
     raw = whole(file)
     if raw is None:
         yield None, Rejected(path, None, too_long())
@@ -125,7 +133,9 @@ def _documents(file: Path, path: str, source: Source, columns: Columns) -> Numbe
         yield None, Row(f"{path}::{name}", code, path, label)
 
 
-def _records(file: Path, path: str, source: Source, columns: Columns, warn: Callable[[str], None]) -> Numbered:
+def _records(
+    file: Path, path: str, source: Source, columns: Columns, warn: Callable[[str], None], names: ColumnNames
+) -> Numbered:
     given = GivenNames()
     make = text_maker(source)
     passing = source.columns or {}
@@ -136,7 +146,11 @@ def _records(file: Path, path: str, source: Source, columns: Columns, warn: Call
     if source.stage is not None:
         id_column, group_column = "id", columns.group or "group"
     wanted = [*make.columns, *passing, *filter(None, (columns.label, id_column, group_column))]
-    for line, record in records(file, path, source, wanted, warn):
+    label_of, group_of, id_of = (
+        _plain_cell(*pair) for pair in ((columns.label, "label"), (group_column, "group"), (id_column, "id"))
+    )
+    package = plain_text(package_of(path, source)) if columns.label_from_package else None
+    for line, record in names.of_file(wanted, records(file, path, source, wanted, warn)):
         text = record if isinstance(record, str) else make(record)
         if not isinstance(text, Text):
             yield line, Rejected(path, line, text)
@@ -146,15 +160,28 @@ def _records(file: Path, path: str, source: Source, columns: Columns, warn: Call
         if isinstance(values, str):
             yield line, Rejected(path, line, values)
             continue
-        name = _cell(record, id_column) or content_digest(text, values).hex()[:16]
-        # Without a column of ids a name is 64 bits already.
-        times = given.give(short_hash(name) if id_column else int(name, 16))
+        try:
+            label, group, given_id = label_of(record), group_of(record), id_of(record)
+        except ValueError as error:
+            yield line, Rejected(path, line, str(error))
+            continue
+        name = given_id or content_digest(text, values).hex()[:16]
+        # Without an id of its own its name is 64 bits already.
+        times = given.give(short_hash(name) if given_id else int(name, 16))
         if times > 1:
             name = f"{name}-{times}"
-        label = package_of(path, source) if columns.label_from_package else _cell(record, columns.label)
-        yield line, Row(f"{prefix}{name}", str(text), _cell(record, group_column) or path, label, values)
+        yield line, Row(f"{prefix}{name}", str(text), group or path, package or label, values)
 
 
-def _cell(record: dict[str, Any], column: str | None) -> str | None:
-    value = record.get(column) if column else None
-    return None if value is None or value == "" else value if isinstance(value, str) else json.dumps(value)
+def _plain_cell(column: str | None, what: str) -> Callable[[dict[str, Any]], str | None]:
+    """record -> the column's value in its normal form, None where it is missing; ValueError on what is no `what`."""
+    if column is None:
+        return lambda record: None
+
+    def cell(record: dict[str, Any]) -> str | None:
+        try:
+            return plain(record.get(column))
+        except ValueError as error:
+            raise ValueError(f"column {column!r} holds {error}, which is no {what}") from error
+
+    return cell

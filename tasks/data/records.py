@@ -138,7 +138,7 @@ def _arrow(file: Path) -> tuple[list[str], Iterable[Any]]:
 
 
 def _check_columns(header: list[str], wanted: Collection[str], path: str, hint: str = "") -> None:
-    """Raises StageError on a column that is not there, or that is there twice."""
+    """Raises StageError on a column asked for that is not there, or that is there twice. Others are not looked at."""
     where = f"sources: {path}"
     doubled = sorted({name for name in wanted if header.count(name) > 1})
     if doubled:

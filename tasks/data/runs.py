@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infra.artifacts import Manifest
+from infra.errors import StageError
 from infra.store import Store
 from tasks.data.columns import iterate_columns, stored_files
 from tasks.data.decontamination import Decontaminate, runs
@@ -22,12 +23,29 @@ HELD_OUT = ("validation", "test")
 
 
 def known_runs(job: Job[Any], settings: Decontaminate | None) -> list[Manifest]:
-    """Parts with the runs of the datasets in `decontaminate.against`: of the split named, or of what is held out."""
+    """Parts with the runs of the datasets in `decontaminate.against`: of the split named, or of what is held out.
+
+    A benchmark is often one table that nobody meant to split, and then lies in `train` as a whole: where nothing is
+    held out all of it is taken, with a warning. Raises StageError on a split named that has no row.
+    """
     if settings is None:
         return []
     specs = []
     for item in job.inputs["decontaminate.against"]:
-        for _, entry in stored_files(item.manifest, [item.split] if item.split else HELD_OUT):
+        files = stored_files(item.manifest, [item.split] if item.split else HELD_OUT)
+        if not files and item.split:
+            raise StageError(
+                f"{item.stage}.{item.split} has no row, so nothing would be looked for",
+                where="decontaminate.against",
+                hint=f"Name another split, or `{item.stage}` for all that is held out.",
+            )
+        if not files:
+            files = stored_files(item.manifest)
+            job.warn(
+                f"decontaminate: all rows of {item.stage} are in train, so every one of them counts as a benchmark's; "
+                f"write `{item.stage}.train` if that is meant, else give it a test split"
+            )
+        for _, entry in files:
             identity = {"version": VERSION, "file": entry.sha256, "ngram": settings.ngram}
             arguments = {"file": artifact_location(item.manifest, entry.path), "ngram": settings.ngram}
             specs.append(PartSpec(identity, arguments, entry.size))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from infra.errors import StageError
 from tasks.data.dedup import Dedup, Mask, NearDuplicates, first_of_equal, first_of_near, number_of_bands, repeated
 from tasks.data.known import KnownRows, PreparedShard, Rows
-from tasks.data.labels import Label, capped, check_classes, check_known
+from tasks.data.labels import Label, capped, check_classes, check_known, spelling_warnings
 from tasks.data.splitting import SPLITS, TEST, TRAIN, Split, assign, assign_stratified
 from tasks.data.steps import Account
 
@@ -191,18 +191,34 @@ class _Selecting:
                 found[number][split] = rows - self.known.begins[number]
         return found
 
+    def _few_groups(self) -> str:
+        """Where all rows are one group, and so in one split, why that is; else nothing."""
+        points = self.known.column("point")
+        by, kept = self.rules.split.by, len(points)
+        if by == "row" or not kept or (points != points[0]).any():
+            return ""
+        what = "keeps each file whole, and there is one" if by == "file" else "has the same value in every row"
+        other = "`by: row` or `by: column:NAME`" if by == "file" else "another column or `by: row`"
+        return f"All {kept} rows are in one split, because `split.by: {by}` {what}: use {other}."
+
     def _checked(self, rows: list[dict[str, Rows]]) -> tuple[dict[str, dict[str, int]] | None, list[str]]:
         """(label -> split -> rows, warnings). Raises StageError where nothing is left to learn from."""
         counts = {split: sum(len(shard[split]) for shard in rows) for split in SPLITS}
         if not counts["train"]:
-            raise StageError(
-                "no training example is left", hint="See `clean`, `dedup` and `split`: together they dropped every row."
-            )
+            few = self._few_groups()
+            hint = few or "See `clean`, `dedup` and `split`: together they dropped every row."
+            raise StageError("no training example is left", where="split" if few else None, hint=hint)
         settings = self.rules.split
         shares = {"validation": settings.validation, "test": settings.test}
-        warnings = [f"split {s} is empty" for s, share in shares.items() if share > 0 and not counts[s]]
+        warnings = []
+        empty = [split for split, share in shares.items() if share > 0 and not counts[split]]
+        if empty:
+            asked = " and ".join(f"{split} ({100 * shares[split]:g}% asked for)" for split in empty)
+            why = self._few_groups() or "There are few groups, and none fell there: use another `split.seed`."
+            warnings.append(f"{asked} {'is' if len(empty) == 1 else 'are'} empty. {why}")
         if self.rules.label is None:
             return None, warnings
+        warnings += spelling_warnings(self.labels)
         codes = self.split[self.left], self.label[self.left]
         table = {
             name: {split: int(((codes[0] == s) & (codes[1] == n)).sum()) for s, split in enumerate(SPLITS)}

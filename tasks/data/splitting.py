@@ -48,6 +48,16 @@ class Split(StageParams):
             raise ValueError("validation + test must leave something to train on")
         return self
 
+    @property
+    def column(self) -> str | None:
+        """The column whose values are groups."""
+        return self.by.partition(":")[2] or None
+
+    @property
+    def not_empty(self) -> list[str]:
+        """The splits that get a share."""
+        return ["train", *(["validation"] if self.validation else []), *(["test"] if self.test else [])]
+
 
 def point_of(group: str, seed: int) -> int:
     """Where a group falls among all, 0 to 2^64 - 1: a pure function of its name and the seed."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.data.column_template import template_parts
+from tasks.data.plain_values import in_text
 from tasks.data.sources import Source
 from tasks.data.streams import LONGEST_ROW, too_long
 
@@ -57,18 +58,19 @@ def _filled(template: str) -> TextMaker:
     columns = list(dict.fromkeys(column for _, column in parts if column is not None))
 
     def make(record: dict[str, Any]) -> Text | str:
+        told: dict[str, str] = {}
         for column in columns:
-            if record.get(column) is None:
+            try:
+                text = in_text(record.get(column))
+            except ValueError as error:
+                return f"column {column!r} holds {error}"
+            if text is None:
                 return _no_text(column, record)
-        texts = [text if column is None else _told(record[column]) for text, column in parts]
+            told[column] = text
+        texts = [text if column is None else told[column] for text, column in parts]
         return Text("".join(texts)) if sum(map(len, texts)) <= LONGEST_ROW else too_long()
 
     return TextMaker(columns, make)
-
-
-def _told(value: Any) -> str:
-    """A column's value in a text."""
-    return str(value)
 
 
 def _chat(column: str, template: str) -> TextMaker:

@@ -4,7 +4,7 @@
 
 A value of another type is converted where nothing is lost (a string may spell a number; bytes are base64 in JSON and
 csv; an image of Hugging Face's is its bytes; a string in a `json` column is JSON), else its row is set aside. A missing
-value (null; in csv nothing between two delimiters, unless the type is string) stays missing.
+value (null; in jsonl no such column; in csv nothing between two delimiters, unless the type is string) stays missing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import struct
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Literal
+
+from tasks.data.plain_values import plain
 
 ColumnType = Literal["string", "bool", "int32", "int64", "float32", "float64", "binary", "json"]
 """Names of Arrow's, as in `pyarrow.type_for_alias`; `json`, whatever JSON can say, is kept as a string."""
@@ -31,9 +33,7 @@ def values_reader(columns: Mapping[str, ColumnType], *, empty_is_missing: bool) 
     def read(record: Mapping[str, Any]) -> Values | str:
         found: list[Any] = []
         for name, kind, convert in converters:
-            if name not in record:
-                return f"no column {name!r} (columns: {', '.join(sorted(map(str, record))[:8])})"
-            value = record[name]
+            value = record.get(name)
             if value is None or (empty_is_missing and value == "" and kind != "string"):
                 found.append(None)
                 continue
@@ -63,13 +63,13 @@ def _shown(value: Any) -> str:
     return told if len(told) <= SHOWN else f"{told[:SHOWN]}..."
 
 
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        if not isinstance(value, bool | int | float):
-            raise TypeError
-        value = json.dumps(value)  # as labels and ids are spelled
-    value.encode()  # half a surrogate pair is no character
-    return str(value)
+def _string(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        raise TypeError
+    text = value if isinstance(value, str) else plain(value)  # as labels and ids are spelled
+    if text is not None:
+        text.encode()  # half a surrogate pair is no character
+    return text
 
 
 def _bool(value: Any) -> bool:
@@ -120,7 +120,7 @@ def _binary(value: Any) -> bytes:
     return value
 
 
-def _json(value: Any) -> str:
+def _json(value: Any) -> str | None:
     """Spelled in one way, so that equal values are equal rows."""
     if isinstance(value, str):
         value = json.loads(value)

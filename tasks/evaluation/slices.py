@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from infra.errors import StageError
+from tasks.data.plain_values import plain, plain_text
 from tasks.stage import Later, StageParams
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class Slicing(StageParams):
     )
     min_examples: int = Field(30, ge=1, description="A slice with fewer is reported, and no gate lets it pass.")
 
+    @field_validator("listed")
+    @classmethod
+    def _spelled_as_read(cls, listed: list[str]) -> list[str]:
+        """Values as the rows' are compared with them (`tasks/data/plain_values.py`)."""
+        return [name for name in map(plain_text, listed) if name]
+
     @model_validator(mode="after")
     def _one_way(self) -> Slicing:
         if sum(map(bool, (self.pattern is not None, self.edges, self.listed))) > 1:
@@ -75,7 +82,9 @@ class Slicing(StageParams):
         if self.edges:
             size = len(value) if isinstance(value, str) else value
             return self.ranges[int(np.searchsorted(self.edges, size, side="right"))]
-        told = value if isinstance(value, str) else json.dumps(value)
+        told = plain(value)
+        if told is None:
+            return NO_VALUE
         if self.listed:
             return "listed" if told in self.listed else "others"
         if self.pattern is None:
@@ -112,13 +121,13 @@ def read_masks(data: InputArtifact, split: str, slicings: Mapping[str, Slicing])
 def _masks(name: str, slicing: Slicing, column: Sequence[Any]) -> dict[str, npt.NDArray[np.bool_]]:
     try:
         slices = [slicing.slice_of(value) for value in column]
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise StageError(
             f"column {slicing.by!r} holds {error}, neither text nor numbers",
             where=f"slices.{name}.by",
             hint="Name another column.",
         ) from error
-    if gone := sorted(set(slicing.listed) - set(map(str, column))):
+    if gone := sorted(set(slicing.listed) - {plain(value) for value in column} if slicing.listed else ()):
         raise StageError(
             f"{len(gone)} of the {len(slicing.listed)} listed values of {slicing.by!r} are not in the split: "
             f"{', '.join(gone[:3])}",

@@ -27,6 +27,7 @@ from infra.errors import StageError
 from infra.keys import digest
 from infra.source_files import SourceLocation
 from tasks.data.cleaning import Clean
+from tasks.data.column_names import check_columns
 from tasks.data.columns import stored_files
 from tasks.data.decontamination import Decontaminate
 from tasks.data.dedup import Dedup
@@ -34,6 +35,7 @@ from tasks.data.labels import Label, check_known
 from tasks.data.parts import PartKind, PartSpec, artifact_location
 from tasks.data.pieces import VERSION as PIECES_VERSION
 from tasks.data.pieces import packed
+from tasks.data.plain_values import plain_text
 from tasks.data.prepare import COUNTS, ROWS, SIGNATURES, SKETCH, Preparation
 from tasks.data.prepare import VERSION as PREPARED_VERSION
 from tasks.data.quality import Quality
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from infra.store import Store
 
 PREPARED = PartKind("prepared", "tasks.data.prepare:prepare_shard")
+COLUMN_FIELDS = ("text_column", "messages_column", "id_column")
 PIECES = PartKind("rows", "tasks.data.pieces:take_rows", worth_a_process=64 << 20)
 
 
@@ -73,6 +76,13 @@ class Params(RowSteps):
                 raise ValueError(
                     f"sources[{i}] has other columns than sources[0]: `columns` and whether there is a text"
                 )
+        of_all = {"split.by": self.split.column, "label.from": self.label.column if self.label else None}
+        for i, source in enumerate(self.sources):
+            named = {**of_all, f"sources[{i}].id_column": source.id_column}
+            has = ("text",) if source.format == "lines" else ()
+            for field, column in named.items() if source.format in (*WHOLE_FILE, "lines") else ():
+                if column and column not in has:
+                    raise ValueError(f"`{field}`: no column {column!r} in sources[{i}], of format {source.format}")
         if not first.has_text:
             of_text = {**dict(self), "clean": self.clean != Clean(), "quality": self.quality != Quality()}
             asked = [name for name in (*RowSteps.model_fields, "decontaminate") if of_text[name]]
@@ -86,8 +96,9 @@ def files_of(params: Params) -> list[FoundFile]:
     files, label = find_files(params.sources), params.label
     if label is None or label.source != "package" or label.keep is None or label.map is not None or not files:
         return files
-    check_known(label.keep, {file.package for file in files})
-    return [file for file in files if file.package in label.keep]
+    named = [(plain_text(file.package), file) for file in files]
+    check_known(label.keep, {name for name, _ in named if name})
+    return [file for name, file in named if name in label.keep]
 
 
 def sources(params: Params) -> list[SourceFile]:
@@ -120,6 +131,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         weight = params.sources[shard.source].weight
         known.append(PreparedShard(folder / SKETCH, partial(_signatures, part, store), counts, weight))
     accounts = [shard.counts for shard in known]
+    _check_columns(params, shards, accounts)
     rejected, units = _quarantine(job, accounts)
 
     overlap = params.decontaminate.max_share if params.decontaminate else None
@@ -253,6 +265,17 @@ def _file_name(shard: Shard) -> str:
     return f"{hashlib.sha256(shard.name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}.parquet"
 
 
+def _check_columns(params: Params, shards: Sequence[Shard], counts: Sequence[dict[str, Any]]) -> None:
+    """Raises StageError on a column that is asked for and that no row of a source has."""
+    of_all = {"label.from": params.label.column if params.label else None, "split.by": params.split.column}
+    for number, source in enumerate(params.sources):
+        of_source = {f"sources[{number}].{name}": getattr(source, name) for name in COLUMN_FIELDS}
+        fields = {column: name for name, column in {**of_source, **of_all}.items() if column}
+        fields |= dict.fromkeys(source.columns or {}, f"sources[{number}].columns")
+        of = [count["columns"] for shard, count in zip(shards, counts, strict=True) if shard.source == number]
+        check_columns(source, number, of, fields)
+
+
 def _quarantine(job: Job[Params], counts: Sequence[dict[str, Any]]) -> tuple[int, int]:
     """(set aside, units looked at). Raises StageError where too much was set aside."""
     named = [item for shard in counts for item in shard["rejected"]]
@@ -299,5 +322,13 @@ def _row_steps(counts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 STAGE = Stage(
-    kind="dataset", version=3, makes="dataset", params=Params, run=run, sources=sources, lazy=True, parts=parts
+    kind="dataset",
+    version=3,
+    makes="dataset",
+    params=Params,
+    run=run,
+    sources=sources,
+    lazy=True,
+    parts=parts,
+    splits=lambda params: params.split.not_empty,
 )

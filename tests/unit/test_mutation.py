@@ -57,8 +57,9 @@ FIXED = {
     **{
         f"{stage}.sources.0.{field}": "files and functions have no columns"
         for stage in ("corpus", "functions")
-        for field in ("template", "messages_column", "columns", "quoting", "escape")
+        for field in ("template", "messages_column", "columns", "id_column", "quoting", "escape")
     },
+    "functions.label.from": "functions have no columns",
     **{
         f"{stage}.objective.{field}": "it and another option go together"
         for stage in ("base", "shared.tasks.1")

@@ -164,3 +164,29 @@ def test_schema_knows_every_kind_and_describes_every_field() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_config_is_valid(path: Path) -> None:
     assert load_pipeline(path).stages
+
+
+def test_a_split_that_cannot_be_there_is_told(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "  words:\n",
+        """  some:
+    dataset: {sources: [{stage: corpus.tset}], split: {validation: 0, test: 0.2}}
+  clean:
+    dataset:
+      sources: [{stage: some.test}]
+      decontaminate:
+        against: [corpus.nope, some.validation, some.test]
+  packed: {pack: {data: corpus.train, tokenizer: words, context: 8}}
+  scores: {evaluate: {models: [base.test], data: packed.test}}
+  words:
+""",
+    )
+    assert faults(tmp_path, text) == [
+        "p.yaml:6: stages.some.dataset.sources[0].stage: no split 'tset' in 'corpus'; did you mean test?",
+        "p.yaml:11: stages.clean.dataset.decontaminate.against[0]: no split 'nope' in 'corpus'; known: test, train, "
+        "validation",
+        "p.yaml:11: stages.clean.dataset.decontaminate.against[1]: 'some.validation' is always empty, as 'some' is "
+        "made; it has: train, test",
+        "p.yaml:13: stages.scores.evaluate.models[0]: 'base' makes a model, which has no splits; write base",
+        "p.yaml:13: stages.scores.evaluate.data: 'packed.test' is always empty, as 'packed' is made; it has: train",
+    ]

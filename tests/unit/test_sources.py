@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -297,6 +299,15 @@ def test_csv_with_another_delimiter_or_columns_says_so(tmp_path: Path) -> None:
         read(tmp_path, "b.csv", b"texts,y\na,b\n", format="csv")
     with pytest.raises(StageError, match="column 'text' is there twice"):
         read(tmp_path, "c.csv", b"text,text\na,b\n", format="csv")
+
+
+def test_columns_that_nobody_asked_for_are_not_looked_at(tmp_path: Path) -> None:
+    """As spreadsheets save them: nameless columns at the end; and two notes of one name."""
+    found = read(tmp_path, "a.csv", b"text,y,note,note,,\na,pos,1,2,,\nb,neg,,,,\n", Columns(label="y"), format="csv")
+    assert [(row.text, row.label) for row in found] == [("a", "pos"), ("b", "neg")]
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], names=["text", "note", "note"])
+    pq.write_table(table, tmp_path / "b.parquet")
+    assert [row.text for row in read_file(tmp_path / "b.parquet", format="parquet")] == ["a"]
 
 
 def test_parquet_and_arrow(tmp_path: Path) -> None:
