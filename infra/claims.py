@@ -155,7 +155,8 @@ class Watch:
         self.lease = default_lease() if lease is None else lease
         self._newest = 0
         self._last: tuple[int, int | None] | None = None
-        self._since = 0.0
+        self._looked = self._still = 0.0
+        """When it was looked at last, and for how many seconds the heartbeat was seen to stand still."""
 
     def try_acquire(self) -> Claim | None:
         """The claim if it is free now; None while another holds it, or took it first. Never waits."""
@@ -177,10 +178,15 @@ class Watch:
         holder, beat = _holder(self.store, stem), _beat(self.store, stem)
         if (beat and beat["released"]) or (holder and is_dead(holder)):
             return True
+        lease = holder["lease"] if holder else self.lease
         now, seen = time.monotonic(), (generation, beat["count"] if beat else None)
         if seen != self._last:
-            self._last, self._since = seen, now
-        return now - self._since > (holder["lease"] if holder else self.lease)
+            self._last, self._still = seen, 0.0
+        else:
+            # While the store was away, holders could not beat, nor could we look: that says little.
+            self._still += min(now - self._looked, lease / 2)
+        self._looked = now
+        return self._still > lease
 
 
 def try_acquire(store: Store, kind: str, key: str, lease: float | None = None) -> Claim | None:

@@ -28,6 +28,7 @@ from infra.cache import fetch_files
 from infra.errors import BadStoreUrl, CorruptArtifact, StageError, StoreError
 from infra.keys import file_digest
 from infra.objects import Objects, checked, json_bytes
+from infra.patience import Patience
 from infra.transfer import DamagedFiles, OnProgress, Progress, folder_files, upload
 
 REMAKE = "Run the pipeline again: the artifact is set aside and made anew."
@@ -36,14 +37,19 @@ REMAKE = "Run the pipeline again: the artifact is set aside and made anew."
 class Store(Objects):
     """A folder of objects with artifacts in it. Made by `Store.open`."""
 
+    patience = Patience(0.0)
+
     @staticmethod
-    def open(url: str, *, probe: bool = False) -> Store:
+    def open(url: str, *, probe: bool = False, patience: Patience | None = None) -> Store:
         """Open `url`. An S3 server is asked once, so that a wrong address, secret or bucket shows here and not later.
 
         probe: also write, to prove that the store is writable and honours create-only writes; orchestrators do.
+        patience: how long it is waited for where it does not answer, from now on.
         Raises StoreError (bad URL, credentials, bucket, permissions, guarantees) or StoreUnreachable.
         """
         store = _store_for(url)
+        if patience is not None:
+            store.patience = patience
         store.check()
         if probe:
             store.probe()

@@ -15,6 +15,11 @@ from infra.errors import ForgelineError, StoreError, StoreUnreachable
 
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK})
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+AWAY = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH}
+    | {errno.EREMOTEIO, errno.ENODEV, errno.ENXIO}
+)
+"""What a disk or a share answers that is not there just now."""
 NOT_ALLOWED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 UNREACHABLE = frozenset(
     {"HTTPClientError", "EndpointConnectionError", "ConnectionClosedError", "ConnectionError", "TimeoutError"}
@@ -100,6 +105,12 @@ def translate(error: Exception, where: str) -> StoreError:
     if number in NO_SPACE:
         return StoreError(
             f"no space left ({_short(error)})", where=where, hint="Free space on that disk or raise the quota."
+        )
+    if number in AWAY:
+        return StoreUnreachable(
+            f"the file system did not answer ({_short(error)})",
+            where=where,
+            hint="Check the disk or share.",
         )
     if number in NOT_ALLOWED:
         return StoreError(

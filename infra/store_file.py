@@ -11,9 +11,10 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from infra.errors import StoreError
+from infra.errors import StoreError, StoreUnreachable
 from infra.keys import CHUNK
 from infra.objects import OnBytes, Stored, checked
+from infra.patience import patient
 from infra.store import Store
 from infra.store_errors import NO_HARD_LINKS, store_errors
 
@@ -28,9 +29,13 @@ class FileStore(Store):
         self.root = root.resolve()
         self.url = self.root.as_uri()
         self._temporary = self.root / ".tmp"
+        self._seen = False
 
+    @patient
     def check(self) -> None:
         with store_errors(str(self.root)):
+            if self.patience.seconds and not self.root.exists():
+                raise self._gone()  # who opens it with patience knows that it is somewhere
             if self.root.exists() and not self.root.is_dir():
                 raise StoreError("is not a folder", where=str(self.root), hint="Name a folder for the store.")
             if self.root.is_dir():
@@ -41,12 +46,22 @@ class FileStore(Store):
         self.unfinished(remove=True)
 
     def _path(self, path: str) -> Path:
+        """Raises StoreUnreachable where the whole folder was there and is gone: its disk is away."""
+        if self._temporary.is_dir():
+            self._seen = True
+        elif self._seen:
+            raise self._gone()
         return self.root / checked(path)
 
+    def _gone(self) -> StoreUnreachable:
+        return StoreUnreachable("the folder of the store is gone", where=str(self.root), hint="Is its disk mounted?")
+
+    @patient
     def read_bytes(self, path: str) -> bytes:
         with store_errors(str(self.root / path)):
             return self._path(path).read_bytes()
 
+    @patient
     def write_bytes(self, path: str, data: bytes) -> None:
         target = self._path(path)
         with store_errors(str(target)), self._temp_file() as temporary:
@@ -54,32 +69,50 @@ class FileStore(Store):
             self._into_place(lambda: temporary.replace(target), target)
 
     def create(self, path: str, data: bytes) -> bool:
-        target = self._path(path)
-        with store_errors(str(target)), self._temp_file() as temporary:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            try:
-                self._into_place(lambda: os.link(temporary, target), target)
-            except FileExistsError:
-                # NFS may repeat a link whose answer was lost; then the second link to our file is the proof.
-                return temporary.stat().st_nlink > 1
-            except OSError as error:
-                if error.errno in NO_HARD_LINKS and os.access(target.parent, os.W_OK):
-                    raise StoreError(
-                        f"the file system has no hard links ({error.strerror})",
-                        where=str(self.root),
-                        hint="Put the store on a local disk, NFS, or S3.",
-                    ) from error
-                raise
-            _sync_folder(target.parent)
-            return True
+        temporary, written = self._temporary / uuid.uuid4().hex, False
 
+        def once() -> bool:
+            nonlocal written
+            target = self._path(path)
+            with store_errors(str(target)):
+                if not written:  # later it may be the target's own file
+                    temporary.parent.mkdir(parents=True, exist_ok=True)
+                    with temporary.open("wb") as stream:
+                        stream.write(data)
+                        stream.flush()
+                        os.fsync(stream.fileno())
+                    written = True
+                return self._link(temporary, target)
+
+        try:
+            return self.patience.call(once)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def _link(self, temporary: Path, target: Path) -> bool:
+        try:
+            self._into_place(lambda: os.link(temporary, target), target)
+        except FileExistsError:
+            # NFS may repeat a link whose answer was lost; then the second link to our file is the proof.
+            return temporary.stat().st_nlink > 1
+        except OSError as error:
+            if error.errno in NO_HARD_LINKS and os.access(target.parent, os.W_OK):
+                raise StoreError(
+                    f"the file system has no hard links ({error.strerror})",
+                    where=str(self.root),
+                    hint="Put the store on a local disk, NFS, or S3.",
+                ) from error
+            raise
+        _sync_folder(target.parent)
+        return True
+
+    @patient
     def exists(self, path: str) -> bool:
         with store_errors(str(self.root / path)):
             return self._path(path).is_file()
 
+    @patient
     def list(self, prefix: str) -> list[str]:
         folder = self._path(prefix)
         with store_errors(str(folder)):
@@ -89,21 +122,30 @@ class FileStore(Store):
                 return []
 
     def walk(self, prefix: str) -> Iterator[str]:
+        yield from self._walk(prefix)
+
+    @patient
+    def _walk(self, prefix: str) -> Sequence[str]:
         folder = self._path(prefix)
         with store_errors(str(folder)):
             found = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
-        yield from sorted(path.relative_to(self.root).as_posix() for path in found)
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
 
     def entries(self, prefix: str) -> Iterator[Stored]:
         for path in self.walk(prefix):
-            with contextlib.suppress(FileNotFoundError), store_errors(str(self.root / path)):
-                info = (self.root / path).stat()
+            with contextlib.suppress(FileNotFoundError):
+                info = self._stat(path)
                 yield Stored(path, info.st_size, info.st_mtime)
 
-    def modified(self, path: str) -> float:
+    @patient
+    def _stat(self, path: str) -> os.stat_result:
         with store_errors(str(self.root / path)):
-            return self._path(path).stat().st_mtime
+            return self._path(path).stat()
 
+    def modified(self, path: str) -> float:
+        return self._stat(path).st_mtime
+
+    @patient
     def delete(self, path: str) -> None:
         target = self._path(path)
         with store_errors(str(target)):
@@ -111,6 +153,7 @@ class FileStore(Store):
                 target.unlink()
             self._prune(target.parent)
 
+    @patient
     def delete_tree(self, prefix: str) -> None:
         folder = self._path(prefix)
         with store_errors(str(folder)):
@@ -118,6 +161,7 @@ class FileStore(Store):
                 shutil.rmtree(folder)
             self._prune(folder.parent)
 
+    @patient
     def put_file(self, source: Path, path: str, on_bytes: OnBytes | None = None) -> tuple[int, str]:
         target, sha, size = self._path(path), hashlib.sha256(), 0
         with store_errors(str(target)), self._temp_file() as temporary:
@@ -139,6 +183,7 @@ class FileStore(Store):
             _sync_folder(target.parent)
         return size, sha.hexdigest()
 
+    @patient
     def get_file(self, path: str, target: Path, on_bytes: OnBytes | None = None) -> None:
         with store_errors(str(self.root / path)), self._path(path).open("rb") as reader, target.open("wb") as writer:
             while chunk := reader.read(CHUNK):

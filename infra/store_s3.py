@@ -4,7 +4,8 @@ Credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRE
 AWS_ENDPOINT_URL, AWS_REGION). Settings that matter:
 
 - No listings cache: another process's objects must be seen.
-- botocore and s3fs each retry, and retries multiply: two each, and an outer deadline on every call.
+- botocore and s3fs each retry, and retries multiply: two each, and an outer deadline on every call. An outage is
+  outlived by `infra/patience.py`, which knows of all calls together.
 - `Expect: 100-continue` is switched off: while botocore waits for the interim answer, no read timeout applies.
 - A filesystem object does not survive a fork (its event loop's thread is gone), so each process makes its own.
 - `create` marks the object with a writer token. A PUT that won but whose answer was lost is retried and answered 412;
@@ -83,9 +84,13 @@ class S3Store(Store):
     ) -> Any:
         from fsspec.asyn import sync
 
-        with store_errors(where or f"{self.url}/{path}".rstrip("/")):
-            filesystem = self._filesystem()
-            return sync(filesystem.loop, getattr(filesystem, method), *args, timeout=deadline, **kwargs)
+        def once() -> Any:
+            with store_errors(where or f"{self.url}/{path}".rstrip("/")):
+                filesystem = self._filesystem()
+                return sync(filesystem.loop, getattr(filesystem, method), *args, timeout=deadline, **kwargs)
+
+        # Every request may be made twice: a create has its token, all others say what is to be, not what to change.
+        return self.patience.call(once)
 
     def _name(self, path: str) -> str:
         return f"{self._bucket}/{self._base}{checked(path)}"

@@ -27,6 +27,7 @@ from infra.checkpoints import CheckpointStore
 from infra.claims import Fence
 from infra.errors import CorruptArtifact, ForgelineError, StageError, TransientError, error_from_json
 from infra.execution import Execution
+from infra.patience import Patience
 from infra.store import Store
 from infra.tracking import JobTracker, Tracker
 from tasks.stage import InputArtifact, Job, SourceFile, Stage, stages
@@ -154,10 +155,10 @@ def _run(
     stage: Stage[Any] = stages()[spec["kind"]]
     phases = Phases(folder / PHASES_FILE if rank == 0 else None, spec["submitted"])
     stop = Stop(patient=stage.distributed)
-    store = Store.open(spec["store"])
+    store = Store.open(spec["store"], patience=Patience())
     fence = Fence.from_json(store, spec["claim"])
     events = Events(folder / EVENTS_FILE if rank == 0 else Path(os.devnull), after_step)
-    source = store if spec["inputs_store"] == spec["store"] else Store.open(spec["inputs_store"])
+    source = store if spec["inputs_store"] == spec["store"] else Store.open(spec["inputs_store"], patience=Patience())
     inputs, entries = _fetch(source, spec["inputs"], lazy=stage.lazy)
     phases.end("fetched")
     work = folder / f"work-{rank}"

@@ -26,6 +26,7 @@ from typing import Any
 from infra.artifacts import Manifest
 from infra.errors import CorruptArtifact, TransientError
 from infra.keys import digest
+from infra.patience import Patience
 from infra.store import Store
 
 ARTIFACT = "artifact:"
@@ -203,7 +204,7 @@ def _make_apart(kind: PartKind, spec: PartSpec, store_url: str, scratch: Path) -
 @cache
 def opened(store_url: str) -> Store:
     """The store, opened once for all parts that this process makes."""
-    return Store.open(store_url)
+    return Store.open(store_url, patience=Patience())
 
 
 def _single_threaded() -> None:
