@@ -36,7 +36,7 @@ from flows.run import run_pipeline
 from flows.search import run_trials
 from flows.watch import look
 from flows.watch_here import fate_here, make_here
-from infra.errors import UsageError
+from infra.errors import StoreError, UsageError
 from infra.markdown import code, plain_text
 from tasks.decided_run import Fate
 from tasks.parameter_form import overrides
@@ -66,8 +66,11 @@ def run_deployed(file: str, settings: dict[str, Any] | None = None) -> State[Any
 
     def once(pipeline: Pipeline) -> int:
         record, code = run_pipeline(pipeline, quiet=True, began=_name_run, already=spent_by(rounds))
-        _report(record)
         rounds.append(record)
+        try:
+            _report(record)
+        except StoreError as error:
+            get_run_logger().warning("no report: %s", error)
         return code
 
     def load(results: Results) -> Pipeline:
@@ -186,4 +189,4 @@ def _state(record: dict[str, Any], code: int) -> State[Any]:
         case 75 | 130:
             return Failed(name=INTERRUPTED, message=f"{words} was stopped; the next one goes on from there")
         case _:
-            return Failed(message="; ".join([words, *errors]))
+            return Failed(message="; ".join([words, *errors, *filter(None, [record["stopped"]])]))

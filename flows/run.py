@@ -27,6 +27,7 @@ from infra.budget import Spent
 from infra.errors import CorruptArtifact, GateRefused, Preempted, StoreError
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
+from infra.patience import Patience
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
 from tasks.chosen_inputs import bound
@@ -37,6 +38,7 @@ from tasks.run_context import RunContext
 from tasks.run_record import NOTHING, RunRecord, new_run_id
 from tasks.stage_times import flat
 from tasks.stopped import only_dropped
+from tasks.unsaved_records import deliver
 
 REPAIR_ROUNDS = 2
 EXIT_SECONDS = 2.0
@@ -67,16 +69,24 @@ def run_pipeline(
     has to end this process at once. already: what of the budget is spent.
     """
     store = Store.open(pipeline.store, probe=True)
+    deliver(home(), store)
+    store.patience = Patience()
     pipeline = bound(pipeline, store)
     plan = _plan_around_damage(pipeline, store)
-    record = RunRecord(new_run_id(), pipeline, store, already)
+    run = new_run_id()
+    record = RunRecord(run, pipeline, store, already, home() / "runs" / run)
     began(record)
     with LiveView([(line.node.name, line.node.stage.kind) for line in plan], quiet=quiet) as live:
-        if all(line.action in ("reuse", "skip") for line in plan) and _settled(plan, record, store, live):
-            status, code = _refused_or_ok(pipeline, {line.node.name for line in plan if line.refused})
-            record.finish(status)
-            return record, code
-        return record, _run_flow(pipeline, plan, store, record, live, last_words)
+        store.patience.tell = live.message
+        try:
+            if all(line.action in ("reuse", "skip") for line in plan) and _settled(plan, record, store, live):
+                status, code = _refused_or_ok(pipeline, {line.node.name for line in plan if line.refused})
+                record.finish(status)
+                return record, code
+            return record, _run_flow(pipeline, plan, store, record, live, last_words)
+        except StoreError as error:  # between the stages; what became of them is told all the same
+            record.finish("failed", error)
+            return record, error.exit_code
 
 
 def _plan_around_damage(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
@@ -129,7 +139,7 @@ def _run_flow(
 ) -> int:
     run = record.data["run"]
     folder = home() / "runs" / run
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     record.save()
     monitor = Monitor(live, record, pipeline.stages.values())
     slots = Slots(len(os.sched_getaffinity(0)))
@@ -157,6 +167,8 @@ def _run_flow(
         _show_ledger(context, record)
     except KeyboardInterrupt:
         context.cancel()
+    except StoreError:
+        raise
     except BaseException:  # Prefect's own way of cancelling a flow run; it goes on to the flow's engine
         record.finish("interrupted")
         raise
@@ -219,10 +231,14 @@ def _refused_or_ok(pipeline: Pipeline, refused: set[str]) -> tuple[str, int]:
 def _stop_when_cancelled(context: RunContext, record: RunRecord, ended: threading.Event, last_words: LastWords) -> None:
     """End the run within seconds of a Ctrl-C or SIGTERM, even if Prefect cannot reach its (just interrupted) server."""
     context.cancelled.wait()
+    context.store.patience.give_up()
     context.launcher.close()
     if ended.wait(EXIT_SECONDS):
         return
-    record.finish("interrupted")
+    # A store that hangs keeps nobody from saying how it ended.
+    finishing = threading.Thread(target=record.finish, args=("interrupted",), daemon=True)
+    finishing.start()
+    finishing.join(EXIT_SECONDS)
     last_words(record)
     for child in psutil.Process().children(recursive=True):
         child.kill()
@@ -232,10 +248,7 @@ def _stop_when_cancelled(context: RunContext, record: RunRecord, ended: threadin
 def _keep_saving(record: RunRecord, ended: threading.Event) -> None:
     """Keep the stored record fresh while long stages run."""
     while not ended.wait(SAVE_SECONDS):
-        try:
-            record.save()
-        except StoreError as error:
-            log.warning("the record of the run could not be stored, going on: %s", error)
+        record.try_to_save()
 
 
 def _machine() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from infra.artifacts import ArtifactRef
 from infra.errors import GateRefused
+from infra.patience import Patience
 from infra.store import Store
 from tasks.data.parts import input_manifest
 from tasks.pipeline import Pipeline, StageNode
@@ -22,11 +23,11 @@ from tasks.search_trials import Result
 Load = Callable[[Results], Pipeline]
 
 
-def with_known_trials(load: Load) -> Pipeline:
+def with_known_trials(load: Load, patience: Patience | None = None) -> Pipeline:
     """The pipeline with every trial that the results in its store lead to; those without a result are the last."""
     results, pipeline = Results(), load(Results())
     while any(search.undecided for search in pipeline.searches):
-        found = Results(_results(pipeline))
+        found = Results(_results(pipeline, patience))
         if found == results:
             break
         results, pipeline = found, load(found)
@@ -39,8 +40,9 @@ def run_trials(load: Load, run: Callable[[Pipeline], int], say: Callable[[str], 
     run: runs a pipeline, returns its exit code, which is returned as well; a gate's (all were dropped) is no failure.
     """
     began, pipeline = time.monotonic(), with_known_trials(load)
+    patience: Patience | None = None
     while open_now := [search for search in pipeline.searches if search.undecided]:
-        results = _results(pipeline)
+        results = _results(pipeline, patience)
         for search in open_now:
             assert search.space.trials is not None
             minutes = search.space.trials.minutes
@@ -52,7 +54,8 @@ def run_trials(load: Load, run: Callable[[Pipeline], int], say: Callable[[str], 
         code = run(_trials_of(pipeline))
         if code not in (0, GateRefused.exit_code):
             return None, code
-        pipeline = with_known_trials(load)
+        patience = Patience()  # by now the store is known to be there
+        pipeline = with_known_trials(load, patience)
     return pipeline, 0
 
 
@@ -68,9 +71,9 @@ def _trials_of(pipeline: Pipeline) -> Pipeline:
     return replace(pipeline, stages={name: node for name, node in pipeline.stages.items() if name in wanted})
 
 
-def _results(pipeline: Pipeline) -> dict[str, dict[str, Result]]:
+def _results(pipeline: Pipeline, patience: Patience | None) -> dict[str, dict[str, Result]]:
     """Of each search the candidates that were made and judged, or dropped."""
-    store = Store.open(pipeline.store)
+    store = Store.open(pipeline.store, patience=patience)
     plan = {line.node.name: line for line in make_plan(_trials_of(pipeline), store)}
     found: dict[str, dict[str, Result]] = {}
     for search in pipeline.searches:

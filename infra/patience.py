@@ -35,10 +35,14 @@ def wait_seconds() -> float:
 
 
 class Patience:
-    """The budget. seconds: that an outage may last; 0: nothing is asked twice. Safe to use from many threads."""
+    """The budget. Safe to use from many threads.
 
-    def __init__(self, seconds: float | None = None) -> None:
+    seconds: that an outage may last; 0: nothing is asked twice. tell: called with a sentence once an outage begins.
+    """
+
+    def __init__(self, seconds: float | None = None, tell: Callable[[str], object] = log.warning) -> None:
         self.seconds = wait_seconds() if seconds is None else seconds
+        self.tell = tell
         self._given_up = threading.Event()
         self._began: float | None = None
         self._last = 0.0
@@ -55,21 +59,23 @@ class Patience:
                 found = make()
             except StoreUnreachable as error:
                 now = time.monotonic()
-                end = min(self._end_of_outage(now), now + self.seconds if end is None else end)
+                end = min(self._end_of_outage(now, error), now + self.seconds if end is None else end)
                 if now >= end or self._given_up.is_set():
                     raise
-                log.warning("the store is away, asked again for up to %.0f s: %s", end - now, error.what)
                 self._given_up.wait(min(end - now, pause * random.uniform(0.5, 1.0)))  # noqa: S311
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 self._began = None
                 return found
 
-    def _end_of_outage(self, now: float) -> float:
-        if self._began is None or now - self._last > self.seconds:
-            self._began = now
+    def _end_of_outage(self, now: float, error: StoreUnreachable) -> float:
+        began = self._began
+        if began is None or now - self._last > self.seconds:
+            self._began = began = now
+            if self.seconds:
+                self.tell(f"the store is away and waited for, {self.seconds:.0f} s at most: {error.what}")
         self._last = now
-        return self._began + self.seconds
+        return began + self.seconds
 
 
 class HasPatience(Protocol):

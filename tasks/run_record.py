@@ -13,14 +13,16 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from infra.budget import Spent
-from infra.errors import DamagedObject, ForgelineError, UsageError
+from infra.errors import DamagedObject, ForgelineError, StoreError, UsageError
 from infra.process_id import is_dead, this_process
 from infra.refs import Named
 from infra.stored_json import StoredJson
 from tasks.stage_times import StageTimes
+from tasks.unsaved_records import UNSAVED, keep
 
 if TYPE_CHECKING:
     from infra.artifacts import ArtifactRef
@@ -107,9 +109,17 @@ def new_run_id() -> str:
 class RunRecord:
     """Collects what happens to the stages of one run, from many threads, and keeps the stored copy current."""
 
-    def __init__(self, run: str, pipeline: Pipeline, store: Store, already: Spent = NOTHING) -> None:
-        """already: what of the budget earlier rounds of the same command have spent."""
+    def __init__(
+        self, run: str, pipeline: Pipeline, store: Store, already: Spent = NOTHING, folder: Path | None = None
+    ) -> None:
+        """already: what of the budget earlier rounds of the same command have spent.
+
+        folder: where the record is kept as long as the store does not take it. None: nowhere.
+        """
         self.store, self._lock, self.budget, self._already = store, threading.Lock(), pipeline.budget, already
+        self._folder, self._saving = folder, threading.Lock()
+        self.unsaved: StoreError | None = None
+        """Why the store lacks the newest state of the record, if it does."""
         self.times = StageTimes(pipeline.stages.values())
         self._begun: dict[str, float] = {}
         self.data: dict[str, Any] = {
@@ -155,7 +165,7 @@ class RunRecord:
             else:
                 entry["error"] = None
                 self.note(name, result)
-        self.save()
+        self.try_to_save()
 
     def reuses(self, artifacts: Mapping[str, ArtifactRef | None]) -> None:
         """Say what stages are going to reuse, before it is looked at: what a record names is not collected."""
@@ -180,29 +190,52 @@ class RunRecord:
         """A stage does not run."""
         self._stages[name].update(action="skipped", reason=reason)
 
-    def finish(self, status: str) -> None:
-        """Close the record: `ok`, `failed`, `refused` or `interrupted`."""
+    def finish(self, status: str, error: ForgelineError | None = None) -> None:
+        """Close the record: `ok`, `failed`, `refused` or `interrupted`. error: what ended the run beside its stages."""
         with self._lock:
             self.data["status"] = status
             if status != "interrupted":
-                self.stop("")  # it came too late
+                self.stop(error.what if error else "")  # what was to stop it came too late
             for entry in self.data["stages"]:
                 if entry["action"] == "waiting":
                     entry["action"] = "skipped"
-        self.save()
+        self.try_to_save()
 
     def save(self) -> None:
+        """Store the record as it is now. Raises StoreError."""
+        with self._saving:
+            self._save(self._as_json())
+
+    def try_to_save(self) -> None:
+        """As `save`, but a store that is away is no reason to forget what happened: it is kept in the run's folder."""
+        with self._saving:
+            data = self._as_json()
+            try:
+                self._save(data)
+            except StoreError as error:
+                self.unsaved = error
+                where = keep(self._folder, self.store, self.data["run"], data) if self._folder else "memory"
+                log.warning("the record of the run could not be stored; it is kept in %s: %s", where, error)
+
+    def _as_json(self) -> bytes:
         with self._lock:
             self.data["ledger"] = self.times.ledger(self.budget)
             self.data["seconds"] = self.data["ledger"]["wall"]
-            self.store.write_bytes(f"runs/{self.data['run']}/run.json", RECORDS.encode(self.data))
+            return RECORDS.encode(self.data)
+
+    def _save(self, data: bytes) -> None:
+        self.store.write_bytes(f"runs/{self.data['run']}/run.json", data)
+        self.unsaved = None
+        if self._folder:
+            (self._folder / UNSAVED).unlink(missing_ok=True)
 
     def summary(self) -> dict[str, Any]:
         """What `forgeline run --json` prints."""
-        fields = ("name", "kind", "action", "seconds", "artifact", "metrics", "warnings")
+        fields = ("name", "kind", "action", "seconds", "artifact", "metrics", "warnings", "error")
         return {
             "run": self.data["run"],
             "status": self.data["status"],
+            "stopped": self.data["stopped"],
             "stages": [{field: entry[field] for field in fields} for entry in self.data["stages"]],
         }
 

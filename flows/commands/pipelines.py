@@ -95,31 +95,42 @@ def run(arguments: argparse.Namespace) -> int:
 
     def once(pipeline: Pipeline) -> int:
         record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=tell, already=spent_by(rounds))
-        _how_it_ended(record, report=not arguments.no_report)
         rounds.append(record)
+        _how_it_ended(record, report=not arguments.no_report)
         return code
 
     # As Ctrl-C: its own way of ending would leave a Prefect server behind, and a record that says "running".
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    pipeline, code = run_trials(loader(arguments), once, say)
-    if pipeline is not None:
-        code = once(pipeline)
-    tell(rounds[-1])
-    return code
+    try:
+        pipeline, code = run_trials(loader(arguments), once, say)
+        if pipeline is not None:
+            code = once(pipeline)
+        return code
+    finally:
+        if rounds:
+            tell(rounds[-1])
 
 
 def _how_it_ended(record: RunRecord, *, report: bool) -> None:
-    from flows.run import stage_summary
+    from flows.run import home, stage_summary
+    from infra.errors import StoreError
 
-    written = write_report(record.data, record.store, None) if report else None
     for entry in record.data["stages"]:
         if entry["error"]:
             error = entry["error"]
             hint = f"\n  {error['hint']}" if error["hint"] else ""
             say(f"forgeline: {error['where']}: {error['what']}{hint}")
+    if record.data["status"] == "failed" and record.data["stopped"]:
+        say(f"forgeline: the run ended because of its store: {record.data['stopped']}")
     say(f"{record.data['status']}: {stage_summary(record.data)}, {record.data['seconds']:.1f} s")
-    if written:
-        say(f"report: {written}")
+    if record.unsaved is not None:
+        say(f"forgeline: the store did not take the record of this run: {record.unsaved.what}")
+        say(f"  It is kept in {home() / 'runs' / record.data['run']}; the next `run` or `status` here stores it.")
+    if report:
+        try:
+            say(f"report: {write_report(record.data, record.store, None)}")
+        except StoreError as error:
+            say(f"forgeline: no report, `forgeline report` writes it later: {error.what}")
 
 
 def prepare(arguments: argparse.Namespace) -> int:

@@ -36,12 +36,14 @@ def add(commands: Commands) -> None:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    from flows.run import stage_summary
+    from flows.run import home, stage_summary
     from infra.ledger import BUCKETS
     from tasks.decided_run import given_up
     from tasks.run_record import find_run, list_runs, read_run, state_of
+    from tasks.unsaved_records import deliver
 
     store = open_store(arguments)
+    deliver(home(), store)
     for pipeline, why in given_up(store).items():
         print(f"{pipeline}: new data were not trained on: {why}")
     for name in list_runs(store)[-10:]:
