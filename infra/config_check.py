@@ -20,6 +20,8 @@ from infra.yaml_source import Document, Path, dotted
 
 M = TypeVar("M", bound=BaseModel)
 MISSING = "required field is missing"
+MAPPING = re.compile(r"a valid dictionary(?: or instance of \w+)?")
+LONGEST_SHOWN = 80
 SHOULD_HAVE = re.compile(r"^\w+ should have (at (?:least|most) \d+ \w+).*")
 
 
@@ -81,10 +83,16 @@ def _explain(model: type[BaseModel], data: Any, fault: Any) -> tuple[Path, str]:
         return path, f"unknown field; {did_you_mean(str(path[-1]), known)}"
     if fault["type"] == "missing":
         return path, MISSING
-    shown = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool | None) else ""
+    shown = f" (got {_short(fault['input'])})" if isinstance(fault["input"], str | int | float | bool | None) else ""
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    message = SHOULD_HAVE.sub(r"\1", message)
+    message = MAPPING.sub("a mapping of fields", SHOULD_HAVE.sub(r"\1", message))
     return path, (message if fault["type"] == "value_error" else f"expected {message}{shown}")
+
+
+def _short(value: str | float | bool | None) -> str:
+    """The value as it was written, and no more of it than a line holds."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..., {len(text):,} characters"
 
 
 def _models_at(model: type[BaseModel], data: Any, path: Path) -> set[type[BaseModel]]:

@@ -1,44 +1,26 @@
 """YAML with line numbers: the text of a pipeline file as plain data, and where each value stands.
 
-Read with YAML 1.2's meaning of plain scalars (`5e-4` is a number, `no` and `on` are words), through PyYAML's safe
-constructors only. Duplicate keys, recursive anchors and anchors that multiply past `MAX_NODES` are refused.
+Parsed by PyYAML, built here (`infra/yaml_scalars.py` says what a scalar stands for): a file can make nothing but plain
+data. Duplicate keys, recursive anchors, anchors that multiply past `MAX_NODES` and data nested deeper than
+`MAX_DEPTH` are refused.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from infra.errors import ConfigError, Problem
+from infra.yaml_scalars import TAG, Loader, scalar, unknown_tag
 
 Path = tuple[str | int, ...]
 MAX_NODES = 20_000
+MAX_DEPTH = 100
 OVERRIDE = "--set"
-COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 core scalars instead of YAML 1.1's."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+.0123456789"),
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
+COLLECTIONS = (f"{TAG}map", f"{TAG}seq")
+Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
 
 
 @dataclass
@@ -62,9 +44,8 @@ def parse_yaml(text: str, name: str) -> Document:
     """Parse `text`; `name` is the file name shown in errors. Raises ConfigError with every structural fault."""
     document = Document(name=name, data=None, text=text)
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        builder = _Builder(loader, document)
+        node = Loader(text).get_single_node()
+        builder = _Builder(document)
         document.data = None if node is None else builder.build(node, ())
         if document.data is None and name != OVERRIDE:
             what = "the file is empty; a pipeline needs at least `name` and `stages`"
@@ -78,67 +59,112 @@ def parse_yaml(text: str, name: str) -> Document:
         what = " ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError([Problem(f"{name}:{line}", "", f"not valid YAML: {what}")]) from error
     except yaml.reader.ReaderError as error:
-        raise ConfigError([Problem(f"{name}:1", "", f"not valid YAML text: {error.reason}")]) from error
+        line = text.count("\n", 0, error.position) + 1
+        message = f"not valid YAML text: {error.reason} (U+{error.character:04X})"
+        raise ConfigError([Problem(f"{name}:{line}", "", message)]) from error
     except RecursionError as error:
         raise ConfigError([Problem(f"{name}:1", "", "nested too deeply to be a pipeline")]) from error
 
 
 class _Builder:
-    def __init__(self, loader: _Loader, document: Document) -> None:
-        self.loader, self.document = loader, document
+    def __init__(self, document: Document) -> None:
+        self.document = document
         self.problems: list[Problem] = []
         self.open: set[int] = set()
+        self.merged: dict[int, Pairs] = {}
         self.count = 0
 
     def build(self, node: yaml.Node, path: Path) -> Any:
-        place = f"{self.document.name}:{node.start_mark.line + 1}"
-        self.document.places.setdefault(path, place)
+        self.document.places.setdefault(path, self._place(node))
         self.count += 1
         if self.count > MAX_NODES:
             message = f"anchors and aliases expand to more than {MAX_NODES:,} values; write them out or remove them"
-            raise ConfigError([Problem(place, "", message)])
-        if id(node) in self.open:
-            raise ConfigError([Problem(place, dotted(path), "an alias refers to itself; remove the alias")])
-        if isinstance(node, yaml.CollectionNode) and node.tag not in COLLECTIONS:
-            raise ConfigError([Problem(place, dotted(path), f"unknown tag {node.tag}; a pipeline is plain data")])
-        self.open.add(id(node))
+            raise ConfigError([Problem(self._place(node), "", message)])
+        if len(path) > MAX_DEPTH:
+            raise ConfigError([Problem(self._place(node), "", f"nested deeper than {MAX_DEPTH} levels")])
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, path)
+        if node.tag not in COLLECTIONS:
+            raise ConfigError([Problem(self._place(node), dotted(path), unknown_tag(node))])
+        self._enter(node, path)
         try:
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, path)
-            if isinstance(node, yaml.SequenceNode):
-                return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
-            return self.loader.construct_object(node, deep=True)
+            return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
         finally:
             self.open.discard(id(node))
 
+    def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+        try:
+            return scalar(node)
+        except ValueError as error:
+            self._fault(node, path, str(error))
+            return None
+
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        first_lines: dict[str, int] = {}
-        for key_node, _ in node.value:
-            line = key_node.start_mark.line + 1
-            if isinstance(key_node, yaml.ScalarNode) and key_node.value != "<<":
-                if key_node.value in first_lines:
-                    message = (
-                        f"duplicate key; it already stands in line {first_lines[key_node.value]}; keep one of them"
-                    )
-                    where = f"{self.document.name}:{line}"
-                    self.problems.append(Problem(where, dotted((*path, key_node.value)), message))
-                first_lines.setdefault(key_node.value, line)
-        self.loader.flatten_mapping(node)
         result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                where = f"{self.document.name}:{key_node.start_mark.line + 1}"
-                self.problems.append(Problem(where, dotted(path), "a key must be a plain word"))
-                continue
-            child = (*path, key_node.value)
-            result[key_node.value] = self.build(value_node, child)
-            self.document.places[child] = f"{self.document.name}:{key_node.start_mark.line + 1}"
+        for name, (key, value) in self._pairs(node, path).items():
+            child = (*path, name)
+            result[name] = self.build(value, child)
+            self.document.places[child] = self._place(key)
         return result
 
+    def _pairs(self, node: yaml.MappingNode, path: Path) -> Pairs:
+        """Key -> the nodes of key and value; those of `<<` first, each mapping looked at once, whoever merges it."""
+        if id(node) in self.merged:
+            return self.merged[id(node)]
+        own: Pairs = {}
+        given: Pairs = {}
+        for key, value in node.value:
+            if key.tag == f"{TAG}merge":
+                for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    given = self._given(source, path) | given
+            elif not isinstance(key, yaml.ScalarNode):
+                self._fault(key, path, "a key must be a plain word")
+            elif key.value in own:
+                line = own[key.value][0].start_mark.line + 1
+                message = f"duplicate key; it already stands in line {line}; keep one of them"
+                self._fault(key, (*path, key.value), message)
+            else:
+                self._scalar(yaml.ScalarNode(f"{TAG}str", key.value, key.start_mark), (*path, key.value))
+                own[key.value] = (key, value)
+        self.merged[id(node)] = given | own
+        return self.merged[id(node)]
 
-def parse_scalar(text: str) -> Any:
-    """The value a plain YAML text stands for; used by `--set path=value`. Raises ConfigError as `parse_yaml` does."""
-    return parse_yaml(text, OVERRIDE).data if text.strip() else ""
+    def _given(self, source: yaml.Node, path: Path) -> Pairs:
+        """What a mapping named by `<<` holds."""
+        if not isinstance(source, yaml.MappingNode):
+            self._fault(source, path, "`<<` takes a mapping, or a list of mappings, by alias")
+            return {}
+        self._enter(source, path)
+        try:
+            return self._pairs(source, path)
+        finally:
+            self.open.discard(id(source))
+
+    def _enter(self, node: yaml.Node, path: Path) -> None:
+        if id(node) in self.open:
+            message = "an alias refers to itself; remove the alias"
+            raise ConfigError([Problem(self._place(node), dotted(path), message)])
+        self.open.add(id(node))
+
+    def _fault(self, node: yaml.Node, path: Path, message: str) -> None:
+        problem = Problem(self._place(node), dotted(path), message)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self.document.name}:{node.start_mark.line + 1}"
+
+
+def parse_scalar(text: str, place: str = OVERRIDE) -> Any:
+    """The value a plain YAML text stands for; used by `--set path=value`. Raises ConfigError, with `place`."""
+    if not text.strip():
+        return ""
+    try:
+        return parse_yaml(text, OVERRIDE).data
+    except ConfigError as error:
+        raise ConfigError([Problem(place, "", problem.message) for problem in error.problems]) from error
 
 
 def dotted(path: Path) -> str:

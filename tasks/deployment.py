@@ -97,7 +97,7 @@ class Deploy(Settings):
     @classmethod
     def _names(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            if not re.match(NAME, name):
+            if not re.fullmatch(NAME, name):
                 raise ValueError(f"{name!r} cannot be a parameter: lower-case letters, digits and _, a letter first")
         return value
 

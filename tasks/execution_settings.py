@@ -22,12 +22,12 @@ def executions(
         if name != "default" and name not in raw_stages:
             message = f"no such stage; {did_you_mean(name, ['default', *raw_stages])}"
             problems.append(Problem(document.place(("execution", name)), f"execution.{name}", message))
-    default = raw.get("default") or {}
+    default = {} if raw.get("default") is None else raw["default"]
     check(Execution, default, ("execution", "default"), document, problems)
     found = {}
     for name in raw_stages:
-        own = raw.get(name) or {}
-        if own and check(Execution, own, ("execution", name), document, problems) is None:
+        own = {} if raw.get(name) is None else raw[name]
+        if own != {} and check(Execution, own, ("execution", name), document, problems) is None:
             continue
         if isinstance(default, dict) and isinstance(own, dict):
             merged = check(Execution, _merged(default, own), ("execution", name), document, [])
@@ -40,11 +40,12 @@ def _with_config_file(settings: Any, name: str, folder: Path, document: Document
     """Settings whose `deepspeed` names a JSON file, with what that file holds instead."""
     if not isinstance(settings, dict) or not isinstance(settings.get("deepspeed"), str):
         return settings
-    place, path = ("execution", name, "deepspeed"), folder / Path(settings["deepspeed"]).expanduser()
+    place, path = ("execution", name, "deepspeed"), settings["deepspeed"]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not valid JSON ({error})"
+        content = json.loads((folder / Path(path).expanduser()).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: `~nobody`, and brackets nested without end
+        wrong = isinstance(error, ValueError | RecursionError)
+        reason = f"not valid JSON ({error})" if wrong else getattr(error, "strerror", None) or str(error)
         problems.append(Problem(document.place(place), dotted(place), f"cannot read {path}: {reason}"))
         content = {}
     return {**settings, "deepspeed": content}

@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from typing import Any
 
 from infra.config_check import did_you_mean
-from infra.errors import Problem
+from infra.errors import ConfigError, Problem
 from infra.yaml_source import Document, dotted, parse_scalar
 from tasks.stopped import AFTER
 
+INDEX = re.compile(r"(?:\[[0-9]+\])+$")
+NUMBER = re.compile(r"[0-9]+")
 ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 def apply_override(document: Document, override: str, problems: list[Problem]) -> None:
     """Apply one `path=value`. Below `stages.NAME` the kind may be left out, because a stage has just one."""
     place = f"--set {override}"
-    dotted_path, sep, value = override.partition("=")
-    parts = dotted_path.split(".")
-    if not sep or not all(parts):
+    written, sep, value = override.partition("=")
+    try:
+        parts = path_of(written)
+    except ValueError:
+        parts = []
+    if not sep or not parts:
         problems.append(Problem(place, "", "expected PATH=VALUE, such as stages.base.learning_rate=1e-4"))
         return
     if parts[0] == "stages" and len(parts) > 2:
@@ -32,27 +38,48 @@ def apply_override(document: Document, override: str, problems: list[Problem]) -
         if len(kinds) == 1 and parts[2] not in (*kinds, AFTER):
             parts.insert(2, kinds[0])
     target: Any = document.data
-    for i, part in enumerate(parts):
-        last = i == len(parts) - 1
-        key: str | int = part
-        if isinstance(target, list):
-            if not part.isdigit() or int(part) >= len(target):
-                problems.append(Problem(place, ".".join(parts[: i + 1]), f"no such item; the list has {len(target)}"))
-                return
-            key = int(part)
-        elif not isinstance(target, dict):
-            problems.append(Problem(place, ".".join(parts[:i]), "is a single value and has no fields to set"))
+    for i in range(len(parts)):
+        if fault := _no_place(target, parts, i):
+            problems.append(Problem(place, dotted(tuple(parts[: i + 1])), fault))
             return
-        elif parts[0] == "stages" and i == 1 and part not in target:
-            problems.append(Problem(place, f"stages.{part}", f"no such stage; {did_you_mean(part, target)}"))
-            return
-        if last:
-            target[key] = parse_scalar(value)
-            document.places[tuple(parts)] = place
-        elif isinstance(target, dict):
-            target = target.setdefault(part, {})
-        else:
-            target = target[int(part)]
+        if i < len(parts) - 1:
+            if target[parts[i]] is None:
+                target[parts[i]] = {}
+            target = target[parts[i]]
+    try:
+        target[parts[-1]] = parse_scalar(value, place)
+        document.places[tuple(parts)] = place
+    except ConfigError as error:
+        problems += [replace(problem, field=dotted(tuple(parts))) for problem in error.problems]
+
+
+def path_of(written: str) -> list[str | int]:
+    """`stages.scores.require[0].min` as its parts. Raises ValueError where it is none."""
+    parts: list[str | int] = []
+    for word in written.strip().split("."):
+        name = INDEX.sub("", word)
+        if not name:
+            raise ValueError(written)
+        parts += [name, *(int(index) for index in NUMBER.findall(word.removeprefix(name)))]
+    return parts
+
+
+def _no_place(target: Any, parts: list[str | int], i: int) -> str:
+    """Why part `i` cannot be found in `target`; empty where it can: then a new field has been made."""
+    part = parts[i]
+    if isinstance(target, list):
+        if not NUMBER.fullmatch(str(part)) or int(part) >= len(target):
+            return f"no such item; the list has {len(target)}, and [0] is the first"
+        parts[i] = int(part)
+    elif not isinstance(target, dict):
+        return f"{dotted(tuple(parts[:i]))} is a single value and has no fields to set"
+    elif isinstance(part, int):
+        return f"{dotted(tuple(parts[:i]))} is no list"
+    elif parts[0] == "stages" and i == 1 and part not in target:
+        return f"no such stage; {did_you_mean(part, target)}"
+    else:
+        target.setdefault(part, None)
+    return ""
 
 
 class FromEnvironment(str):
@@ -77,7 +104,12 @@ def with_environment(value: Any, path: tuple[str | int, ...], document: Document
             message = f"environment variable {match[1]} is not set; set it, or write ${{env:{match[1]}:-default}}"
             problems.append(Problem(document.place(path), dotted(path), message))
     text = ENV.sub(lambda m: os.environ.get(m[1]) or m[2] or "", value)
-    found = parse_scalar(text) if text != value and path[0] == "execution" else text
+    try:
+        found = parse_scalar(text) if text != value and path[0] == "execution" else text
+    except ConfigError:  # whose words would show the value
+        message = f"what {value} stands for is no YAML value: a bracket that is not closed, a number such as 08, a tag"
+        problems.append(Problem(document.place(path), dotted(path), message))
+        return value
     if isinstance(found, str):
         found = FromEnvironment(found)
         found.written = value

@@ -28,17 +28,19 @@ from infra.budget import Budget
 from infra.config_check import check, did_you_mean
 from infra.errors import CREDENTIALS, ConfigError, Problem
 from infra.execution import Execution
+from infra.keys import canonical_json
 from infra.tracking import TrackingSettings
 from infra.yaml_source import Document, dotted, parse_yaml
 from tasks.deployment import Deploy, check_deployment
 from tasks.execution_settings import executions
 from tasks.overrides import apply_override, refuse_environment, with_environment
+from tasks.references import check_references, check_releases, path_in
 from tasks.search import SEARCH, Results, Writing, write_out
-from tasks.split_references import split_fault
-from tasks.stage import InputField, Located, Stage, StageParams, input_fields, stages
+from tasks.stage import InputField, Located, Stage, StageParams, identity_params, input_fields, stages
 from tasks.stopped import AFTER
 
-NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
+NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,99}$")
+"""Names of pipelines and stages: they are parts of refs, and folders."""
 DEFAULT_STORE = ".forgeline/store"
 NOTHING_TRIED = Results()
 EXECUTION_SIDE = ("store", "tracking", "budget", "execution")
@@ -165,7 +167,8 @@ def _check(
             node = _stage(name, body, path, settings.get(name, Execution()), document, problems)
             if node is not None:
                 nodes[name] = _with_optional(node, {model for search in searches for model in search.candidates})
-        _check_references(nodes, raw_stages, document, problems)
+        check_references(nodes, raw_stages, document, problems)
+        check_releases(nodes, document, problems)
         nodes = _in_order(nodes, document, problems)
     if file is not None:
         check_deployment(file.deploy, nodes, document, problems)
@@ -204,8 +207,8 @@ def _stage(
     name: str, body: Any, file: Path, execution: Execution, document: Document, problems: list[Problem]
 ) -> StageNode | None:
     path = ("stages", name)
-    if not NAME.match(name):
-        message = "a stage name has lower-case letters, digits, - and _ only"
+    if not NAME.fullmatch(name):
+        message = "a stage name has lower-case letters, digits, - and _ only, and at most 100 of them"
         problems.append(Problem(document.place(path), dotted(path), message))
         return None
     if isinstance(body, dict) and SEARCH in body:
@@ -227,10 +230,30 @@ def _stage(
     for fault in stage.check(params, execution) if stage.check else []:
         where = (*path, kind, *fault.path)
         problems.append(Problem(document.place(where), dotted(where), fault.message))
+    _check_identity(params, (*path, kind), document, problems)
     inputs = tuple(input_fields(params))
-    after = body.get(AFTER) or []
-    after = tuple(after) if isinstance(after, list) else (after,)
+    after = body.get(AFTER)
+    after = () if after is None else tuple(after) if isinstance(after, list) else (after,)
+    if not all(isinstance(gate, str) for gate in after):
+        message = "takes the name of a gate, or a list of names"
+        problems.append(Problem(document.place((*path, AFTER)), dotted((*path, AFTER)), message))
+        after = ()
     return StageNode(name, stage, params, execution, inputs, needs_of(inputs, after), after)
+
+
+def _check_identity(
+    params: StageParams, path: tuple[str | int, ...], document: Document, problems: list[Problem]
+) -> None:
+    """A problem for a value no key can be made of: a model's own fields take any number, and NaN is none."""
+    try:
+        canonical_json(identity_params(params))
+    except (TypeError, ValueError) as error:
+        place, _, what = str(error).partition(": ")
+        field = dotted(path) + place.removeprefix("$")
+        where = (*path, *path_in(place.removeprefix("$")))
+        problems.append(
+            Problem(document.place(where), field, what.replace("has no canonical JSON form", "cannot be used"))
+        )
 
 
 def needs_of(inputs: Iterable[InputField], after: Iterable[str]) -> tuple[str, ...]:
@@ -268,39 +291,6 @@ def _child_models(annotation: Any) -> list[type[BaseModel]]:
     from infra.config_check import models_in
 
     return sorted(models_in(annotation), key=lambda m: m.__name__)
-
-
-def _check_references(
-    nodes: dict[str, StageNode], raw_stages: dict[str, Any], document: Document, problems: list[Problem]
-) -> None:
-    for node in nodes.values():
-        for gate in node.after:
-            if gate not in nodes or not nodes[gate].stage.refuses:
-                gates = ", ".join(n.name for n in nodes.values() if n.stage.refuses) or "none"
-                where = ("stages", node.name, AFTER)
-                message = f"{gate!r} is no stage that can say no; those of this file: {gates}"
-                problems.append(Problem(document.place(where), dotted(where), message))
-        for item in node.inputs:
-            path = ("stages", node.name, node.stage.kind, *_split_path(item.path))
-            place = document.place(path)
-            named = item.fallback if item.ref else item.stage
-            if named is None:
-                continue
-            if named not in raw_stages:
-                message = f"no stage named {named!r}; {did_you_mean(named, raw_stages)}"
-                problems.append(Problem(place, dotted(path), message))
-            elif named in nodes and nodes[named].stage.makes not in item.types:
-                made = nodes[named].stage.makes
-                fitting = [n.name for n in nodes.values() if n.stage.makes in item.types and n.name != node.name]
-                hint = f"; stages that make one: {', '.join(fitting)}" if fitting else ""
-                message = f"{named!r} makes a {made}, but a {' or '.join(item.types)} is needed here{hint}"
-                problems.append(Problem(place, dotted(path), message))
-            elif fault := split_fault(item, nodes):
-                problems.append(Problem(place, dotted(path), fault))
-
-
-def _split_path(path: str) -> tuple[str | int, ...]:
-    return tuple(int(p) if p.isdigit() else p for p in re.split(r"[.\[\]]+", path) if p)
 
 
 def _in_order(nodes: dict[str, StageNode], document: Document, problems: list[Problem]) -> dict[str, StageNode]:

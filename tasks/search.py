@@ -29,14 +29,14 @@ from typing import Any
 from infra.config_check import check, did_you_mean
 from infra.errors import Problem
 from infra.yaml_source import Document, Path, dotted
-from tasks.search_space import Choice, Option, Pick, Screen, Search, drawn_path, every_path, options_of
+from tasks.search_space import Choice, Option, Pick, Screen, Search, drawn_path, every_path, number_of_paths, options_of
 from tasks.search_trials import Result, draw
 from tasks.stage import Input, stages
 from tasks.stopped import AFTER
 
 SEARCH = "search"
-MOST = 200
-"""Candidates beyond which a space is taken for a mistake."""
+MOST, MOST_PATHS = 200, 10_000
+"""Candidates, and ways to choose (of which some are one candidate), beyond which a space is taken for a mistake."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,9 @@ class Writing:
         if space.model not in given and not space.model.startswith("ref:"):
             self._fault((*root, "model"), f"no stage named {space.model!r}; {did_you_mean(space.model, given)}")
         steps = [options_of(step, (*root, "steps", i), self._fault) for i, step in enumerate(space.steps)]
+        if space.trials is None and all(steps) and number_of_paths(steps) > MOST_PATHS:
+            self._fault((*root, "steps"), f"more than {MOST} candidates; take choices out, or give `trials`")
+            return
         for path in self._paths(steps, results) if all(steps) else ():
             if len(self.candidates) == MOST:
                 self._fault((*root, "steps"), f"more than {MOST} candidates; take choices out, or give `trials`")
@@ -153,6 +156,9 @@ class Writing:
         model, gate = self.space.model, None
         for choice, name in self._named(path):
             assert choice.kind is not None
+            if not isinstance(choice.params, dict):
+                self._fault(choice.place, "expected the fields of the stage, `{}` for none")
+                return None
             field = _model_field(choice.kind, choice.params)
             if field is None:
                 self._fault(choice.place, "works on no model, so it is no step of a search")

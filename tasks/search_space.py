@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class Trials(StageParams):
     """Candidates drawn one after the other, each where those before it make quality and smallness likely."""
 
     data: str = Field(description="Data with the split by which a candidate's quality is told (`texts.validation`).")
-    number: int = Field(20, ge=1, description="Candidates to try.")
-    at_once: int = Field(4, ge=1, description="Candidates drawn together, knowing only those before them.")
+    number: int = Field(20, ge=1, le=10_000, description="Candidates to try.")
+    at_once: int = Field(4, ge=1, le=200, description="Candidates drawn together, knowing only those before them.")
     minutes: float | None = Field(
         None,
         gt=0,
@@ -48,6 +49,15 @@ class Search(StageParams):
     steps: list[dict[str, Any]] = Field(min_length=1, description="Stages without their model, or `choose` among such.")
     screen: Screen | None = Field(None, description="Test that a model must pass to be worked on. None: none.")
     trials: Trials | None = Field(None, description="Try only some of the candidates. None: every combination.")
+
+    @model_validator(mode="after")
+    def _choices(self) -> Search:
+        for step in self.steps:
+            _check_choices({} if CHOOSE in step and len(step) == 1 else step)
+            options = step.get(CHOOSE)
+            for body in options.values() if isinstance(options, dict) else ():
+                _check_choices(body)
+        return self
 
     @model_validator(mode="after")
     def _finite(self) -> Search:
@@ -102,6 +112,8 @@ def options_of(step: dict[str, Any], path: Path, fault: Fault) -> list[Option]:
         kind = next(iter(body)) if isinstance(body, dict) and len(body) == 1 else None
         if body is None:
             found.append(Option(label, None, {}, place))
+        elif kind in stages() and not isinstance(body[kind], dict | None):
+            fault((*place, kind), "expected the fields of the stage, `{}` for none")
         elif kind in stages():
             found.append(Option(label, kind, body[kind] or {}, (*place, kind)))
         else:
@@ -112,6 +124,19 @@ def options_of(step: dict[str, Any], path: Path, fault: Fault) -> list[Option]:
 def every_path(steps: list[list[Option]]) -> Iterator[tuple[Choice, ...]]:
     """Every combination of choices, one of each step."""
     return itertools.product(*([choice for option in options for choice in option.every()] for options in steps))
+
+
+def number_of_paths(steps: list[list[Option]]) -> int:
+    """How many `every_path` would make."""
+    return math.prod(sum(_count(option.params) for option in options) for options in steps)
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, dict):
+        return 1
+    if value.keys() == {CHOOSE}:
+        return len(value[CHOOSE])
+    return math.prod(_count(item) for item in value.values())
 
 
 def drawn_path(steps: list[list[Option]], pick: Pick) -> tuple[Choice, ...]:
@@ -152,6 +177,24 @@ def _drawn(value: Any, name: str, field: str, pick: Pick) -> tuple[tuple[str, ..
         parts = {key: _drawn(item, f"{name}.{key}", key, pick) for key, item in value.items()}
         return tuple(label for labels, _ in parts.values() for label in labels), {k: v for k, (_, v) in parts.items()}
     return (), value
+
+
+def _check_choices(value: Any) -> None:
+    """Raises ValueError where something to choose from, or a range, is none."""
+    if not isinstance(value, dict):
+        return
+    options, ends = value.get(CHOOSE), value.get(BETWEEN)
+    if value.keys() == {CHOOSE} and (not isinstance(options, dict | list) or not options):
+        raise ValueError("`choose` takes a list of values, or a mapping of names to values")
+    if value.keys() == {BETWEEN} and not _is_range(ends):
+        raise ValueError("`between` takes two numbers, the smaller one first, such as [0.4, 0.9]")
+    for item in value.values():
+        _check_choices(item)
+
+
+def _is_range(ends: Any) -> bool:
+    numbers = isinstance(ends, list) and all(type(end) in (int, float) and math.isfinite(end) for end in ends)
+    return numbers and len(ends) == 2 and ends[0] < ends[1]
 
 
 def _has_range(value: Any) -> bool:

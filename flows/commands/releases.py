@@ -28,9 +28,13 @@ def add(commands: Commands) -> None:
 
 
 def promote(arguments: argparse.Namespace) -> int:
+    from tasks.references import moved_by_runs
     from tasks.release.promotion import put_in_place
     from tasks.release.verdicts import newest_verdict, require_passed, verdict_at
 
+    if moved_by_runs(arguments.ref):
+        hint = "Name another, such as NAME/production."
+        raise UsageError(f"{arguments.ref} is what a stage made last, which every run moves", hint=hint)
     store, reason = open_store(arguments), arguments.reason
     model = _model(store, arguments.model)
     if arguments.force:

@@ -27,7 +27,7 @@ def split_root(pattern: str) -> tuple[Path, str]:
 
 @lru_cache(maxsize=256)
 def compiled(pattern: str) -> re.Pattern[str]:
-    """A glob pattern as a regular expression that must match the whole relative path."""
+    """A glob pattern as a regular expression that must match the whole relative path. Raises ValueError."""
     text, i = "", 0
     while i < len(pattern):
         char = pattern[i]
@@ -40,7 +40,10 @@ def compiled(pattern: str) -> re.Pattern[str]:
             text, i = text + (f"[^/{inner[1:]}]" if inner[0] == "!" else f"[{inner}]"), end + 1
         else:
             text, i = text + {"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char)), i + 1
-    return re.compile(text, re.DOTALL)
+    try:
+        return re.compile(text, re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no pattern ({error.msg}); `[a-z]` is a set, `[[]` a bracket") from error
 
 
 def matches_any(path: str, patterns: Iterable[str]) -> bool:

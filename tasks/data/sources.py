@@ -146,6 +146,14 @@ class Source(StageParams):
         return self
 
     @model_validator(mode="after")
+    def _patterns(self) -> Source:
+        if self.files is not None and not is_url(self.files):
+            expand(self.files)
+        for pattern in (split_root(self.files)[1] if self.files else "", *self.exclude):
+            compiled(pattern)
+        return self
+
+    @model_validator(mode="after")
     def _known_columns(self) -> Source:
         taken = sorted({"id", "text", "group", "label"}.intersection(self.columns or ()))
         if taken:
@@ -207,10 +215,13 @@ def package_of(path: str, source: Source) -> str:
 
 
 def expand(pattern: str) -> str:
-    """A path or glob with `${python:stdlib}` and `~` replaced."""
+    """A path or glob with `${python:stdlib}` and `~` replaced. Raises ValueError where `~NAME` is nobody."""
     if is_url(pattern):
         return pattern
-    return str(Path(pattern.replace(STDLIB, sysconfig.get_path("stdlib"))).expanduser())
+    try:
+        return str(Path(pattern.replace(STDLIB, sysconfig.get_path("stdlib"))).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"{pattern}: nobody of that name has a home folder here") from error
 
 
 def find_files(sources: Sequence[Source]) -> list[FoundFile]:

@@ -36,7 +36,7 @@ class Params(StageParams):
         None, description="Trained model behind the release; `<ref>-weights` will point to it. None: to nothing."
     )
     ref: str = Field(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99})*$",
         description="Name that will point to the model, e.g. `stdlib-code/production`.",
     )
 

@@ -160,6 +160,10 @@ def test_moves_by_hand_need_a_verdict_or_a_reason(house: Any, capsys: pytest.Cap
     assert main(["rollback", "fresh/production", "--store", store, "--reason", "no more"]) == 0
     assert re.search(r"fresh/production: finetune .* \(entry 2\) -> export .* \(entry 3\)", capsys.readouterr().out)
     assert main(["rollback", "fresh/nothing", "--store", store]) == 2
+    forced = ["promote", "fresh/texts/latest", "fresh/onnx/latest", "--force", "--reason", "no", "--store", store]
+    capsys.readouterr()
+    assert main(forced) == 2
+    assert "fresh/texts/latest is what a stage made last, which every run moves" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -190,3 +190,123 @@ def test_a_split_that_cannot_be_there_is_told(tmp_path: Path) -> None:
         "p.yaml:13: stages.scores.evaluate.models[0]: 'base' makes a model, which has no splits; write base",
         "p.yaml:13: stages.scores.evaluate.data: 'packed.test' is always empty, as 'packed' is made; it has: train",
     ]
+
+
+GATED = (
+    GOOD.removesuffix("execution:\n  default: {processes: 1}\n")
+    + """\
+  onnx:
+    export: {model: base}
+  scores:
+    evaluate: {models: [onnx], data: corpus.test}
+  gate:
+    gate: {scores: scores, candidate: onnx, require: [{metric: perplexity, max: 9}]}
+  release:
+    promote: {model: onnx, weights: base, gate: gate, ref: demo/production}
+"""
+)
+
+
+@pytest.mark.parametrize("after", ["1", "true", "1.5", "{gate: 1}", "[{gate: 1}]", "[[gate]]", "[gate, 2]"])
+def test_after_takes_names(tmp_path: Path, after: str) -> None:
+    text = GATED.replace("    export:", f"    after: {after}\n    export:")
+    assert faults(tmp_path, text) == ["p.yaml:17: stages.onnx.after: takes the name of a gate, or a list of names"]
+
+
+@pytest.mark.parametrize(
+    "given", ['files: "data/[z-a].txt"', 'files: "[!]x"', 'files: "a.txt", exclude: ["[z-a]"]', 'files: "~nobody-of-that-name/x"']
+)  # fmt: skip
+def test_a_pattern_that_is_none_is_told_at_once(tmp_path: Path, given: str) -> None:
+    text = GOOD.replace('files: "texts/*.txt"', given)
+    if "[!]x" in given:
+        assert load(tmp_path, text).name == "demo"  # a bracket that is not closed is one
+        return
+    assert len(told := faults(tmp_path, text)) == 1
+    assert told[0].startswith("p.yaml:4: stages.corpus.dataset.sources[0]")
+
+
+def test_a_number_that_no_key_can_hold_is_told_where_it_stands(tmp_path: Path) -> None:
+    text = GOOD.replace("hidden_size: 16", "hidden_size: 16, x: {y: [1, .nan]}")
+    assert faults(tmp_path, text) == ["p.yaml:13: stages.base.pretrain.model.x.y[1]: nan cannot be used"]
+
+
+@pytest.mark.parametrize("settings", ["[]", '""', "0", "false"])
+def test_execution_of_a_stage_is_a_mapping(tmp_path: Path, settings: str) -> None:
+    text = GOOD.replace("default: {processes: 1}", f"base: {settings}")
+    assert "execution.base: expected a mapping of fields" in faults(tmp_path, text)[0]
+
+
+def test_a_deepspeed_file_nested_without_end_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    text = GOOD.replace("default: {processes: 1}", "base: {deepspeed: deep.json}")
+    assert "execution.base.deepspeed: cannot read deep.json: not valid JSON" in faults(tmp_path, text)[0]
+    text = text.replace("deep.json", "~nobody-of-that-name/x.json")
+    assert "cannot read ~nobody-of-that-name/x.json" in faults(tmp_path, text)[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("stages.gate.require[0].max", 3), ("stages.gate.gate.require[0].max", 3), ("stages.gate.require.0.max", 3),
+     (" stages.gate.require[0].max ", 3)],
+)  # fmt: skip
+def test_overrides_are_spelled_as_messages_spell_paths(tmp_path: Path, path: str, value: int) -> None:
+    gate = load(tmp_path, GATED, f"{path}={value}").stages["gate"]
+    assert gate.params.require[0].max == value  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [("stages.gate.require[1].max=3", "stages.gate.gate.require[1]: no such item; the list has 1, and [0] is the first"),
+     ("stages.gate.require.².max=3", "stages.gate.gate.require.²: no such item; the list has 1, and [0] is the first"),
+     ("stages.gate.require[0].max.x=3", "stages.gate.gate.require[0].max.x: stages.gate.gate.require[0].max is a single value"),
+     ("stages[0].x=3", "stages[0]: stages is no list"), ("stages.base.max_steps=08", "stages.base.pretrain.max_steps: 08 begins"),
+     ("stages.base.max_steps=[", "stages.base.pretrain.max_steps: not valid YAML"), ("[0]=1", "expected PATH=VALUE")],
+)  # fmt: skip
+def test_an_override_that_is_wrong_is_named(tmp_path: Path, override: str, fault: str) -> None:
+    assert faults(tmp_path, GATED, override)[0].startswith(f"--set {override}: {fault}")
+
+
+def test_a_value_from_the_environment_that_is_no_yaml_is_told_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = GOOD.replace("processes: 1", 'processes: "${env:HOW_MANY}"')
+    for value in ("08", "[secret", "!!secret x"):
+        monkeypatch.setenv("HOW_MANY", value)
+        told = faults(tmp_path, text)
+        assert told[0].startswith("p.yaml:17: execution.default.processes: what ${env:HOW_MANY} stands for is no YAML")
+        assert "secret" not in "".join(told)
+
+
+LONG = "a" * 101
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [("name: demo", f"name: {LONG}", "p.yaml:1: name: expected String should match pattern"),
+     ("  onnx:", f"  {LONG}:", "a stage name has lower-case letters, digits, - and _ only, and at most 100 of them"),
+     ("  onnx:", '  "onnx\\n":', "a stage name has lower-case letters, digits, - and _ only, and at most 100 of them"),
+     ("models: [onnx],", 'models: [onnx], champion: "../..",', "stages.scores.evaluate.champion: '../..' cannot be the name"),
+     ("models: [onnx],", f"models: [onnx], champion: demo/{LONG},", "cannot be the name of a ref"),
+     ("models: [onnx],", 'models: [onnx], champion: "demo/production\\n",', "cannot be the name of a ref"),
+     ("data: tokens", 'data: "ref:../.."', "stages.base.pretrain.data: '../..' cannot be the name of a ref"),
+     ("demo/production", f"demo/{LONG}", "stages.release.promote.ref: expected String should match pattern"),
+     ("demo/production", "demo/" + "a" * 95, "-weights' cannot be the name of a ref"),
+     ("demo/production", "demo/000001.json", "stages.release.promote.ref: 'demo/000001.json' cannot be the name of a ref"),
+     ("demo/production", "demo/corpus/latest", "demo/corpus/latest is what a stage made last, which every run moves"),
+     ("demo/production", "other/corpus/latest", "other/corpus/latest is what a stage made last")],
+)  # fmt: skip
+def test_a_name_that_no_ref_can_have_is_told_before_anything_runs(
+    tmp_path: Path, old: str, new: str, fault: str
+) -> None:
+    assert any(fault in told for told in faults(tmp_path, GATED.replace(old, new, 1)))
+
+
+def test_two_releases_of_one_file_do_not_move_one_ref(tmp_path: Path) -> None:
+    second = "  second:\n    promote: {model: onnx, gate: gate, ref: REF}\n"
+    for ref in ("demo/production", "demo/production-weights"):
+        told = faults(tmp_path, GATED + second.replace("REF", ref))
+        assert told == [
+            f"p.yaml:25: stages.second.promote.ref: {ref} is moved by 'release' already; "
+            "of two releases the last to finish would win"
+        ]
+    assert load(tmp_path, GATED + second.replace("REF", "demo/staging")).stages["second"]

@@ -275,3 +275,17 @@ def test_a_range_without_trials_is_refused(tmp_path: Path) -> None:
     assert faults(tmp_path, text) == [
         "p.yaml:10: stages.small.search: a range (`between`) has no end of candidates: give `trials`, or `choose` from values"
     ]
+
+
+@pytest.mark.parametrize(
+    ("step", "fault"),
+    [("export: 1", "expected the fields of the stage"), ("export: {choose: [{}, 1]}", "expected the fields of the stage"),
+     ("prune: {keep: {choose: 1}}", "`choose` takes a list of values"), ("prune: {keep: {choose: []}}", "`choose` takes a list"),
+     ("prune: {keep: {choose: null}}", "`choose` takes a list"), ("prune: {keep: {between: [a, b]}}", "`between` takes two"),
+     ("prune: {keep: {between: [0.9, 0.4]}}", "`between` takes two"), ("prune: {keep: {between: [.nan, 1]}}", "`between` takes two"),
+     ("prune: {" + ", ".join(f"f{i}: {{choose: [1, 2, 3, 4]}}" for i in range(40)) + "}", "more than 200 candidates")],
+)  # fmt: skip
+def test_choices_that_are_none_or_without_end_are_told(tmp_path: Path, step: str, fault: str) -> None:
+    text = f"{HEAD}  small: {{search: {{model: teacher, steps: [{{{step}}}]}}}}\n"
+    told = faults(tmp_path, text)
+    assert any(fault in one for one in told) and all("p.yaml:9: stages.small" in one for one in told)
