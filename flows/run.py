@@ -24,7 +24,7 @@ from flows.monitor import Monitor
 from flows.prefect_settings import log_to_file, prefect_environment
 from infra.artifacts import ArtifactRef, Manifest
 from infra.budget import Spent
-from infra.errors import CorruptArtifact, GateRefused, Preempted, StoreError
+from infra.errors import CorruptArtifact, GateRefused, InputChanged, Preempted, StoreError
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
 from infra.patience import Patience
@@ -90,13 +90,17 @@ def run_pipeline(
 
 
 def _plan_around_damage(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
-    """The plan; manifests that cannot be read are set aside first, so that what they described is made again."""
+    """The plan; manifests that are damaged are set aside first, so that what they described is made again."""
+    looked: set[tuple[str, str]] = set()
     while True:
         try:
             return make_plan(pipeline, store)
         except CorruptArtifact as error:
-            if store.quarantine(error.kind, error.key) is None:
+            id = error.kind, error.key
+            # None: it is in order now, or gone. That may be so once; it is asked again by the plan.
+            if store.quarantine(*id, error.attempt) is None and id in looked:
                 raise
+            looked.add(id)
 
 
 def _settled(plan: list[PlannedStage], record: RunRecord, store: Store, live: LiveView) -> bool:
@@ -183,7 +187,7 @@ def _run_flow(
 
 
 def _run_rounds(pipeline: Pipeline, context: RunContext, monitor: Monitor) -> None:
-    """Run the flow; again, a bounded number of times, if a stage found its input damaged and that was set aside."""
+    """Run the flow; again, a bounded number of times, if a stage found an input damaged, gone, or made again."""
     from flows.pipeline import run_with_prefect
 
     log_to_file(context.folder / "prefect.log")
@@ -191,17 +195,28 @@ def _run_rounds(pipeline: Pipeline, context: RunContext, monitor: Monitor) -> No
         monitor.failures.clear()
         known: dict[str, ArtifactRef] = resolve_refs(pipeline, context.store)
         run_with_prefect(pipeline, known, context, monitor)
-        if context.stopping.is_set() or not _quarantined(monitor, context.store):
+        if context.stopping.is_set() or not _worth_another_round(monitor, context.store):
             return
 
 
-def _quarantined(monitor: Monitor, store: Store) -> bool:
-    """Put artifacts that failed verification aside; True if there were any, so that another round makes them again."""
-    corrupt = [error for error in monitor.failures.values() if isinstance(error, CorruptArtifact)]
-    for error in corrupt:
-        monitor.live.message(f"{error.where}: {error.what}; it is quarantined and will be made again")
-        store.quarantine(error.kind, error.key, error.attempt or None)
-    return bool(corrupt)
+def _worth_another_round(monitor: Monitor, store: Store) -> bool:
+    """Put artifacts that failed verification aside; True if another round makes them again, or finds other inputs."""
+    failures = list(monitor.failures.values())
+    for error in failures:
+        if isinstance(error, CorruptArtifact):
+            monitor.live.message(f"{error.where}: {error.what}; {_set_aside(error, store)}")
+        elif isinstance(error, InputChanged):
+            monitor.live.message(f"{error.where}: {error.what}; planned again")
+    return any(isinstance(error, CorruptArtifact | InputChanged) for error in failures)
+
+
+def _set_aside(error: CorruptArtifact, store: Store) -> str:
+    """Set a damaged artifact aside; what became of it, in words."""
+    try:
+        moved = store.quarantine(error.kind, error.key, error.attempt)
+    except StoreError as trouble:
+        return f"it stays where it is: {trouble.what}"
+    return "it is quarantined and will be made again" if moved else "read again, it is in order, or made anew already"
 
 
 def _show_ledger(context: RunContext, record: RunRecord) -> None:

@@ -16,10 +16,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from infra.checksum import FORMAT, sealed, unsealed
 from infra.errors import StoreError
 from infra.keys import content_digest
 
-MANIFEST_FORMAT = 1
+OLD_FIELDS = frozenset(
+    {"kind", "type", "key", "attempt", "digest", "payload", "records", "identity", "inputs", "producer", "metrics"}
+    | {"timings", "format"}
+)
+"""Of a manifest from before manifests had a checksum."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -99,7 +104,7 @@ class Manifest:
     metrics: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    format: int = MANIFEST_FORMAT
+    format: int = FORMAT
 
     @property
     def ref(self) -> ArtifactRef:
@@ -112,16 +117,19 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         parts = {part: [entry.to_json() for entry in getattr(self, part)] for part in ("payload", "records")}
-        return {**asdict(self), **parts}
+        whole = {**asdict(self), **parts}
+        if self.format == FORMAT:
+            return sealed(whole)
+        return {name: value for name, value in whole.items() if name in OLD_FIELDS}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:
-        """Parse and check a manifest read from a store. Raises StoreError on another format or an escaping path."""
-        if data.get("format") != MANIFEST_FORMAT:
-            raise StoreError(
-                f"manifest format {data.get('format')!r} is not {MANIFEST_FORMAT}",
-                hint="It was written by another version of Forgeline; upgrade, or use another store.",
-            )
+        """Parse and check a manifest read from a store; one from before checksums has format 1.
+
+        Raises ValueError, KeyError or TypeError on a damaged one, OtherVersion, StoreError on an escaping path.
+        """
+        whole = unsealed(data, OLD_FIELDS)
+        data = whole if "format" in whole else {**whole, "format": FORMAT}
         entries = {part: [FileEntry.from_json(entry) for entry in data[part]] for part in ("payload", "records")}
         warnings = [str(warning) for warning in data.get("warnings", [])]
         return cls(**{**data, **entries, "warnings": warnings})

@@ -131,6 +131,7 @@ def _read_manifests(store: Store, census: Census, paths: dict[str, Id], before: 
         return before is not None and before.objects.get(path) == census.objects[path]
 
     def look(path: str) -> Manifest | CorruptArtifact | None:
+        # None: it was listed and is gone, or a server says so for a moment. Its files count as named until it is clear.
         if before is not None and unchanged(path) and (known := before.live.get(paths[path])) is not None:
             return known
         try:
@@ -143,7 +144,7 @@ def _read_manifests(store: Store, census: Census, paths: dict[str, Id], before: 
     for (_, id), found in zip(paths.items(), in_threads(look, paths), strict=True):
         if isinstance(found, Manifest):
             census.live[id] = found
-        elif found is not None:
+        else:
             census.unreadable.add(id)
 
     def look_into_trash(path: str) -> Manifest | None:

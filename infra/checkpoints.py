@@ -18,20 +18,25 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from infra.artifacts import FileEntry, safe_relative_path
 from infra.cache import fetch_files, forget
+from infra.checksum import sealed, unsealed
 from infra.claims import Fence
 from infra.errors import StoreError, StoreUnreachable
 from infra.objects import json_bytes
+from infra.quarantine import move_aside
 from infra.store import Store
+from infra.stored_bytes import faults
 from infra.transfer import DamagedFiles, OnProgress, Progress, upload_files
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+OLD_FIELDS = ("format", "step", "attempt", "files")
 POLL_SECONDS = 0.2
 PARTS_SECONDS = 120.0
 """How long rank 0 waits for the other ranks' files after its own are stored."""
@@ -108,21 +113,24 @@ class CheckpointStore:
         entries.append(FileEntry("state.json", len(data), hashlib.sha256(data).hexdigest()))
         for other in range(1, ranks):
             entries += self._part(prefix, other)
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "attempt": prefix.rpartition("/")[2],
-            "files": [entry.to_json() for entry in entries],
-        }
+        attempt = prefix.rpartition("/")[2]
+        manifest = sealed({"step": step, "attempt": attempt, "files": [entry.to_json() for entry in entries]})
         if self.fence is not None:
             self.fence.check()
-        if not self.store.create(self._manifest(step), json_bytes(manifest)):
-            # Perhaps this attempt stands: a manifest given up in an outage can still land, and then its files are used.
-            standing = self.store.find_json(self._manifest(step)) or {}
-            if standing.get("attempt") != manifest["attempt"]:
-                self.store.delete_tree(prefix)
+        # Perhaps this attempt stands: a manifest given up in an outage can still land, and then its files are used. So
+        # they go only if another attempt stands for certain.
+        made = self.store.create(self._manifest(step), json_bytes(manifest))
+        if not made and self._attempt(step) not in (None, attempt):
+            self.store.delete_tree(prefix)
         if ranks > 1:
             self.store.delete_tree(f"{prefix}.parts")
+
+    def _attempt(self, step: int) -> str | None:
+        """The attempt that stands for a step; None where that cannot be told."""
+        try:
+            return self._read(step)[0].rpartition("/")[2]
+        except (FileNotFoundError, DamagedFiles):
+            return None
 
     def _part(self, prefix: str, rank: int) -> list[FileEntry]:
         deadline = time.monotonic() + PARTS_SECONDS
@@ -141,30 +149,52 @@ class CheckpointStore:
         for step in reversed(self.steps()):
             try:
                 return self.load(step, on_progress=on_progress)
-            except DamagedFiles as error:
-                place = self._quarantine(step)
-                log.warning("checkpoint at step %d is damaged (%s); set aside in %s", step, error.what, place)
             except FileNotFoundError:
                 continue
+            except DamagedFiles as error:
+                place = move_aside(
+                    self.store, self._manifest(step), partial(self._set_aside, step), partial(self._sound, step)
+                )
+                if place is not None:
+                    log.warning("checkpoint at step %d is damaged (%s); set aside in %s", step, error.what, place)
+                    continue
+            with suppress(FileNotFoundError):  # another process set it aside
+                return self.load(step, on_progress=on_progress)
         return None
 
     def load(self, step: int, *, on_progress: OnProgress | None = None) -> Checkpoint:
         """The checkpoint after `step` steps, verified. Raises FileNotFoundError, DamagedFiles, StoreError."""
-        where = f"{self.store.url}/{self._step(step)}"
-        try:
-            manifest = json.loads(self.store.read_bytes(self._manifest(step)))
-            if (manifest["format"], manifest["step"]) != (FORMAT, step):
-                raise ValueError(f"format {manifest['format']!r}, step {manifest['step']!r}")
-            entries = _entries(manifest["files"])
-            prefix = f"{self._step(step)}/{safe_relative_path(manifest['attempt'])}"
-        except (ValueError, KeyError, TypeError, StoreError) as error:
-            if isinstance(error, StoreUnreachable):
-                raise
-            raise DamagedFiles([f"manifest.json: {error}"], where) from error
+        return self.store.again(lambda: self._load(step, on_progress), DamagedFiles, self.store.glances)
+
+    def _load(self, step: int, on_progress: OnProgress | None) -> Checkpoint:
+        prefix, entries = self._read(step)
         folder = fetch_files(self.store, prefix, entries, on_progress)
         self._fetched.append(folder)
         state = json.loads((folder / "state.json").read_bytes())
         return Checkpoint(step, folder / "files", state)
+
+    def _read(self, step: int) -> tuple[str, list[FileEntry]]:
+        """Where the files of a step lie, and what they are. Raises FileNotFoundError, DamagedFiles, StoreError."""
+        data = self.store.read_bytes(self._manifest(step))
+        where = f"{self.store.url}/{self._step(step)}"
+        try:
+            manifest = unsealed(json.loads(data), OLD_FIELDS)
+        except (ValueError, RecursionError) as error:
+            raise DamagedFiles([f"manifest.json: {error}"], where) from error
+        try:
+            if manifest["step"] != step:
+                raise ValueError(f"step {manifest['step']!r}")
+            return f"{self._step(step)}/{safe_relative_path(manifest['attempt'])}", _entries(manifest["files"])
+        except (ValueError, KeyError, TypeError, AttributeError, StoreError) as error:
+            raise DamagedFiles([f"manifest.json: {error}"], where) from error
+
+    def faults(self, step: int) -> list[str]:
+        """What is wrong with a checkpoint in the store, a line for each file. Raises FileNotFoundError, StoreError."""
+        try:
+            prefix, entries = self._read(step)
+        except DamagedFiles as error:
+            return error.problems
+        return list(faults(self.store, prefix, entries).values())
 
     def prune(self, keep: int, *, permanent_every: int = 0, anchor_every: int = 0) -> None:
         """Delete all but the newest `keep`, those at multiples of `permanent_every`, and the two newest anchors.
@@ -175,9 +205,12 @@ class CheckpointStore:
         anchors = [step for step in steps if anchor_every and step % anchor_every == 0]
         kept = {*steps[-keep:], *anchors[-2:], *_multiples(steps, permanent_every)}
         unfinished = [step for step in self._places() if step not in steps and step < max(steps, default=0)]
-        for step in (*steps, *unfinished):
+        for step in steps:
             if step not in kept:
                 self._delete(step)
+        for step in unfinished:
+            if not self.store.exists(self._manifest(step)):  # asked twice: one wrong answer must not cost a checkpoint
+                self.store.delete_tree(self._step(step))
 
     def delete_after(self, step: int) -> None:
         """Delete every checkpoint later than `step`, newest first: training goes on from there along another way."""
@@ -201,16 +234,11 @@ class CheckpointStore:
         for folder in self._fetched:
             forget(folder)
 
-    def _quarantine(self, step: int) -> str:
-        data = self.store.read_bytes(self._manifest(step))
-        number = 1
-        while not self.store.create(
-            path := f"quarantine/{self._step(step)}-{number}/manifest.json",
-            data,
-        ):
-            number += 1
-        self.store.delete(self._manifest(step))
-        return path
+    def _sound(self, step: int) -> bool:
+        return not self.faults(step)
+
+    def _set_aside(self, step: int) -> str:
+        return f"quarantine/{self._step(step)}"
 
     def _delete(self, step: int) -> None:
         self.store.delete(self._manifest(step))

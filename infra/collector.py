@@ -25,6 +25,8 @@ from infra.config_check import did_you_mean
 from infra.errors import StoreError, StoreUnreachable, UsageError
 from infra.garbage import Item, Plan, decide, who_shares
 from infra.lineage import SourceFile, read_sources
+from infra.manifest_file import manifest_path
+from infra.objects import json_bytes
 from infra.store import Store
 
 LOOK_AGAIN = 1.0
@@ -99,15 +101,20 @@ def _move(store: Store, census: Census, item: Item) -> bool:
     """Move a manifest to the trash, unless somebody began to work on its key or it changed. The copy comes first."""
     _, kind, key, _ = item.path.split("/")
     manifest = census.live[kind, key]
-    if _at_work(store, census, kind, key) or store.find_json(item.path) != manifest.to_json():
+    if _at_work(store, census, kind, key) or store.manifest(kind, key) != manifest:
         return False
-    store.write_json(trash_path(manifest), manifest.to_json())
+    store.copy(item.path, trash_path(manifest))
+    if in_trash(store, trash_path(manifest)) != manifest:
+        return False
     store.delete(item.path)
     return True
 
 
 def _put_back(store: Store, manifest: Manifest, path: str) -> None:
-    store.create(f"{manifest.ref.prefix}/manifest.json", store.read_bytes(path))
+    """The note in the trash goes once the manifest stands in its place again: this one, or that of another attempt."""
+    store.create(manifest_path(manifest.kind, manifest.key), json_bytes(manifest.to_json()))
+    if store.manifest(manifest.kind, manifest.key) is None:
+        raise StoreError("it was put back, but is not there", where=manifest.ref.prefix, hint="Collect again.")
     store.delete(path)
 
 

@@ -156,6 +156,17 @@ class CorruptArtifact(StoreError):
         super().__init__(what, where=f"artifacts/{kind}/{key}", hint=hint)
 
 
+class InputChanged(StoreError):
+    """An input holds other content than the stage was started for, or is gone: it was made again or collected since.
+
+    Nothing is wrong with what stands there, so it is not set aside; the stage is resolved anew with it.
+    """
+
+
+class WrongReference(StoreError):
+    """A name or a record points to content that the artifact does not have. Only the reference is in doubt."""
+
+
 class GateRefused(ForgelineError):
     """The gate's requirements were not met; the refusal itself is a recorded artifact."""
 

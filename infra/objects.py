@@ -13,17 +13,19 @@ failure is a `StoreError` with a hint. Objects may be used from many threads and
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from infra.artifacts import safe_relative_path
 from infra.errors import StoreError
 from infra.stored_json import parse_json
 
+T = TypeVar("T")
 OnBytes = Callable[[int], None]
 """Called with the number of bytes that were just moved; from any thread."""
 
@@ -69,16 +71,30 @@ class Objects(ABC):
         finally:
             self.delete(path)
 
+    glances: tuple[float, ...] = ()
+    """Seconds to wait before each further reading of what looks damaged: a server may answer wrongly for a moment."""
+    doubts: tuple[float, ...] = ()
+    """The same before something is set aside as damaged; longer, because that moves and deletes."""
+
     @abstractmethod
     def read_bytes(self, path: str) -> bytes:
         """The whole object. Raises FileNotFoundError. For small objects; payloads move through `get_file`."""
 
     def read_json(self, path: str) -> Any:
-        """The object as JSON. Raises FileNotFoundError, or StoreError where it is not JSON."""
+        """The object as JSON. Raises FileNotFoundError, or StoreError where it is not JSON, also when read again."""
         try:
-            return parse_json(self.read_bytes(path))
+            return self.again(lambda: parse_json(self.read_bytes(path)), ValueError, self.glances)
         except ValueError as error:
             raise StoreError(f"not valid JSON ({error})", where=f"{self.url}/{path}") from error
+
+    def again(self, look: Callable[[], T], damage: type[Exception], pauses: tuple[float, ...]) -> T:
+        """What `look` returns; while it raises `damage`, after each of the pauses again."""
+        for pause in pauses:
+            try:
+                return look()
+            except damage:
+                time.sleep(pause)
+        return look()
 
     def find_json(self, path: str) -> Any | None:
         """The object as JSON, or None if it is not there."""
@@ -98,6 +114,10 @@ class Objects(ABC):
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
         """Create an object that must not exist. True if this call made it, False if it was there; atomic."""
+
+    @abstractmethod
+    def copy(self, path: str, target: str) -> None:
+        """Copy an object within the store, without its bytes passing through here. Raises FileNotFoundError."""
 
     @abstractmethod
     def exists(self, path: str) -> bool:

@@ -10,6 +10,7 @@ Layout (see `infra.artifacts` for what an artifact is):
     artifacts/<kind>/<key>/manifest.json                     create-only, written last: it is the commit
     files/<sha256>                                           files that several artifacts share
     quarantine/<kind>/<key>/<attempt>-<n>/manifest.json      manifests of artifacts found damaged
+    quarantine/files/<sha256>/<n>                            shared files found damaged
     trash/<kind>/<key>/<attempt>/manifest.json               manifests that nothing needs (`infra.collector`)
     claims/ refs/ checkpoints/ runs/                         see `infra.claims`, `infra.refs`, `infra.checkpoints`
 
@@ -27,11 +28,11 @@ from infra.artifacts import FileEntry, Manifest, payload_digest
 from infra.cache import fetch_files
 from infra.errors import BadStoreUrl, CorruptArtifact, StageError, StoreError
 from infra.keys import file_digest
+from infra.manifest_file import REMAKE, read_manifest
 from infra.objects import Objects, checked, json_bytes
 from infra.patience import Patience
+from infra.quarantine import set_artifact_aside
 from infra.transfer import DamagedFiles, OnProgress, Progress, folder_files, upload
-
-REMAKE = "Run the pipeline again: the artifact is set aside and made anew."
 
 
 class Store(Objects):
@@ -56,25 +57,11 @@ class Store(Objects):
         return store
 
     def manifest(self, kind: str, key: str) -> Manifest | None:
-        """The committed artifact under a key, or None. Raises CorruptArtifact if its manifest is damaged."""
-        path = f"artifacts/{kind}/{key}/manifest.json"
-        try:
-            data = self.read_json(path)
-        except FileNotFoundError:
-            return None
-        except StoreError as error:
-            if isinstance(error.__cause__, ValueError):
-                raise CorruptArtifact("the manifest is not valid JSON", kind=kind, key=key, hint=REMAKE) from error
-            raise
-        try:
-            manifest = Manifest.from_json(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptArtifact(
-                f"the manifest lacks or garbles a field ({error})", kind=kind, key=key, hint=REMAKE
-            ) from error
-        if (manifest.kind, manifest.key) != (kind, key) or manifest.digest != payload_digest(manifest.payload):
-            raise CorruptArtifact("the manifest contradicts itself or its place", kind=kind, key=key, hint=REMAKE)
-        return manifest
+        """The committed artifact under a key, or None. Raises CorruptArtifact if its manifest is damaged.
+
+        What looks damaged is read again (`Objects.glances`).
+        """
+        return self.again(lambda: read_manifest(self, kind, key), CorruptArtifact, self.glances)
 
     def commit(
         self,
@@ -143,7 +130,8 @@ class Store(Objects):
         winner = self.manifest(kind, key)
         if winner is None:
             raise StoreError("the manifest that won was removed at once", where=place, hint="Run again.")
-        self.delete_tree(f"{place}/{attempt}")
+        if winner.attempt != attempt:
+            self.delete_tree(f"{place}/{attempt}")
         return winner
 
     def share(self, file: Path, name: str) -> FileEntry:
@@ -186,7 +174,9 @@ class Store(Objects):
     ) -> Path:
         prefix = f"{manifest.ref.prefix}/{manifest.attempt}/{part}"
         try:
-            return fetch_files(self, prefix, entries, on_progress, partial=partial)
+            return self.again(
+                lambda: fetch_files(self, prefix, entries, on_progress, partial=partial), DamagedFiles, self.glances
+            )
         except DamagedFiles as error:
             raise CorruptArtifact(
                 f"{part} is damaged: {error.what}",
@@ -199,37 +189,13 @@ class Store(Objects):
     def quarantine(self, kind: str, key: str, attempt: str | None = None) -> str | None:
         """Set a damaged artifact aside, so that it can be made anew; its files stay under their attempt.
 
+        It is read again first, more than once; one whose manifest and bytes agree is left alone (`infra.quarantine`).
         attempt: leave it alone if another attempt has been committed meanwhile; pass `CorruptArtifact.attempt`, because
         another run may have seen the same damage and made it anew already.
-        Returns the store path of the manifest's new place, or None if there was nothing to set aside.
+        Returns the store path of the manifest's new place, or None if there was nothing to set aside. Raises StoreError
+        where the store fails, or answers otherwise than it holds.
         """
-        source = f"artifacts/{kind}/{key}/manifest.json"
-        try:
-            data = self.read_bytes(source)
-        except FileNotFoundError:
-            return None
-        try:
-            standing = self.manifest(kind, key)
-            name = standing.attempt if standing else "removed"
-        except StoreError:
-            standing, name = None, "unreadable"
-        if attempt and name not in (attempt, "unreadable"):
-            return None
-        if standing is not None:
-            self._drop_damaged(standing)
-        number = 1
-        while not self.create(target := f"quarantine/{kind}/{key}/{checked(name)}-{number}/manifest.json", data):
-            number += 1
-        self.delete(source)
-        return target
-
-    def _drop_damaged(self, manifest: Manifest) -> None:
-        """Remove shared files whose bytes are not what their name says: `share` would take them for stored."""
-        for entry in (entry for entry in manifest.payload if entry.shared):
-            try:
-                self.fetch_shared(entry)
-            except DamagedFiles:
-                self.delete(entry.shared_path)
+        return set_artifact_aside(self, kind, key, attempt or None)
 
 
 def _store_for(url: str) -> Store:

@@ -25,6 +25,8 @@ STALE_SECONDS = 24 * 3600
 class FileStore(Store):
     """A folder. Several processes, and machines sharing a POSIX file system with hard links, may use it at once."""
 
+    doubts = (0.1, 0.4)
+
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.url = self.root.as_uri()
@@ -106,6 +108,14 @@ class FileStore(Store):
             raise
         _sync_folder(target.parent)
         return True
+
+    @patient
+    def copy(self, path: str, target: str) -> None:
+        place = self._path(target)
+        with store_errors(str(self.root / path)), self._temp_file() as temporary:
+            shutil.copyfile(self._path(path), temporary)
+            self._into_place(lambda: temporary.replace(place), place)
+            _sync_folder(place.parent)
 
     @patient
     def exists(self, path: str) -> bool:

@@ -44,6 +44,9 @@ TOKEN = "forgeline-writer"  # noqa: S105 - the name of a metadata field
 class S3Store(Store):
     """A bucket and a prefix."""
 
+    glances = (0.5, 1.5)
+    doubts = (1.0, 3.0, 6.0)
+
     def __init__(self, bucket: str, prefix: str) -> None:
         self._bucket = bucket
         self._base = f"{prefix}/" if prefix else ""
@@ -156,6 +159,11 @@ class S3Store(Store):
             return None
         token: str | None = head.get("Metadata", {}).get(TOKEN)
         return token
+
+    def copy(self, path: str, target: str) -> None:
+        self._call(
+            path, "_cp_file", self._name(path), self._name(target), deadline=_transfer_deadline(self._size(path))
+        )
 
     def exists(self, path: str) -> bool:
         try:

@@ -90,12 +90,12 @@ def upload_files(
             raise StoreError("a file disappeared while it was stored", where=str(path)) from error
         return FileEntry(name, size, sha)
 
-    return sorted(_in_parallel(send, files, lambda item: item[2] >= LARGE), key=lambda entry: entry.path)
+    return sorted(in_parallel(send, files, lambda item: item[2] >= LARGE), key=lambda entry: entry.path)
 
 
 def verify(folder: Path, entries: list[FileEntry], where: str, *, partial: bool = False) -> None:
     """Raise DamagedFiles unless `folder` has the files of `entries`, byte for byte, and no others unless `partial`."""
-    problems = [p for p in _in_parallel(lambda e: problem(folder, e), entries, lambda e: e.size >= LARGE) if p]
+    problems = [p for p in in_parallel(lambda e: problem(folder, e), entries, lambda e: e.size >= LARGE) if p]
     expected = {entry.path for entry in entries}
     if folder.is_dir() and not partial:
         for path in sorted(folder.rglob("*")):
@@ -121,7 +121,7 @@ def problem(folder: Path, entry: FileEntry) -> str | None:
         return None if file_digest(path) == entry.sha256 else f"{entry.path}: sha256 differs"
 
 
-def _in_parallel(work: Callable[[T], R], items: Iterable[T], large: Callable[[T], bool]) -> list[R]:
+def in_parallel(work: Callable[[T], R], items: Iterable[T], large: Callable[[T], bool]) -> list[R]:
     """Results of `work`, small items in threads, large ones one by one; the first failure stops the rest."""
     items = list(items)
     small = [item for item in items if not large(item)]
@@ -148,4 +148,4 @@ def download(objects: Objects, prefix: str, entries: list[FileEntry], fetch: Cal
         except FileNotFoundError as error:
             raise DamagedFiles([f"{entry.path}: missing"], f"{objects.url}/{prefix}") from error
 
-    _in_parallel(one, entries, lambda entry: entry.size >= LARGE)
+    in_parallel(one, entries, lambda entry: entry.size >= LARGE)

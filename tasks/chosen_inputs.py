@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from infra import refs
 from infra.artifacts import ArtifactRef
 from infra.errors import StageError
+from infra.pointed import pointed
 from tasks.pipeline import Pipeline, StageNode, needs_of
 from tasks.release.standing import champion_of
 
@@ -52,7 +53,7 @@ def _decided(node: StageNode, there: Collection[str]) -> StageNode:
 def champions(node: StageNode, made: dict[str, ArtifactRef], store: Store) -> dict[str, ArtifactRef]:
     """`champion:NAME` -> the model there that the stage's other inputs have to beat, if there is one.
 
-    Raises StageError where the store has lost it.
+    Raises StageError where the store has lost it, WrongReference where the ref names other content than it has.
     """
     found = {}
     for item in node.inputs:
@@ -62,7 +63,7 @@ def champions(node: StageNode, made: dict[str, ArtifactRef], store: Store) -> di
         entry = champion_of(refs.history(store, item.ref), own)
         if entry is None:
             continue
-        if store.manifest(entry.kind, entry.key) is None:
+        if pointed(store, entry) is None:
             raise StageError(
                 f"the champion, entry {entry.number} of {item.ref} ({entry.kind} {entry.key[:12]}), is no longer "
                 "in the store",

@@ -14,8 +14,9 @@ from infra import refs
 from infra.artifacts import ArtifactRef, Manifest
 from infra.checkpoints import CheckpointStore
 from infra.config_check import did_you_mean
-from infra.errors import StageError, StoreError, UsageError
+from infra.errors import StageError, StoreError, UsageError, WrongReference
 from infra.keys import content_digest, digest
+from infra.pointed import pointed
 from tasks.chosen_inputs import began_from, bound, champions
 from tasks.explain import why_it_runs
 from tasks.pipeline import Pipeline, StageNode
@@ -145,12 +146,22 @@ def resolve_refs(pipeline: Pipeline, store: Store) -> dict[str, ArtifactRef]:
 
 
 def read_ref(store: Store, name: str, where: str | None = None) -> ArtifactRef:
-    """The artifact a ref points to. Raises UsageError with the nearest name if there is none."""
+    """The artifact a ref points to, be it there or not. Raises UsageError with the nearest name if there is no ref.
+
+    `latest` means what a stage made last, so what stands there counts; any other ref that names other content than its
+    artifact has raises WrongReference.
+    """
     entry = refs.get(store, name)
     if entry is None:
         hint = did_you_mean(name, refs.names(store)) or "This store holds no refs yet: run a pipeline first."
         raise UsageError(f"no ref named {name!r}", where=where, hint=hint)
-    return entry.artifact
+    try:
+        manifest = pointed(store, entry)
+    except WrongReference:
+        if not name.endswith("/latest"):
+            raise
+        manifest = store.manifest(entry.kind, entry.key)
+    return manifest.ref if manifest else entry.artifact
 
 
 def latest_ref(pipeline: str, stage: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 from infra.artifacts import ArtifactRef, Manifest
 from infra.checkpoints import CheckpointStore
 from infra.claims import Fence
-from infra.errors import CorruptArtifact, ForgelineError, StageError, TransientError, error_from_json
+from infra.errors import CorruptArtifact, ForgelineError, InputChanged, StageError, TransientError, error_from_json
 from infra.execution import Execution
 from infra.patience import Patience
 from infra.store import Store
@@ -236,12 +236,25 @@ def _fetch(
         for item in items:
             manifest = store.manifest(item["kind"], item["key"])
             if manifest is None or manifest.digest != item["digest"]:
-                what = "the input artifact disappeared or changed while the run went on"
-                raise CorruptArtifact(what, kind=item["kind"], key=item["key"], hint="Run again; it will be re-made.")
+                raise _changed(item, manifest)
             path = Path(os.devnull) if lazy else store.fetch(manifest)
             artifact = InputArtifact(item["stage"], path, manifest, item["split"])
             fetched.setdefault(name, []).append(artifact)
     return fetched, named
+
+
+def _changed(item: dict[str, Any], manifest: Manifest | None) -> InputChanged:
+    """An input is not what the stage's key was made from. What stands there may be in order, and stays."""
+    where = f"artifacts/{item['kind']}/{item['key']}"
+    if manifest is None:
+        what = f"the input {item['stage']!r} is no longer in the store: it was set aside or collected meanwhile"
+        return InputChanged(what, where=where, hint="Run the pipeline again: it is made anew.")
+    asked, found = item["digest"][:12], manifest.digest[:12]
+    return InputChanged(
+        f"the input {item['stage']!r} holds other content ({found}) than was asked for ({asked})",
+        where=where,
+        hint="It was made again meanwhile, and stays as it is. Run the pipeline again: it goes on from what is there.",
+    )
 
 
 def _versions() -> dict[str, str]:

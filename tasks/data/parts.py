@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.artifacts import Manifest
-from infra.errors import CorruptArtifact, TransientError
-from infra.keys import digest
+from infra.errors import InputChanged, TransientError
+from infra.manifest_file import part_key
 from infra.patience import Patience
 from infra.store import Store
 
@@ -59,7 +59,7 @@ class PartSpec:
     size: int = 0
 
     def key(self, kind: PartKind) -> str:
-        return digest({"part": kind.kind, **self.identity})
+        return part_key(kind.kind, self.identity)
 
 
 @dataclass
@@ -137,12 +137,11 @@ def _of_location(location: str, store: Store) -> Manifest:
 
 
 def input_manifest(kind: str, key: str, store: Store) -> Manifest:
-    """The manifest of an artifact that has to be there. Raises CorruptArtifact."""
+    """The manifest of an artifact that has to be there. Raises InputChanged where it is gone."""
     manifest = store.manifest(kind, key)
     if manifest is None:
-        raise CorruptArtifact(
-            "an input artifact disappeared", kind=kind, key=key, hint="Run again; it will be re-made."
-        )
+        what = "an input artifact is no longer in the store: it was set aside or collected meanwhile"
+        raise InputChanged(what, where=f"artifacts/{kind}/{key}", hint="Run the pipeline again: it is made anew.")
     return manifest
 
 
@@ -152,8 +151,9 @@ def existing(kind: PartKind, specs: Sequence[PartSpec], store: Store) -> list[Ma
     def look(spec: PartSpec) -> Manifest | None:
         manifest = store.manifest(kind.kind, spec.key(kind))
         if manifest is not None and not all(store.exists(e.shared_path) for e in manifest.payload if e.shared):
-            store.quarantine(kind.kind, manifest.key)
-            return None
+            if store.quarantine(kind.kind, manifest.key, manifest.attempt) is not None:
+                return None
+            return store.manifest(kind.kind, manifest.key)
         return manifest
 
     with ThreadPoolExecutor(LOOKUPS, thread_name_prefix="parts") as pool:

@@ -15,6 +15,7 @@ from infra import claims, refs
 from infra.artifacts import Manifest
 from infra.census import Keep
 from infra.checkpoints import CheckpointStore
+from infra.checksum import checksum_of
 from infra.collector import collect, look, restore
 from infra.errors import StoreError, UsageError
 from infra.store import Store
@@ -159,8 +160,9 @@ def test_damage_that_hides_what_is_needed_stops_it(store: FileStore, hand: Any) 
     store.write_json(path, [])
     plan = collect(store, hand.NOW)
     assert "is damaged, so what it was made" in plan.stays and not plan.to_trash
-    store.write_json(path, {**whole, "format": 2})
-    with pytest.raises(StoreError, match="is not 1"):
+    newer = {name: value for name, value in whole.items() if name != "checksum"} | {"format": 3}
+    store.write_json(path, {**newer, "checksum": checksum_of(newer)})
+    with pytest.raises(StoreError, match="is not 2"):
         collect(store, hand.NOW)
     assert hand.stands(store, data)
 

@@ -14,6 +14,7 @@ import pytest
 from flows import cli
 from infra import refs
 from infra.artifacts import Manifest
+from infra.checksum import sealed
 from infra.impact import impact
 from infra.lineage import ancestors, changes, find, previous
 from infra.store import Store
@@ -110,7 +111,8 @@ def test_a_manifest_that_names_itself_or_climbs_ends_the_walk(store: Store, comm
     path = f"{made.ref.prefix}/manifest.json"
     evil = {"kind": "..", "key": "../../etc", "digest": "", "stage": ""}
     data = store.read_json(path)
-    store.write_json(path, {**data, "inputs": {"x": [{"kind": "dataset", "key": made.key}, evil, "nonsense"]}})
+    inputs = {"x": [{"kind": "dataset", "key": made.key}, evil, "nonsense"]}
+    store.write_json(path, sealed({**data, "inputs": inputs}))
     found = ancestors(store, ("dataset", made.key))
     assert set(found.nodes) == {("dataset", made.key), ("..", "../../etc")}
     assert "unsafe" in found.nodes["..", "../../etc"].problem

@@ -168,7 +168,12 @@ def test_no_kill_amid_a_save_loses_more_than_that_save(tmp_path: Path, case: tup
 
 def test_a_killed_quarantine_can_be_finished(tmp_path: Path) -> None:
     folder = out(tmp_path / "out")
-    for store in every_kill(tmp_path, lambda s: commit(s, folder), lambda s: s.quarantine("k", "1")):
+
+    def prepare(store: Store) -> None:
+        commit(store, folder)
+        store.write_bytes("artifacts/k/1/a/payload/weights", b"v" * 1000)
+
+    for store in every_kill(tmp_path, prepare, lambda s: s.quarantine("k", "1")):
         store.quarantine("k", "1")
         assert commit(store, folder, "b").attempt == "b"
         assert any(path.startswith("quarantine/k/1/a-") for path in store.walk("quarantine"))
