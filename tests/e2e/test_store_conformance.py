@@ -21,9 +21,11 @@ from infra import claims, refs
 from infra.artifacts import ArtifactRef, Manifest
 from infra.census import Keep
 from infra.checkpoints import CheckpointStore
+from infra.checksum import sealed
 from infra.collector import collect, restore
 from infra.errors import CorruptArtifact, LeaseLost, StageError, StoreError
 from infra.store import Store
+from infra.store_s3 import S3Store
 
 pytestmark = pytest.mark.e2e
 REF = ArtifactRef("pretrain", "k1", "d1", "model")
@@ -32,6 +34,8 @@ REF = ArtifactRef("pretrain", "k1", "d1", "model")
 @pytest.fixture(params=["file", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(S3Store, "glances", (0.1,))
+    monkeypatch.setattr(S3Store, "doubts", (0.1, 0.1))
     if request.param == "file":
         yield Store.open(str(tmp_path / "store"), probe=True)
         return
@@ -90,6 +94,11 @@ def test_objects_are_created_read_listed_and_deleted(store: Store) -> None:
     store.write_bytes("a/two with space", b"\x00")
     assert store.read_json("a/b/one.json") == {"n": 2} and store.find_json("a/none") is None
     assert store.list("a") == ["b", "two with space"]
+    store.copy("a/two with space", "a/b/copy")
+    assert store.read_bytes("a/b/copy") == b"\x00"
+    store.delete("a/b/copy")
+    with pytest.raises(FileNotFoundError):
+        store.copy("a/none", "a/b/copy")
     assert list(store.walk("a")) == ["a/b/one.json", "a/two with space"]
     assert not store.exists("a/b"), "a folder is not an object"
     store.delete("a/two with space")
@@ -219,7 +228,7 @@ def test_a_manifest_cannot_reach_outside_its_folder(store: Store, tmp_path: Path
     for field, evil in (("path", "../../../../x"), ("path", "/etc/passwd")):
         data = made.to_json()
         data["payload"][0][field] = evil
-        store.write_json(path, data)
+        store.write_json(path, sealed(data))
         with pytest.raises(StoreError, match="unsafe"):
             store.manifest("pretrain", "k1")
     with pytest.raises(StoreError, match="unsafe"):

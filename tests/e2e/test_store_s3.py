@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,66 @@ def commit(store: Store, folder: Path, size: int = 1000) -> Manifest:
 
 def again(store: Store, folder: Path, attempt: str) -> Manifest:
     return store.commit(kind="k", type="model", key="1", attempt=attempt, payload_dir=folder, identity={})
+
+
+# --- answers that are wrong -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a proxy under maintenance says, whatever was asked for."""
+
+    status: int = 200
+    body: bytes = b"<html>We are back in a minute.</html>"
+
+
+@pytest.fixture
+def faulty(seaweed: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    server = load("e2e/faulty_s3.py").FaultyS3(seaweed.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setattr(store_s3.S3Store, "glances", (0.1,))
+    monkeypatch.setattr(store_s3.S3Store, "doubts", (0.1, 0.1))
+    yield server
+    server.stop()
+
+
+def test_a_page_instead_of_objects_costs_no_good_artifact(seaweed: Any, faulty: Any, tmp_path: Path) -> None:
+    """Of a manifest for a while, of all files for a while, and for good."""
+    store = Store.open(seaweed.url("page"))
+    made = commit(store, tmp_path / "out")
+    held = sorted(store.walk("artifacts"))
+    for about, answers in (("k/1/manifest.json", 3), ("k/1/", 2), ("k/1/manifest.json", 10**6)):
+        left = [answers]
+
+        def page(request: Any, about: str = about, left: list[int] = left) -> Any:
+            if request.method != "GET" or f"artifacts/{about}" not in request.path or "list-type" in request.path:
+                return None
+            left[0] -= 1
+            return Page() if left[0] >= 0 else None
+
+        faulty.intercept = page
+        if about.endswith("manifest.json"):
+            with pytest.raises(CorruptArtifact):
+                store.manifest("k", "1")
+        if answers == 10**6:
+            with pytest.raises(StoreUnreachable, match="nothing was moved"):
+                store.quarantine("k", "1")
+        else:
+            assert store.quarantine("k", "1") is None
+        faulty.intercept = lambda request: None
+        assert sorted(store.walk("artifacts")) == held and store.list("quarantine") == []
+        assert store.manifest("k", "1") == made
+
+
+def test_one_wrong_answer_is_asked_again_and_never_seen(seaweed: Any, faulty: Any, tmp_path: Path) -> None:
+    store = Store.open(seaweed.url("page-once"))
+    made = commit(store, tmp_path / "out")
+    for about in ("manifest.json", "payload/weights"):
+        wrong = [Page()]
+        faulty.intercept = lambda request, about=about, wrong=wrong: (
+            wrong.pop() if wrong and request.method == "GET" and about in request.path else None
+        )
+        assert (store.fetch(made) if about != "manifest.json" else store.manifest("k", "1")) and not wrong
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------
