@@ -11,7 +11,6 @@ damage to the checksum's own name would pass for age.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from types import NoneType, UnionType
@@ -29,13 +28,13 @@ from typing import (
     is_typeddict,
 )
 
+from infra.checksum import CHECKSUM, checksum_of
 from infra.errors import DamagedObject
 
 if TYPE_CHECKING:
     from infra.objects import Objects
 
 FORMAT = 2
-CHECKSUM = "checksum"
 SHOWN = 60
 NAMES = {
     str: "text",
@@ -70,7 +69,7 @@ class StoredJson(Generic[T]):
     def encode(self, value: Mapping[str, Any]) -> bytes:
         """The object as it is stored. Raises ValueError on NaN."""
         plain = json.loads(json.dumps({**value, "format": FORMAT}, allow_nan=False))
-        return (json.dumps({**plain, CHECKSUM: _checksum(plain)}, indent=1, sort_keys=True) + "\n").encode()
+        return (json.dumps({**plain, CHECKSUM: checksum_of(plain)}, indent=1, sort_keys=True) + "\n").encode()
 
     def find(self, store: Objects, path: str) -> T | None:
         """The object, or None if it is not there. Raises DamagedObject."""
@@ -81,9 +80,9 @@ class StoredJson(Generic[T]):
 
     def read(self, store: Objects, path: str) -> T:
         """The object. Raises FileNotFoundError, DamagedObject."""
-        data, where = store.read_bytes(path), f"{store.url}/{path}"
+        where = f"{store.url}/{path}"
         try:
-            value = parse_json(data)
+            value = store.again(lambda: parse_json(store.read_bytes(path)), ValueError, store.glances)
         except ValueError as error:
             raise self.damaged(f"it is not valid JSON ({error})", where) from error
         return self.check(value, where)
@@ -96,7 +95,7 @@ class StoredJson(Generic[T]):
         try:
             if CHECKSUM not in value:
                 self._check_types(fields, where)
-            elif value[CHECKSUM] != _checksum(fields):
+            elif value[CHECKSUM] != checksum_of(fields):
                 raise self.damaged("it is not what was written: its checksum differs", where)
         except RecursionError as error:
             raise self.damaged("it is nested too deeply", where) from error
@@ -150,10 +149,6 @@ def _match(value: Any, kind: Any, place: str) -> None:
 
 def _plain(kind: Any) -> Any:
     return dict if is_typeddict(kind) else kind
-
-
-def _checksum(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _not_a_number(text: str) -> NoReturn:
