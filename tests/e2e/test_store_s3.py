@@ -20,6 +20,7 @@ import pytest
 from infra import store_s3
 from infra.artifacts import Manifest
 from infra.errors import CorruptArtifact, StoreError, StoreUnreachable
+from infra.patience import Patience
 from infra.store import Store
 
 pytestmark = pytest.mark.e2e
@@ -272,3 +273,66 @@ def test_a_full_cache_disk_is_named(seaweed: Any, tmp_path: Path, monkeypatch: p
         assert "FORGELINE_CACHE" in str(caught.value) and list((small / ".tmp").iterdir()) == []
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+# --- away for seconds -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faulty(seaweed: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    server = load("e2e/faulty_s3.py").FaultyS3(seaweed.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+    yield server
+    server.stop()
+
+
+def test_a_server_that_restarts_costs_nothing_but_the_time(seaweed: Any, faulty: Any, tmp_path: Path) -> None:
+    """Every operation meets an outage, which ends once the operation waits."""
+    store = Store.open(seaweed.url())
+    (tmp_path / "file").write_bytes(b"streamed")
+    told: list[str] = []
+
+    def back(text: str) -> None:
+        told.append(text)
+        faulty.start()
+
+    def in_an_outage(call: Any) -> Any:
+        faulty.stop()
+        store.patience = Patience(60.0, tell=back)
+        return call()
+
+    in_an_outage(lambda: store.write_bytes("a/b", b"bytes"))
+    assert in_an_outage(lambda: store.read_bytes("a/b")) == b"bytes"
+    assert in_an_outage(lambda: store.create("a/c", b"mine")) is True
+    assert in_an_outage(lambda: store.create("a/c", b"theirs")) is False
+    assert in_an_outage(lambda: store.exists("a/c")) is True
+    assert in_an_outage(lambda: store.list("a")) == ["b", "c"]
+    assert in_an_outage(lambda: list(store.walk("a"))) == ["a/b", "a/c"]
+    assert in_an_outage(lambda: store.modified("a/b")) > 0
+    in_an_outage(lambda: store.put_file(tmp_path / "file", "a/d"))
+    in_an_outage(lambda: store.get_file("a/d", tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == b"streamed"
+    in_an_outage(lambda: store.delete("a/b"))
+    in_an_outage(lambda: store.delete_tree("a"))
+    assert store.list("a") == []
+    assert len(told) == 12 and all("the store is away and waited for, 60 s at most" in text for text in told)
+
+
+def test_a_create_whose_answers_are_lost_for_seconds_is_not_lost_to_itself(
+    seaweed: Any, load: Any, faulty: Any
+) -> None:
+    fault = load("e2e/faulty_s3.py").ServerFault(503, "ServiceUnavailable")
+    store = Store.open(seaweed.url(), patience=Patience(60.0))
+    done: list[int] = []
+
+    def lose(request: Any) -> Any:
+        if request.method == "PUT" and len(done) < 7:
+            done.append(faulty.forward(request)[0])
+            return fault
+        return None
+
+    faulty.intercept = lose
+    assert store.create("refs/x/000001.json", b"mine") is True
+    assert done[0] == 200 and set(done[1:]) == {412}
+    faulty.intercept = lambda request: None
+    assert store.create("refs/x/000001.json", b"theirs") is False and store.read_bytes("refs/x/000001.json") == b"mine"
