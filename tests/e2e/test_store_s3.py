@@ -278,14 +278,6 @@ def test_a_full_cache_disk_is_named(seaweed: Any, tmp_path: Path, monkeypatch: p
 # --- away for seconds -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def faulty(seaweed: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = load("e2e/faulty_s3.py").FaultyS3(seaweed.port)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
-    yield server
-    server.stop()
-
-
 def test_a_server_that_restarts_costs_nothing_but_the_time(seaweed: Any, faulty: Any, tmp_path: Path) -> None:
     """Every operation meets an outage, which ends once the operation waits."""
     store = Store.open(seaweed.url())
