@@ -1,6 +1,6 @@
 """Files outside the store, which a pipeline reads: local paths, and URLs of any file system that fsspec knows.
 
-    files = listed("s3://bucket/raw", keep)       # every file below, with its size and what tells a change
+    files = listed("s3://bucket/raw")             # every file below, with its size and what tells a change
     digests(files)                                # sha256 of each; those that did not change are not read again
     with local_copy(files[0].location) as path:   # the file itself, or a download that is removed afterwards
 
@@ -19,13 +19,15 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from infra.cache import cache_folder
+from infra.errors import StoreError
 from infra.keys import CHUNK, file_digest
 from infra.store_errors import store_errors
 
@@ -33,6 +35,8 @@ SETTLED_NS = 3_000_000_000
 """Age of a local file's last change from which on its digest is remembered."""
 STAMPS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "mtime", "created")
 READERS = 8
+ONE_PLACE = ("s3", "http", "https")
+"""Protocols whose URLs are never a chain of several."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +58,53 @@ def local(path: Path) -> SourceLocation:
     return SourceLocation(str(path.absolute()), info.st_size, f"{info.st_mtime_ns}-{info.st_ctime_ns}")
 
 
-def listed(root: str, keep: Callable[[str], bool]) -> list[tuple[str, SourceLocation]]:
-    """(path relative to `root`, file) of every object below a URL whose relative path is kept, sorted.
+def listed(root: str) -> list[tuple[str, SourceLocation]]:
+    """(path relative to `root`, file) of every object below a URL, sorted; markers of empty folders are none.
 
     Raises StoreError where the place cannot be read.
     """
-    with store_errors(root):
+    with _source_errors(root):
         system, folder = _system(root)
         folder = folder.rstrip("/")
         found: dict[str, dict[str, Any]] = system.find(folder, detail=True)
     files = []
     for name, info in found.items():
         path = name.removeprefix(folder).lstrip("/")
-        if path and info.get("type") == "file" and keep(path):
-            stamp = next((str(info[key]) for key in STAMPS if info.get(key) is not None), "")
-            files.append((path, SourceLocation(system.unstrip_protocol(name), int(info["size"] or 0), stamp)))
+        if path and not path.endswith("/") and info.get("type") == "file":
+            files.append((path, _location(system.unstrip_protocol(name), info)))
     return sorted(files, key=lambda item: item[0])
+
+
+def single(url: str) -> SourceLocation:
+    """The one file at a URL. Raises StoreError where there is none, or it cannot be reached."""
+    with _source_errors(url):
+        system, path = _system(url)
+        return _location(url, system.info(path))
+
+
+def _location(url: str, info: dict[str, Any]) -> SourceLocation:
+    stamp = next((str(info[key]) for key in STAMPS if info.get(key) is not None), "")
+    return SourceLocation(url, int(info.get("size") or 0), stamp)
+
+
+@contextlib.contextmanager
+def _source_errors(url: str) -> Iterator[None]:
+    """`store_errors` for a place that is read and no store."""
+    try:
+        with store_errors(url):
+            yield
+    except FileNotFoundError as error:
+        raise StoreError("there is nothing of this name", where=url, hint=_look_at(url)) from error
+    except ImportError as error:
+        raise StoreError(f"this kind of place needs a package: {error}", where=url) from error
+    except StoreError as error:
+        if not url.startswith("s3://"):
+            error.hint = _look_at(url)
+        raise
+
+
+def _look_at(url: str) -> str:
+    return "Check the bucket and AWS_ENDPOINT_URL." if url.startswith("s3://") else "Check the address and the network."
 
 
 def digests(files: Sequence[SourceLocation]) -> list[str]:
@@ -81,7 +116,9 @@ def digests(files: Sequence[SourceLocation]) -> list[str]:
         with ThreadPoolExecutor(READERS, thread_name_prefix="hash") as pool:
             new = dict(zip(missing, pool.map(_digest, missing), strict=True))
         if database is not None:
-            lasting = [(f.location, f.size, f.stamp, sha) for f, sha in new.items() if settled(f)]
+            lasting = [
+                (f.location, f.size, f.stamp, sha) for f, sha in new.items() if settled(f) and _is_text(f.location)
+            ]
             with contextlib.suppress(sqlite3.Error), database:
                 database.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", lasting)
     return [known.get(file) or new[file] for file in files]
@@ -104,12 +141,13 @@ def local_copy(location: str, scratch: Path, *, always: bool = False) -> Iterato
         yield Path(location)
         return
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        target = Path(folder) / location.rpartition("/")[2]
+        # The end of the name says whether it is compressed; a key may be longer than a file's name may.
+        target = Path(folder) / PurePosixPath(_path_of(location)).name[-100:]
         if not is_url(location):
             copied(Path(location), target)
             yield target
             return
-        with store_errors(location), _open(location) as reader, target.open("wb") as writer:
+        with _source_errors(location), _open(location) as reader, target.open("wb") as writer:
             shutil.copyfileobj(reader, writer, CHUNK)
         yield target
 
@@ -118,7 +156,7 @@ def _digest(file: SourceLocation) -> str:
     if not is_url(file.location):
         return file_digest(Path(file.location))
     sha = hashlib.sha256()
-    with store_errors(file.location), _open(file.location) as stream:
+    with _source_errors(file.location), _open(file.location) as stream:
         while chunk := stream.read(CHUNK):
             sha.update(chunk)
     return sha.hexdigest()
@@ -127,9 +165,19 @@ def _digest(file: SourceLocation) -> str:
 def _system(url: str) -> tuple[Any, str]:
     import fsspec
 
-    options = {"use_listings_cache": False} if url.startswith("s3://") else {}
+    protocol = url.partition("://")[0]
+    options = {"use_listings_cache": False} if protocol == "s3" else {}
+    if protocol in ONE_PLACE:
+        # url_to_fs would take `::` in a key for the beginning of another URL.
+        kind: Any = fsspec.get_filesystem_class(protocol)
+        return kind(**kind._get_kwargs_from_urls(url), **options), kind._strip_protocol(url)
     found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
     return found
+
+
+def _path_of(url: str) -> str:
+    """The URL without what may follow the path of a web address."""
+    return urlsplit(url).path if url.startswith(("http://", "https://")) else url
 
 
 def _open(url: str) -> IO[bytes]:
@@ -163,10 +211,15 @@ def _remembered() -> Iterator[sqlite3.Connection | None]:
         yield database
 
 
+def _is_text(location: str) -> bool:
+    """Whether a database can hold it: the name of a file may have bytes that are no UTF-8."""
+    return location.isascii() or not any("\ud800" <= char <= "\udfff" for char in location)
+
+
 def _known(database: sqlite3.Connection, files: Sequence[SourceLocation]) -> dict[SourceLocation, str]:
     found = {}
     with contextlib.suppress(sqlite3.Error):
-        for file in files:
+        for file in filter(lambda file: _is_text(file.location), files):
             query = "SELECT sha256 FROM digests WHERE location = ? AND size = ? AND stamp = ?"
             row = database.execute(query, (file.location, file.size, file.stamp)).fetchone()
             if row is not None and file.stamp:

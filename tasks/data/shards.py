@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from tasks.data.sources import WHOLE_FILE, FoundFile, Source
+from tasks.data.found_files import FoundFile
+from tasks.data.sources import WHOLE_FILE, Source
 
 FILES = 64
 """Files in a bundle, on average."""

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from infra import source_files
 from infra.errors import StageError, StoreError
 from infra.keys import digest
-from tasks.data.sources import FoundFile, Source
+from tasks.data.found_files import FoundFile
+from tasks.data.sources import Source
 from tasks.stage import SourceFile, identity_params
 
 

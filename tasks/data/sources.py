@@ -1,4 +1,4 @@
-"""Where a dataset's raw data lies, and which files that is.
+"""Where a dataset's raw data lies and how it is read. Which files that is: `tasks/data/found_files.py`.
 
 A source names files by a glob, a folder of Python code whose functions are the examples, or the dataset another stage
 made:
@@ -15,30 +15,32 @@ made:
 Where the files lie is not identity; which files there are, by relative path and content, is. A dataset on the Hugging
 Face hub is named with its commit, which stands for its content, so a plan asks nobody. `${python:stdlib}` is the
 standard library of the running Python, the one real corpus every machine has (packages installed into it left out).
-Files may be compressed (.gz, .zst, .bz2).
+Files may be compressed (.gz, .zst, .bz2). What the suffix of a file says about its format may not contradict `format`.
+
+Links to folders are followed; one that leads to a folder which holds it, or that leads nowhere and may have been a
+folder, is named in a warning. A link that matches and leads nowhere is an error. Left out unless the pattern spells
+them: names that start with a dot, and what other programs leave beside data (`_SUCCESS`, `~$x`, `Thumbs.db`; see
+`tasks/data/file_patterns.py`). A name with brackets that exists is that name and no pattern. All of this holds for
+buckets too, where there are no links. An http address is one file.
 """
 
 from __future__ import annotations
 
 import re
 import sysconfig
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from infra import source_files
-from infra.errors import StageError
-from infra.source_files import SourceLocation, is_url
+from infra.source_files import is_url
 from tasks.data.column_template import template_parts
-from tasks.data.file_patterns import compiled, matches_any, split_root, walk
+from tasks.data.file_patterns import compiled, split_root
+from tasks.data.suffixes import contradiction
 from tasks.data.typed_columns import ColumnType
 from tasks.stage import Input, Located, StageParams
 
 STDLIB = "${python:stdlib}"
-NOT_STDLIB = frozenset({"site-packages", "dist-packages", "__pycache__"})
 Format = Literal["text", "lines", "jsonl", "csv", "parquet", "arrow", "python_functions"]
 WHOLE_FILE: frozenset[str] = frozenset({"text", "python_functions"})
 """Formats in which a file, not a row, is the unit that is counted and set aside."""
@@ -146,11 +148,14 @@ class Source(StageParams):
         return self
 
     @model_validator(mode="after")
-    def _patterns(self) -> Source:
-        if self.files is not None and not is_url(self.files):
-            expand(self.files)
-        for pattern in (split_root(self.files)[1] if self.files else "", *self.exclude):
+    def _files_fit(self) -> Source:
+        given = self.files or self.python_functions or ""
+        if "${" in given.replace(STDLIB, ""):
+            raise ValueError(f"`{self.field}`: nothing is put in for ${{...}} but {STDLIB}; write the path")
+        for pattern in (split_root(expand(self.files))[1] if self.files else "", *self.exclude):
             compiled(pattern)
+        if self.files is not None and (wrong := self.contradiction(self.files)):
+            raise ValueError(f"`files`: {wrong}")
         return self
 
     @model_validator(mode="after")
@@ -176,6 +181,11 @@ class Source(StageParams):
             raise ValueError("`delimiter`, `escape` and the quote are three different characters, and no line breaks")
         return self
 
+    def contradiction(self, name: str) -> str:
+        """Why files of this name or pattern cannot be of the source's format; empty where nothing says so."""
+        given = self.model_fields_set
+        return contradiction(name, self.format, stated="format" in given, delimiter_stated="delimiter" in given)
+
     @property
     def has_text(self) -> bool:
         return bool(self.text_column or self.template or self.messages_column)
@@ -188,24 +198,6 @@ class Source(StageParams):
     def hub(self) -> re.Match[str] | None:
         """Name, revision and pattern of a dataset on the Hugging Face hub."""
         return HUB.fullmatch(self.files or "")
-
-
-@dataclass(frozen=True)
-class FoundFile:
-    """A file of a source: where it is now, and its name in ids, groups and keys (independent of the machine).
-
-    sha256: of its bytes, where that is known without reading it.
-    """
-
-    place: SourceLocation
-    path: str
-    source: Source
-    sha256: str = ""
-
-    @property
-    def package(self) -> str:
-        """First component of the path below the source's folder, a top-level module without its suffix."""
-        return package_of(self.path, self.source)
 
 
 def package_of(path: str, source: Source) -> str:
@@ -222,89 +214,3 @@ def expand(pattern: str) -> str:
         return str(Path(pattern.replace(STDLIB, sysconfig.get_path("stdlib"))).expanduser())
     except RuntimeError as error:
         raise ValueError(f"{pattern}: nobody of that name has a home folder here") from error
-
-
-def find_files(sources: Sequence[Source]) -> list[FoundFile]:
-    """Every file outside the store that the sources name, sorted by path; hub datasets are looked at by no plan.
-
-    Raises StageError on an unreadable place or a fileless source.
-    """
-    found: dict[str, FoundFile] = {}
-    for i, source in enumerate(sources):
-        if source.hub is None and source.stage is None:
-            _add(found, _files_of(source, f"sources[{i}].{source.field}"), i)
-    return [found[path] for path in sorted(found)]
-
-
-def _add(found: dict[str, FoundFile], files: list[FoundFile], number: int) -> None:
-    for file in files:
-        other = found.setdefault(file.path, file)
-        if other.place.location != file.place.location:
-            raise StageError(
-                f"two sources hold a file named {file.path} ({other.place.location} and {file.place.location})",
-                where=f"sources[{number}]",
-                hint="Give one of the sources a `name:`; it becomes the prefix of its files.",
-            )
-        if other.source != file.source:
-            raise StageError(
-                f"{file.path} is read by two sources", where=f"sources[{number}]", hint="`exclude` it from one of them."
-            )
-
-
-def _files_of(source: Source, where: str) -> list[FoundFile]:
-    given = expand(source.files or source.python_functions or "")
-    if is_url(given):
-        return _remote_files(source, given, where)
-    root, pattern = split_root(given) if source.files else (Path(given), "**/*.py")
-    # The standard library's folder holds what pip installs as well; that is not the standard library.
-    skip = NOT_STDLIB if (source.files or source.python_functions or "").startswith(STDLIB) else {"__pycache__"}
-    try:
-        paths = walk(root, pattern, source.exclude, frozenset(skip))
-        places = [source_files.local(root / path) for path in paths]
-    except OSError as error:
-        raise StageError(
-            f"cannot read {error.filename or root}: {error.strerror or error}",
-            where=where,
-            hint="Check the path (relative paths start at the pipeline file's folder) and its permissions.",
-        ) from error
-    return _named(source, list(zip(paths, places, strict=True)), f"{pattern} under {root}", where)
-
-
-def _remote_files(source: Source, url: str, where: str) -> list[FoundFile]:
-    scheme, _, rest = url.partition("://")
-    folder, pattern = split_root(rest)
-    root = f"{scheme}://{folder.as_posix()}"
-    wanted = compiled(pattern)
-    files = source_files.listed(
-        root, lambda path: bool(wanted.fullmatch(path)) and not matches_any(path, source.exclude)
-    )
-    return _named(source, files, f"{pattern} under {root}", where)
-
-
-def _named(source: Source, files: list[tuple[str, SourceLocation]], what: str, where: str) -> list[FoundFile]:
-    if not files:
-        excluded = f" after exclude {source.exclude}" if source.exclude else ""
-        raise StageError(f"no file matches {what}{excluded}", where=where, hint="`**/` matches any depth of folders.")
-    prefix = f"{source.name}/" if source.name else ""
-    return [FoundFile(place, prefix + path, source) for path, place in files]
-
-
-def hub_files(source: Source, where: str) -> list[FoundFile]:
-    """The files of a hub dataset, downloaded unless the local cache has them. Raises StageError where neither works."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    assert source.hub is not None
-    name, revision, pattern = source.hub.group("name", "revision", "pattern")
-    try:
-        root = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=[pattern]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise StageError(
-            f"cannot get {name} at {revision[:12]}: {str(error).strip().splitlines()[0]}",
-            where=where,
-            hint="Check the name, the commit, HF_TOKEN and the network; a dataset in the local cache needs none.",
-        ) from error
-    # The cache holds links to files that are named by their content.
-    paths = walk(root, pattern, source.exclude)
-    places = [source_files.local((root / path).resolve()) for path in paths]
-    return _named(source, list(zip(paths, places, strict=True)), f"{pattern} in {name}", where)

@@ -26,7 +26,7 @@ COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 def open_stream(file: Path) -> Any:
     """The bytes of a file, decompressed where its name says that it is compressed. Raises EOFError on an empty one."""
-    kind = COMPRESSED.get(file.suffix)
+    kind = COMPRESSED.get(file.suffix.lower())
     if kind is None:
         return file.open("rb")
     if not file.stat().st_size:

@@ -31,6 +31,7 @@ from tasks.data.column_names import check_columns
 from tasks.data.columns import stored_files
 from tasks.data.decontamination import Decontaminate
 from tasks.data.dedup import Dedup
+from tasks.data.found_files import FoundFile, find_files, hub_files, links_not_followed
 from tasks.data.labels import Label, check_known
 from tasks.data.parts import PartKind, PartSpec, artifact_location
 from tasks.data.pieces import VERSION as PIECES_VERSION
@@ -41,7 +42,7 @@ from tasks.data.prepare import VERSION as PREPARED_VERSION
 from tasks.data.quality import Quality
 from tasks.data.shards import Shard, shards_of
 from tasks.data.source_digests import hashed, hub_digests, listed, with_digests
-from tasks.data.sources import WHOLE_FILE, FoundFile, Source, find_files, hub_files
+from tasks.data.sources import WHOLE_FILE, Source
 from tasks.data.splitting import SPLITS, Split
 from tasks.data.steps import RowSteps
 from tasks.stage import Job, SourceFile, Stage
@@ -152,7 +153,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     description = {"splits": splits, "labels": selection.labels, "columns": columns}
     (job.output / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     check_frozen(job, params.split)
-    warnings = [*(sentence for shard in accounts for sentence in shard["warnings"]), *selection.warnings]
+    warnings = links_not_followed(params.sources)
+    warnings += [*(sentence for shard in accounts for sentence in shard["warnings"]), *selection.warnings]
     for warning in warnings:
         job.warn(warning)
     steps = [

@@ -21,10 +21,11 @@ from pydantic import ValidationError
 from infra.errors import StageError
 from infra.source_files import digests, local, local_copy
 from tasks.data.file_patterns import compiled, split_root, walk
+from tasks.data.found_files import find_files
 from tasks.data.functions import python_functions
 from tasks.data.reading import Columns, Rejected, Row, read_rows
 from tasks.data.source_digests import hashed, hub_digests
-from tasks.data.sources import Source, find_files
+from tasks.data.sources import Source
 from tasks.stage import identity_params
 from tasks.stages import dataset
 
@@ -66,7 +67,7 @@ def test_excluded_folder_is_not_entered(tree: Path) -> None:
         (tree / "pkg/test").symlink_to(tree)  # following it would never end
     else:
         (tree / "pkg/test").chmod(0)
-    assert walk(tree, "**/*.py", ["pkg/test/**", "pkg/gone/**"]) == ["a.py", "pkg/b.py", "pkg/deep/c.py"]
+    assert walk(tree, "**/*.py", ["pkg/test/**", "pkg/gone/**"]).files == ["a.py", "pkg/b.py", "pkg/deep/c.py"]
 
 
 def test_split_root() -> None:
@@ -461,7 +462,7 @@ def test_hub_datasets_are_named_by_a_commit(tmp_path: Path, monkeypatch: pytest.
     source = Source.model_validate({"files": f"hf://datasets/org/name@{commit}/data/*.csv", "format": "csv"})
     assert find_files([source]) == [] and len(hub_digests([source])) == 1
     code = (
-        "import sys; from tasks.data.sources import *; "
+        "import sys; from tasks.data.found_files import *; "
         f"print([f.path for f in hub_files(Source(files={source.files!r}, format='csv'), 'here')])"
     )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
