@@ -9,7 +9,6 @@ config or usage, 3 a stage or a check failed, 4 the gate refused, 75 preempted a
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from flows.commands import (
     services,
     trainings,
 )
+from flows.commands.parser import Parser, ShowVersion
 from flows.commands.parsing import Commands, say
 from infra.errors import ForgelineError
 from infra.terminal import plain_stdout
@@ -49,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="forgeline", description=(__doc__ or "").splitlines()[0])
-    commands = Commands(parser.add_subparsers(required=True, metavar="COMMAND"))
+def _parser() -> Parser:
+    parser = Parser(prog="forgeline", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--version", action=ShowVersion)
+    commands = Commands(parser.add_subparsers(metavar="COMMAND"))
     pipelines.add(commands)
     trainings.add_checks(checks.add(commands))
     trainings.add(commands)

@@ -185,7 +185,9 @@ def _state(record: dict[str, Any], code: int) -> State[Any]:
         case 0:
             return Completed(message=words)
         case 4:
-            return Completed(name="Refused", message=f"{words}: a gate said no, and nothing was promoted by it")
+            asked = [sentence for stage in record["stages"] for sentence in stage.get("refusal", [])]
+            told = " ".join([f"{words}: a gate said no, and nothing was promoted by it.", *asked])
+            return Completed(name="Refused", message=told)
         case 75 | 130:
             return Failed(name=INTERRUPTED, message=f"{words} was stopped; the next one goes on from there")
         case _:

@@ -21,6 +21,7 @@ from infra.errors import DamagedObject, ForgelineError, StoreError, UsageError
 from infra.process_id import is_dead, this_process
 from infra.refs import Named
 from infra.stored_json import StoredJson
+from tasks.release.verdicts import why_refused
 from tasks.stage_times import StageTimes
 from tasks.unsaved_records import UNSAVED, keep
 
@@ -56,6 +57,7 @@ class StageEntry(TypedDict):
     needs: list[str]
     error: Failure | None
     warnings: NotRequired[list[str]]
+    refusal: NotRequired[list[str]]
 
 
 class Process(TypedDict):
@@ -184,6 +186,7 @@ class RunRecord:
             artifact=asdict(manifest.ref),
             metrics=manifest.metrics,
             warnings=manifest.warnings,
+            refusal=why_refused(self.store, manifest) if result.refused else [],
         )
 
     def skip(self, name: str, reason: str) -> None:
@@ -231,7 +234,7 @@ class RunRecord:
 
     def summary(self) -> dict[str, Any]:
         """What `forgeline run --json` prints."""
-        fields = ("name", "kind", "action", "seconds", "artifact", "metrics", "warnings", "error")
+        fields = ("name", "kind", "action", "seconds", "artifact", "metrics", "warnings", "refusal", "error")
         return {
             "run": self.data["run"],
             "status": self.data["status"],
@@ -257,6 +260,7 @@ def _waiting(node: StageNode) -> dict[str, Any]:
         "artifact": None,
         "metrics": {},
         "warnings": [],
+        "refusal": [],
         "needs": list(node.needs),
         "error": None,
     }

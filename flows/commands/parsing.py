@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.errors import without_credentials
 from infra.terminal import printable
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Commands:
     ) -> argparse.ArgumentParser:
         """A command. file: it takes a pipeline file, `--set` and `--store`; store: only `--store`."""
         sub: argparse.ArgumentParser = self._among.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function)
+        sub.set_defaults(command=function, parser=sub)
         if file:
             sub.add_argument("file", type=Path, help="pipeline file (YAML)")
             sub.add_argument(
@@ -51,7 +53,7 @@ class Commands:
     ) -> tuple[argparse.ArgumentParser, Commands]:
         """A command that has commands, and those. alone: what it does without one of them."""
         sub: argparse.ArgumentParser = self._among.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=alone)
+        sub.set_defaults(command=alone, parser=sub)
         return sub, Commands(sub.add_subparsers(metavar=metavar))
 
 
@@ -81,11 +83,15 @@ def loader(arguments: argparse.Namespace) -> Load:
 
 
 def open_store(arguments: argparse.Namespace) -> Store:
-    """The store of a command without a pipeline file."""
+    """The store of a command without a pipeline file. One that the command did not name is told, on stderr."""
     from infra.store import Store
     from tasks.pipeline import default_store
 
-    return Store.open(arguments.store or default_store())
+    url = arguments.store or default_store()
+    if not arguments.store:
+        named = "as $FORGELINE_STORE says" if os.environ.get("FORGELINE_STORE") else f"the default in {Path.cwd()}"
+        say(f"store: {without_credentials(url)}, {named}; --store names another")
+    return Store.open(url)
 
 
 def say(text: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flows.commands.parsing import VERIFY_HELP, Commands, count, load, loader, say
 from flows.commands.reports import write_report
+from infra.errors import without_credentials
 
 if TYPE_CHECKING:
     from tasks.pipeline import Pipeline
@@ -61,6 +62,7 @@ def plan(arguments: argparse.Namespace) -> int:
     from tasks.plan import make_plan
 
     pipeline = load(arguments)
+    say(f"store: {without_credentials(pipeline.store)}")
     store = Store.open(pipeline.store)
     lines = make_plan(pipeline, store)
     expected = estimate_plan(lines, store, pipeline.name)
@@ -120,6 +122,8 @@ def _how_it_ended(record: RunRecord, *, report: bool) -> None:
             error = entry["error"]
             hint = f"\n  {error['hint']}" if error["hint"] else ""
             say(f"forgeline: {error['where']}: {error['what']}{hint}")
+        for sentence in entry["refusal"] if record.data["status"] == "refused" else ():
+            say(f"forgeline: gate {entry['name']} refused: {sentence}")
     if record.data["status"] == "failed" and record.data["stopped"]:
         say(f"forgeline: the run ended because of its store: {record.data['stopped']}")
     say(f"{record.data['status']}: {stage_summary(record.data)}, {record.data['seconds']:.1f} s")

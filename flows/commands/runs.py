@@ -65,6 +65,8 @@ def status(arguments: argparse.Namespace) -> int:
         print(f"  {entry['name']:14} {entry['kind']:10} {action:8} {entry['seconds']:8.1f} s  {note}")
         for warning in entry.get("warnings", []):
             print(f"    warning: {warning}")
+        for sentence in entry.get("refusal", []):
+            print(f"    refused: {sentence}")
     if buckets := (record.get("ledger") or {}).get("buckets"):
         spent = {name: buckets[name] for name in BUCKETS if buckets.get(name)}
         print("  " + ", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in spent.items()))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra import refs
-from infra.artifacts import ArtifactRef
-from infra.errors import GateRefused, UsageError
+from infra.artifacts import ArtifactRef, Manifest
+from infra.errors import ForgelineError, GateRefused, UsageError
 from infra.manifests import undamaged
 
 if TYPE_CHECKING:
@@ -54,6 +54,15 @@ def newest_verdict(store: Store, model: ArtifactRef) -> Verdict:
             hint="Run a pipeline that judges it, or promote it without a verdict: --force --reason TEXT.",
         )
     return next((one for one in found if one.content["passed"]), found[0])
+
+
+def why_refused(store: Store, verdict: Manifest) -> list[str]:
+    """What a gate that said no asked for and did not get: a sentence with its numbers for each requirement."""
+    try:
+        content = json.loads((store.fetch(verdict) / "verdict.json").read_text(encoding="utf-8"))
+        return [str(one["sentence"]) for one in content["requirements"] if not one["passed"]]
+    except (ForgelineError, OSError, ValueError, KeyError, TypeError) as error:
+        return [f"the verdict cannot be read: {error}"]
 
 
 def require_passed(verdict: Verdict, model: ArtifactRef) -> None:
