@@ -62,10 +62,10 @@ def plan(arguments: argparse.Namespace) -> int:
     from tasks.plan import make_plan
 
     pipeline = load(arguments)
-    say(f"store: {without_credentials(pipeline.store)}")
     store = Store.open(pipeline.store)
     lines = make_plan(pipeline, store)
     expected = estimate_plan(lines, store, pipeline.name)
+    say(f"store: {without_credentials(pipeline.store)}")
     known = {name: found.to_json() if found else None for name, found in expected.stages.items()}
     rows = [{**line.to_json(), "estimate": known.get(line.node.name)} for line in lines]
     if arguments.json:

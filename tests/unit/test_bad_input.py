@@ -237,10 +237,10 @@ def test_unknown_names(forgeline: Forgeline, tmp_path: Path, arguments: list[str
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["frobnicate"], "unknown command 'frobnicate'"),
         (["run"], "the following arguments are required: file"),
         (["up", "--port", "99999"], "'99999' is not a port: use a number from 1 to 65535"),
-        (["plan", "p.yaml", "--jsn"], "unrecognized arguments: --jsn"),
+        (["plan", "p.yaml", "--jsn"], "unknown option '--jsn'; did you mean --json?"),
     ],
     ids=" ".join,
 )
