@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from infra.cache import cache_folder
 from infra.errors import StoreError
 from infra.keys import CHUNK, file_digest
-from infra.store_errors import store_errors
+from infra.store_errors import bucket_hint, store_errors
 
 SETTLED_NS = 3_000_000_000
 """Age of a local file's last change from which on its digest is remembered."""
@@ -104,7 +104,7 @@ def _source_errors(url: str) -> Iterator[None]:
 
 
 def _look_at(url: str) -> str:
-    return "Check the bucket and AWS_ENDPOINT_URL." if url.startswith("s3://") else "Check the address and the network."
+    return bucket_hint() if url.startswith("s3://") else "Check the address and the network."
 
 
 def digests(files: Sequence[SourceLocation]) -> list[str]:

@@ -19,6 +19,7 @@ A process killed at any moment leaves an attempt folder nobody points to, or a c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from infra.objects import Objects, checked, json_bytes
 from infra.patience import Patience
 from infra.quarantine import set_artifact_aside
 from infra.transfer import DamagedFiles, OnProgress, Progress, folder_files, upload
+
+VARIABLE = re.compile(r"\$\{(?:env:)?([A-Za-z_]\w*)[^}]*\}|(?:^|(?<=/))\$([A-Za-z_]\w*)")
+"""A shell's, at the beginning of a folder's name where it has no braces."""
 
 
 class Store(Objects):
@@ -198,7 +202,18 @@ class Store(Objects):
         return set_artifact_aside(self, kind, key, attempt or None)
 
 
+def unfilled(url: str) -> str:
+    """What is wrong with the name of a store in which a shell's variable stands as it was written; else empty."""
+    found = VARIABLE.search(url)
+    if not found:
+        return ""
+    name = found[1] or found[2]
+    return f"nothing is put in for {found[0]}; write ${{env:{name}}} in a pipeline file, or the path"
+
+
 def _store_for(url: str) -> Store:
+    if wrong := unfilled(url):
+        raise BadStoreUrl(wrong, where=url)
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "file", url
@@ -209,7 +224,10 @@ def _store_for(url: str) -> Store:
         folder = unquote(parts.path) if separator else rest
         if not folder or (separator and (parts.netloc or not folder.startswith("/"))):
             raise BadStoreUrl("not a folder", where=url, hint="Write file:///absolute/folder, or a plain folder.")
-        return FileStore(Path(folder).expanduser())
+        try:
+            return FileStore(Path(folder).expanduser())
+        except RuntimeError as error:
+            raise BadStoreUrl("nobody of that name has a home folder here", where=url) from error
     if scheme == "s3":
         from infra.store_s3 import S3Store
 

@@ -7,9 +7,11 @@ is an answer, not a failure. botocore's classes are recognised by name, so that 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from infra.errors import ForgelineError, StoreError, StoreUnreachable
 
@@ -49,6 +51,16 @@ def store_errors(where: str) -> Iterator[None]:
         raise translate(error, where) from error
 
 
+def bucket_hint() -> str:
+    """What to do about a bucket that is not there. The bucket's name as the path of the endpoint is asked for twice."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    path = urlsplit(endpoint).path.rstrip("/")
+    about = (
+        f" AWS_ENDPOINT_URL has a path, {path}: does the server's API lie there? It is no place for a bucket's name."
+    )
+    return "Create it, or correct the URL." + (about if path else "")
+
+
 def response_of(error: BaseException) -> dict[str, Any]:
     """The S3 response behind an exception (s3fs keeps botocore's ClientError as the cause), or an empty dict."""
     for candidate in (error, error.__cause__):
@@ -72,7 +84,7 @@ def translate(error: Exception, where: str) -> StoreError:
     names = {cls.__name__ for cls in type(error).__mro__}
     code, number = _code(error), getattr(error, "errno", None)
     if code == "NoSuchBucket":
-        return StoreError("the bucket does not exist", where=where, hint="Create it, or correct the store URL.")
+        return StoreError("the bucket does not exist", where=where, hint=bucket_hint())
     if code in CREDENTIALS or status_of(error) == 401:
         return StoreError(
             f"the server refused the credentials ({code})",

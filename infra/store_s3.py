@@ -27,7 +27,7 @@ from infra.errors import StoreError, StoreUnreachable
 from infra.keys import file_digest
 from infra.objects import OnBytes, Stored, checked
 from infra.store import Store
-from infra.store_errors import status_of, store_errors
+from infra.store_errors import bucket_hint, status_of, store_errors
 
 CONNECT_TIMEOUT = 3.0
 READ_TIMEOUT = 15.0
@@ -102,15 +102,19 @@ class S3Store(Store):
         return {"Bucket": self._bucket, "Key": self._base + checked(path)}
 
     def check(self) -> None:
-        self._call(
-            "",
-            "_call_s3",
-            "list_objects_v2",
-            Bucket=self._bucket,
-            Prefix=self._base,
-            MaxKeys=1,
-            deadline=CHECK_DEADLINE,
-        )
+        try:
+            self._call(
+                "",
+                "_call_s3",
+                "list_objects_v2",
+                Bucket=self._bucket,
+                Prefix=self._base,
+                MaxKeys=1,
+                deadline=CHECK_DEADLINE,
+            )
+        except FileNotFoundError as error:
+            # An answer about an object, where a bucket was asked for: another path than that of the bucket.
+            raise StoreError("the server knows no such bucket", where=self.url, hint=bucket_hint()) from error
 
     def probe(self) -> None:
         super().probe()

@@ -29,6 +29,7 @@ from infra.config_check import check, did_you_mean
 from infra.errors import CREDENTIALS, ConfigError, Problem
 from infra.execution import Execution
 from infra.keys import canonical_json
+from infra.store import unfilled
 from infra.tracking import TrackingSettings
 from infra.yaml_source import Document, dotted, parse_yaml
 from tasks.deployment import Deploy, check_deployment
@@ -77,6 +78,8 @@ class PipelineFile(BaseModel):
     def _no_credentials(cls, value: str) -> str:
         if CREDENTIALS.search(value):
             raise ValueError("no credentials in a file: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
+        if wrong := unfilled(value):
+            raise ValueError(wrong)
         return value
 
 

@@ -13,6 +13,10 @@ import pytest
 import s3fs
 
 from infra import source_files
+from infra.errors import StoreError
+from infra.store import Store
+from tasks.data.found_files import find_files
+from tasks.data.sources import Source
 from tasks.stages import dataset
 
 pytestmark = pytest.mark.e2e
@@ -57,3 +61,45 @@ def test_a_dataset_from_a_bucket(
     assert metrics["rows"] == 300 and metrics["shards"] == 2
     system.pipe(f"{url}/2025/a.jsonl.zst", pa.compress(lines + lines[:50], codec="zstd", asbytes=True))
     assert dataset.sources(params) != first and len(read) == 3
+
+
+def test_odd_names_in_a_bucket(bucket: tuple[s3fs.S3FileSystem, str], tmp_path: Path) -> None:
+    """`::` in a key, a folder with brackets, markers of empty folders, and what other programs leave there."""
+    system, url = bucket
+    line = b'{"text": "hello"}\n'
+    name, _, prefix = url.removeprefix("s3://").partition("/")
+    for key, body in {
+        "a::b.jsonl": line,
+        "run[1]/c.jsonl": line,
+        "run1/d.jsonl": line,
+        "sub/": b"",
+        "x_$folder$": b"",
+        "_SUCCESS": b"",
+        ".part.jsonl": line,
+    }.items():
+        system.call_s3("put_object", Bucket=name, Key=f"{prefix}/{key}", Body=body)
+
+    def paths(files: str) -> list[str]:
+        params = dataset.Params.model_validate({"sources": [{"files": files, "format": "jsonl"}]})
+        return [file.path for file in dataset.sources(params)]
+
+    assert paths(f"{url}/**") == ["a::b.jsonl", "run1/d.jsonl", "run[1]/c.jsonl"]
+    assert paths(f"{url}/run[1]/*.jsonl") == ["c.jsonl"]
+    (file,) = find_files([Source.model_validate({"files": f"{url}/a::b.jsonl", "format": "jsonl"})])
+    with source_files.local_copy(file.place.location, tmp_path) as copy:
+        assert copy.read_bytes() == line
+
+
+def test_a_bucket_in_the_path_of_the_endpoint_is_named(
+    bucket: tuple[s3fs.S3FileSystem, str], seaweed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = bucket
+    for path in (seaweed.bucket, "s3"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"{seaweed.env['AWS_ENDPOINT_URL']}/{path}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        said = rf"AWS_ENDPOINT_URL has a path, /{path}: "
+        with pytest.raises(StoreError, match=said):
+            find_files([Source.model_validate({"files": f"{url}/*.jsonl", "format": "jsonl"})])
+        with pytest.raises(StoreError, match=said):
+            Store.open(f"s3://{seaweed.bucket}/store")
+    s3fs.S3FileSystem.clear_instance_cache()

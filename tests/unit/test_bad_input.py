@@ -169,6 +169,9 @@ def test_an_unknown_ref_as_an_input_names_the_field(forgeline: Forgeline, tmp_pa
         ("ftp://host/x", "ftp://host/x: unknown store scheme 'ftp'", "s3://bucket/prefix"),
         ("s3://key:secret@bucket/x", "not a bucket", "AWS_SECRET_ACCESS_KEY"),
         ("file://relative", "file://relative: not a folder", "file:///absolute/folder"),
+        ("${HOME}/store", "${HOME}/store: nothing is put in for ${HOME}", "${env:HOME}"),
+        ("data/$USER", "nothing is put in for $USER", "${env:USER}"),
+        ("~nobody-of-that-name/x", "nobody of that name has a home folder here", ""),
     ],
 )
 def test_a_name_that_is_no_store_is_a_usage_error(
@@ -179,6 +182,14 @@ def test_a_name_that_is_no_store_is_a_usage_error(
     assert said in error
     assert advice in error
     assert "secret@" not in error
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "run"])
+def test_a_variable_of_a_shell_in_the_file_is_not_a_folder(forgeline: Forgeline, tmp_path: Path, command: str) -> None:
+    code, error = forgeline(command, "p.yaml", text=GOOD + "store: ${HOME}/store\n")
+    assert code == 2
+    assert error.startswith("forgeline: p.yaml:16: store: nothing is put in for ${HOME}; write ${env:HOME}")
     assert left_behind(tmp_path) == []
 
 
