@@ -1,7 +1,7 @@
 """The command line of Forgeline.
 
-`forgeline validate|schema|plan|run|prepare|checkpoint|doctor|status|logs|cancel|compare|show|report|lineage|gc|promote|
-rollback|deploy|watch|up|down`
+`forgeline validate|schema|plan|run|prepare|checkpoint|doctor|status|logs|cancel|compare|show|report|lineage|verify|gc|
+promote|rollback|deploy|watch|up|down`
 
 stdout carries the result (text, or JSON with `--json`), stderr the progress and the errors. Exit codes: 0 ok, 2 bad
 config or usage, 3 a stage or a check failed, 4 the gate refused, 75 preempted and resumable, 130 interrupted.
@@ -24,6 +24,7 @@ from flows.commands import (
     runs,
     services,
     trainings,
+    verification,
 )
 from flows.commands.parser import Parser, ShowVersion
 from flows.commands.parsing import Commands, say
@@ -59,6 +60,7 @@ def _parser() -> Parser:
     runs.add(commands)
     reports.add(commands)
     lineage.add(commands)
+    verification.add(commands)
     garbage.add(commands)
     releases.add(commands)
     deployments.add(commands)

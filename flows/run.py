@@ -104,7 +104,7 @@ def _plan_around_damage(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
 
 
 def _settled(plan: list[PlannedStage], record: RunRecord, store: Store, live: LiveView) -> bool:
-    """Note that everything is reused; False if some of it was collected since it was planned with.
+    """Note that everything is reused; False if some of it was collected, or is damaged, since it was planned with.
 
     It is named in the record first and looked for then, so garbage collection either sees the name or is seen.
     """
@@ -114,8 +114,13 @@ def _settled(plan: list[PlannedStage], record: RunRecord, store: Store, live: Li
     if None in manifests.values():
         record.reuses(dict.fromkeys(artifacts))
         return False
-    for line in plan:
-        _note_settled(line, manifests.get(line.node.name), record, store, live)
+    try:
+        for line in plan:
+            _note_settled(line, manifests.get(line.node.name), record, store, live)
+    except (CorruptArtifact, InputChanged) as error:  # met by what publishes a release: it is made again, or judged
+        live.message(f"{error.where}: {error.what}; {_set_aside(error, store)}")
+        record.reuses(dict.fromkeys(artifacts))
+        return False
     return True
 
 
@@ -203,15 +208,15 @@ def _worth_another_round(monitor: Monitor, store: Store) -> bool:
     """Put artifacts that failed verification aside; True if another round makes them again, or finds other inputs."""
     failures = list(monitor.failures.values())
     for error in failures:
-        if isinstance(error, CorruptArtifact):
+        if isinstance(error, CorruptArtifact | InputChanged):
             monitor.live.message(f"{error.where}: {error.what}; {_set_aside(error, store)}")
-        elif isinstance(error, InputChanged):
-            monitor.live.message(f"{error.where}: {error.what}; planned again")
     return any(isinstance(error, CorruptArtifact | InputChanged) for error in failures)
 
 
-def _set_aside(error: CorruptArtifact, store: Store) -> str:
+def _set_aside(error: CorruptArtifact | InputChanged, store: Store) -> str:
     """Set a damaged artifact aside; what became of it, in words."""
+    if isinstance(error, InputChanged):
+        return "planned again"
     try:
         moved = store.quarantine(error.kind, error.key, error.attempt)
     except StoreError as trouble:

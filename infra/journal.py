@@ -46,6 +46,19 @@ def newest(store: Store, name: str) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
+def damaged_entries(store: Store) -> dict[str, str]:
+    """Store path of every damaged entry of all journals, each with what is wrong."""
+    found = {}
+    for path in store.walk("journals"):
+        try:
+            store.again(partial(_read, store, path), ValueError, store.glances)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            found[path] = str(error)
+    return found
+
+
 def append(store: Store, name: str, after: int, content: dict[str, Any]) -> bool:
     """Write entry `after + 1`; False if somebody else wrote it first."""
     return store.create(_path(name, after + 1), json_bytes(sealed(content)))

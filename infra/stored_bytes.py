@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from infra.artifacts import FileEntry, Manifest
@@ -13,12 +13,19 @@ from infra.store_errors import store_errors
 from infra.transfer import LARGE, in_parallel, problem
 
 
-def artifact_faults(objects: Objects, manifest: Manifest) -> list[str]:
-    """What is wrong with the files of an artifact, one line for each. Raises StoreError where the store fails."""
+def artifact_faults(objects: Objects, manifest: Manifest, known: Mapping[str, bool] | None = None) -> list[str]:
+    """What is wrong with the files of an artifact, one line for each. Raises StoreError where the store fails.
+
+    known: of shared files that were read already, by their sha256, whether they are damaged.
+    """
+    known = known or {}
     prefix = f"{manifest.ref.prefix}/{manifest.attempt}"
     found: list[str] = []
     for part, entries in (("payload", manifest.payload), ("records", manifest.records)):
-        found += [f"{part}/{fault}" for fault in faults(objects, f"{prefix}/{part}", entries).values()]
+        read = [entry for entry in entries if not (entry.shared and entry.sha256 in known)]
+        found += [f"{part}/{fault}" for fault in faults(objects, f"{prefix}/{part}", read).values()]
+        bad = [entry for entry in entries if entry.shared and known.get(entry.sha256)]
+        found += [f"{part}/{entry.path}: {entry.shared_path} is damaged or missing" for entry in bad]
         found += [f"{part}/{name}: not in the manifest" for name in strangers(objects, f"{prefix}/{part}", entries)]
     return found
 

@@ -6,22 +6,27 @@ import os
 import tempfile
 import time
 import uuid
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from flows.checks.check import Check, Finding, clocks
 from infra.claims import OpenClaim, open_claims
 from infra.durations import told
+from infra.errors import DamagedObject
 from infra.keys import file_digest
 from infra.leftovers import leftovers
 from infra.objects import Objects
 from infra.store import Store
+from infra.verification import last_verified
 
 SAMPLE = 8_000_000
 SLOW = 2e6
 """Bytes a second under which a store is called slow."""
 RECENT = 7 * 86400.0
 SHOWN = 3
+VERIFY_AFTER = 30 * 86400.0
+"""Seconds after which a store is worth verifying again."""
 
 
 def checks(url: str) -> list[Check]:
@@ -29,6 +34,7 @@ def checks(url: str) -> list[Check]:
         Check("store", partial(round_trip, url), seconds=60.0),
         Check("store clock", partial(clock, url), after="store"),
         Check("claims", partial(claims, url), after="store", overdue="warning"),
+        Check("verified", partial(verified, url), after="store", overdue="warning"),
         Check("leftovers", partial(left, url), seconds=60.0, after="store", overdue="warning"),
     ]
 
@@ -85,6 +91,23 @@ def _shown(some: list[OpenClaim]) -> str:
         for one in some[:SHOWN]
     ]
     return f" ({', '.join(parts)}{', ...' if len(some) > SHOWN else ''})"
+
+
+def verified(url: str) -> Finding:
+    """When every byte of the store was last compared with what was written, and what was found."""
+    store = Store.open(url)
+    try:
+        last = last_verified(store)
+    except DamagedObject as error:
+        return Finding("warning", error.what, error.hint or "")
+    how = "`forgeline verify --all` reads every byte of it."
+    if last is None:
+        return Finding("ok", f"never verified as a whole; {how}")
+    age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(last["at"])).total_seconds())
+    said = f"{last['artifacts']} artifacts, {last['bytes'] / 1e6:.1f} MB, were verified {told(age)} ago"
+    if last["damaged"]:
+        return Finding("warning", f"{said}; {last['damaged']} objects were damaged", f"Which and what to do: {how}")
+    return Finding("warning", said, how) if age > VERIFY_AFTER else Finding("ok", f"{said}, all in order")
 
 
 def left(url: str) -> Finding:

@@ -9,10 +9,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flows.commands.parsing import Commands, open_store
+from flows.commands.verification import FAILED, progress, told
 from infra.errors import UsageError
 
 if TYPE_CHECKING:
     from infra.garbage import Item, Plan
+    from infra.store import Store
+    from infra.verification import Verified
 
 DAY = 86400.0
 
@@ -31,6 +34,10 @@ def add(commands: Commands) -> None:
     sub.add_argument(
         "--keep-history", type=_number, default=5, metavar="N", help="keep the last N values of a ref (default: 5)"
     )
+    sub.add_argument(
+        "--verify", action="store_true", dest="verify_kept",
+        help="read every byte of what is kept; where something of it is damaged, nothing is removed",
+    )  # fmt: skip
     sub.add_argument("--restore", metavar="KIND/KEY", help="put an artifact back out of the trash, and do nothing else")
     sub.add_argument("--json", action="store_true", help="every object and why, as JSON on stdout")
 
@@ -38,6 +45,7 @@ def add(commands: Commands) -> None:
 def gc(arguments: argparse.Namespace) -> int:
     from infra.census import Keep
     from infra.collector import collect, look, restore
+    from infra.verification import to_json
 
     store = open_store(arguments)
     if arguments.restore:
@@ -48,12 +56,26 @@ def gc(arguments: argparse.Namespace) -> int:
         print(f"back: {back.kind} {back.key}; it stays for the grace, and as long as a ref or a kept run names it")
         return 0
     keep = Keep(arguments.grace * DAY, arguments.keep_runs, arguments.keep_history)
-    plan = (collect if arguments.delete else look)(store, keep)
+    verified = _verified(store, look(store, keep)) if arguments.verify_kept else None
+    delete = arguments.delete and not (verified and verified.damaged)
+    plan = (collect if delete else look)(store, keep)
     if arguments.json:
-        print(json.dumps(_json(plan, done=arguments.delete), indent=2))
+        kept = {"verified": to_json(verified)} if verified else {}
+        print(json.dumps({**_json(plan, done=delete), **kept}, indent=2))
     else:
-        print(_told(plan, done=arguments.delete))
-    return 0
+        print(_told(plan, done=delete))
+        if verified:
+            print(told(verified, store))
+        if delete != arguments.delete:
+            print("nothing was removed, because something of what is kept is damaged: mend that first")
+    return FAILED if verified and verified.damaged else 0
+
+
+def _verified(store: Store, plan: Plan) -> Verified:
+    """What is kept, read and compared with what was written."""
+    from infra.verification import verify_artifacts
+
+    return verify_artifacts(store, plan.kept, progress)
 
 
 def _json(plan: Plan, *, done: bool) -> dict[str, Any]:

@@ -7,6 +7,9 @@ Two refs cannot move as one. A release moves its own first, so that nobody goes 
 released, and the next run moves the other if this one dies in between. A move by hand takes the weights first, so that
 whoever sees it half done repeats the command. Both know what they expect of both refs before they move one, and a move
 by hand leaves an entry even where it changes nothing: of two who meet, one is told.
+
+Nobody moves a ref to bytes that do not verify: before a ref moves, every file of what it will name is read in the store
+itself and compared with its manifest.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from infra import refs
 from infra.artifacts import ArtifactRef
-from infra.errors import UsageError
+from infra.errors import CorruptArtifact, InputChanged, UsageError
 from infra.refs import RefConflict
+from infra.stored_bytes import artifact_faults
 from tasks.evaluation.champion import NAME
 from tasks.release.standing import ROLLED_BACK, champion_of, standing, was_rolled_back
 
@@ -63,7 +67,8 @@ def promote(store: Store, release: dict[str, Any], note: str) -> bool:
 
     A pipeline that runs again reuses its release. That must not undo a later decision, such as a roll-back by hand, so
     a release that is in the ref's history moves nothing, nor does a new release of a model that was rolled back. Raises
-    RefConflict where it was judged against a champion that is no longer the one, or the ref moves at this very moment.
+    RefConflict where it was judged against a champion that is no longer the one, or the ref moves at this very moment;
+    and as `require_verified`.
     """
     name, model = release["ref"], ArtifactRef(**release["model"])
     history = refs.history(store, name)
@@ -76,9 +81,11 @@ def promote(store: Store, release: dict[str, Any], note: str) -> bool:
             log.warning("%s was rolled back from this model and stays where it is: forgeline promote moves it", name)
             return False
         _require_beaten(release, history)
+        require_verified(store, model, name)
         refs.set(store, name, model, expected=_number(history), note=note)
     if "weights" in release and not any(entry.note == note for entry in behind.entries):
         weights = ArtifactRef(**release["weights"])
+        require_verified(store, weights, weights_ref(name))
         if behind.number and behind.newest is None:
             log.warning(
                 "entry %d of %s was damaged; it points to the weights of %s again",
@@ -108,7 +115,7 @@ def roll_back(store: Store, name: str, to: int | None, reason: str) -> list[Move
 
     to: the entry of the ref's history whose artifact is wanted. None: the one before it, of those that were not rolled
     back themselves, so that doing it again goes further back. Raises UsageError where there is nothing to go back to,
-    RefConflict where somebody moves the ref at this moment.
+    RefConflict where somebody moves the ref at this moment, and as `require_verified`.
     """
     past, behind = refs.past(store, name), refs.past(store, weights_ref(name))
     history = past.entries
@@ -132,9 +139,33 @@ def roll_back(store: Store, name: str, to: int | None, reason: str) -> list[Move
 def put_in_place(store: Store, name: str, artifact: ArtifactRef, note: str) -> list[Move]:
     """Point a ref to an artifact, whatever any gate says, and the weights behind it where a release of it tells them.
 
-    Raises UsageError where it is not in the store, RefConflict where somebody moves the ref at this moment.
+    Raises RefConflict where somebody moves the ref at this moment, and as `require_verified`.
     """
     return _by_hand(store, name, artifact, note, refs.past(store, name), refs.past(store, weights_ref(name)))
+
+
+def require_verified(store: Store, artifact: ArtifactRef, ref: str) -> None:
+    """Read every byte of what `ref` is to point to. Raises as below, and then the ref stays where it is.
+
+    InputChanged: it is gone, or what stands there has other content by now. CorruptArtifact: manifest and bytes differ.
+    """
+    manifest, called = store.manifest(artifact.kind, artifact.key), f"{artifact.kind} {artifact.key[:12]}"
+    if manifest is None or manifest.digest != artifact.digest:
+        now = f"holds other content ({manifest.digest[:12]}) than is meant" if manifest else "is no longer in the store"
+        raise InputChanged(
+            f"{called} {now}, so {ref} stays where it is",
+            where=artifact.prefix,
+            hint="It was made again or collected since. Run its pipeline again, or choose another one.",
+        )
+    if found := artifact_faults(store, manifest):
+        raise CorruptArtifact(
+            f"{called} is damaged ({'; '.join(found[:3])}), so {ref} stays where it is",
+            kind=artifact.kind,
+            key=artifact.key,
+            attempt=manifest.attempt,
+            hint=f"forgeline verify {artifact.kind}/{artifact.key[:12]} --set-aside, then run its pipeline again: that "
+            "makes it anew. Or choose another one.",
+        )
 
 
 def _by_hand(
@@ -149,12 +180,13 @@ def _by_hand(
     weights = next((entry.artifact for entry in behind.entries if entry.note in releases), None)
     wanted = [(weights_ref(name), weights, behind)] if weights else []
     wanted.append((name, artifact, past))
-    for _, to, _ in wanted:
+    for ref, to, _ in wanted:
         if store.manifest(to.kind, to.key) is None:
             raise UsageError(
                 f"{to.kind} {to.key[:12]} is no longer in the store",
                 hint="Run the pipeline that made it again, or choose another entry.",
             )
+        require_verified(store, to, ref)
     moves = []
     for ref, to, before in wanted:
         after = refs.set(store, ref, to, expected=before.number, note=note, force=True)

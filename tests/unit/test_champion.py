@@ -86,7 +86,11 @@ def test_a_challenger_is_held_against_who_is_none_of_those_beside_it(house: Any)
     house.run()
     first = refs.get(house.store, "fresh/production")
     assert first
-    other = ArtifactRef("export", "d" * 64, "c" * 64, "onnx")
+    (house.folder / "other").mkdir()
+    (house.folder / "other/model").write_text("other")
+    other = house.store.commit(
+        kind="export", type="onnx", key="d" * 64, attempt="a", payload_dir=house.folder / "other", identity={}
+    ).ref
     judged = {"digest": None, "challengers": [other.digest, first.digest]}
     release = {"ref": "fresh/production", "model": vars(other), "champion": judged}
     assert promote(house.store, release, "release x") and house.champion() == other.digest

@@ -109,7 +109,7 @@ def test_one_bad_run_record_is_left_out_and_named(store: FileStore, hand: Any) -
     hand.age(store, 1)
     plan = collect(store, hand.NOW.__class__(grace=0, runs=1, history=1))
     assert hand.stands(store, made), "the last run is the last that can be read"
-    assert [note[:17] for note in plan.notes] == [f"run {name} is left out" for name in "234"]
+    assert sorted(note[:17] for note in plan.notes) == [f"run {name} is left out" for name in "234"]
 
 
 def test_damage_in_the_trash_waits_for_the_grace_and_goes(store: FileStore, hand: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,14 +13,29 @@ import onnx
 import pytest
 from pydantic import ValidationError
 
+from flows import cli
 from infra import refs
-from infra.artifacts import ArtifactRef, Manifest
-from infra.errors import GateRefused, StageError
+from infra.artifacts import ArtifactRef, FileEntry, Manifest, payload_digest
+from infra.errors import CorruptArtifact, GateRefused, InputChanged, StageError
 from infra.store import Store
 from tasks.model_card import ModelCard, write_card
 from tasks.stages import promote
 
-MODEL = ArtifactRef("quantize", "b" * 64, "a" * 64, "onnx")
+FILE = FileEntry("model", 1, hashlib.sha256(b"m").hexdigest())
+MODEL = ArtifactRef("quantize", "b" * 64, payload_digest([FILE]), "onnx")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """With the model in it."""
+    made = Store.open(str(tmp_path / "store"))
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/model").write_bytes(b"m")
+    manifest = made.commit(
+        kind=MODEL.kind, type="onnx", key=MODEL.key, attempt="a", payload_dir=tmp_path / "made", identity={}
+    )
+    assert manifest.ref == MODEL
+    return made
 
 
 @pytest.fixture
@@ -58,8 +74,7 @@ def committed(store: Store, job: Any, key: str = "c" * 64) -> Manifest:
     )
 
 
-def test_release_moves_the_ref_with_history(run: Callable[..., Any], tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"))
+def test_release_moves_the_ref_with_history(run: Callable[..., Any], store: Store) -> None:
     assert promote.STAGE.publish
     promote.STAGE.publish(store, committed(store, run()))
     entry = refs.get(store, "code/production")
@@ -67,8 +82,47 @@ def test_release_moves_the_ref_with_history(run: Callable[..., Any], tmp_path: P
     assert entry.note.startswith("release ")
 
 
-def test_a_reused_release_does_not_undo_a_roll_back(run: Callable[..., Any], tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"))
+def test_nobody_moves_a_ref_to_bytes_that_do_not_verify(run: Callable[..., Any], store: Store) -> None:
+    """A release, a forced promotion, a roll-back."""
+    release, path = committed(store, run()), f"{MODEL.prefix}/a/payload/model"
+    store.write_bytes(path, b"n")
+    assert promote.STAGE.publish
+    with pytest.raises(CorruptArtifact, match="so code/production stays where it is") as caught:
+        promote.STAGE.publish(store, release)
+    assert caught.value.attempt == "a" and refs.get(store, "code/production") is None
+    name = f"{MODEL.kind}/{MODEL.key[:8]}"
+    force = ["promote", "code/production", name, "--force", "--reason", "x", "--store", store.url]
+    assert cli.main(force) == 3 and refs.get(store, "code/production") is None
+    store.write_bytes(path, b"m")
+    assert cli.main(force) == 0
+    refs.advance(store, "code/production", release.ref)
+    store.write_bytes(path, b"n")
+    assert cli.main(["rollback", "code/production", "--store", store.url]) == 3
+    entry = refs.get(store, "code/production")
+    assert entry is not None and entry.artifact == release.ref
+    store.delete(path)
+    assert cli.main(["rollback", "code/production", "--to", "1", "--store", store.url]) == 3
+    store.write_bytes(path, b"m")
+    assert cli.main(["rollback", "code/production", "--store", store.url]) == 0
+
+
+def test_a_release_of_a_model_that_was_made_again_moves_nothing(run: Callable[..., Any], store: Store) -> None:
+    release = committed(store, run())
+    store.write_bytes(f"{MODEL.prefix}/a/payload/model", b"n")
+    assert store.quarantine(MODEL.kind, MODEL.key, "a") is not None
+    with pytest.raises(InputChanged, match="no longer in the store"):
+        promote.STAGE.publish(store, release)  # type: ignore[misc]
+    folder = store.local_folder("again")
+    assert folder is not None
+    folder.mkdir()
+    (folder / "model").write_bytes(b"n")
+    store.commit(kind=MODEL.kind, type="onnx", key=MODEL.key, attempt="b", payload_dir=folder, identity={})
+    with pytest.raises(InputChanged, match="holds other content"):
+        promote.STAGE.publish(store, release)  # type: ignore[misc]
+    assert refs.get(store, "code/production") is None
+
+
+def test_a_reused_release_does_not_undo_a_roll_back(run: Callable[..., Any], store: Store) -> None:
     manifest = committed(store, run())
     assert promote.STAGE.publish
     promote.STAGE.publish(store, manifest)
