@@ -14,14 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from infra.budget import Spent
 from infra.errors import DamagedObject, ForgelineError, StoreError, UsageError
-from infra.process_id import is_dead, this_process
-from infra.refs import Named
-from infra.stored_json import StoredJson
+from infra.process_id import is_dead, is_here, this_process
 from tasks.release.verdicts import why_refused
+from tasks.run_format import RECORDS
 from tasks.stage_times import StageTimes
 from tasks.unsaved_records import UNSAVED, keep
 
@@ -31,76 +30,9 @@ if TYPE_CHECKING:
     from tasks.execute import StageResult
     from tasks.pipeline import Pipeline, StageNode
 NOTHING = Spent()
+SILENT_SECONDS = 300.0
+"""Age of a record that says `running` from which on nobody knows whether the run lives; it is renewed every 15 s."""
 log = logging.getLogger(__name__)
-
-
-class Failure(TypedDict):
-    """The error a stage ended with."""
-
-    type: str
-    what: str
-    where: str | None
-    hint: str | None
-
-
-class StageEntry(TypedDict):
-    """What became of a stage."""
-
-    name: str
-    kind: str
-    action: str
-    reason: str
-    seconds: float
-    started_at: float
-    artifact: Named | None
-    metrics: dict[str, float]
-    needs: list[str]
-    error: Failure | None
-    warnings: NotRequired[list[str]]
-    refusal: NotRequired[list[str]]
-
-
-class Process(TypedDict):
-    """The process of a run (`infra/process_id.py`), and its machine's name."""
-
-    machine: str | None
-    pid: int
-    started: str | None
-    host: str
-
-
-class Ledger(TypedDict, total=False):
-    """Where the seconds went, as far as people are told of it (`tasks/stage_times.py`)."""
-
-    wall: float
-    goodput: float
-    buckets: dict[str, float]
-    stages: dict[str, Any]
-
-
-class Record(TypedDict):
-    """A run record; some of it is younger than the oldest that is read."""
-
-    run: str
-    pipeline: str
-    status: str
-    seconds: float
-    stages: list[StageEntry]
-    description: NotRequired[str]
-    started: NotRequired[str]
-    process: NotRequired[Process | None]
-    flow_run: NotRequired[str | None]
-    links: NotRequired[dict[str, str]]
-    budget: NotRequired[dict[str, Any] | None]
-    stopped: NotRequired[str]
-    ledger: NotRequired[Ledger | None]
-    overrides: NotRequired[list[str]]
-    config: NotRequired[str]
-
-
-RECORDS = StoredJson(
-    "the record of a run", Record, "Artifacts are not concerned: only what was noted of that run is lost."
-)
 
 
 def new_run_id() -> str:
@@ -314,3 +246,13 @@ def state_of(record: dict[str, Any]) -> str:
     process = record.get("process")
     dead = record["status"] == "running" and isinstance(process, dict) and is_dead(process)
     return "dead" if dead else str(record["status"])
+
+
+def state_in(store: Store, record: dict[str, Any]) -> str:
+    """As `state_of`; `silent` if the run was on another machine, or this one before it was started anew, and its record
+    is renewed no more.
+    """
+    state, process = state_of(record), record.get("process")
+    if state != "running" or not isinstance(process, dict) or is_here(process):
+        return state
+    return "silent" if store.now() - store.modified(f"runs/{record['run']}/run.json") > SILENT_SECONDS else state

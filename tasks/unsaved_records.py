@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infra.errors import StoreError
+from infra.process_id import is_dead, is_here
 
 if TYPE_CHECKING:
     from infra.store import Store
@@ -35,7 +36,7 @@ def deliver(home: Path, store: Store) -> list[str]:
     for path in sorted((home / "runs").glob(f"*/{UNSAVED}")):
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["store"] != store.url:
+            if kept["store"] != store.url or _alive(json.loads(kept["record"])):
                 continue
             store.write_bytes(f"runs/{kept['run']}/run.json", kept["record"].encode())
             path.unlink()
@@ -43,3 +44,9 @@ def deliver(home: Path, store: Store) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError) as error:
             log.warning("the record of a run in %s could not be stored: %s", path, error)
     return taken
+
+
+def _alive(record: dict[str, Any]) -> bool:
+    """Whether the run goes on, and stores its record itself."""
+    process = record["process"]
+    return bool(record["status"] == "running" and is_here(process) and not is_dead(process))

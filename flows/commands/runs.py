@@ -39,7 +39,7 @@ def status(arguments: argparse.Namespace) -> int:
     from flows.run import home, stage_summary
     from infra.ledger import BUCKETS
     from tasks.decided_run import given_up
-    from tasks.run_record import find_run, list_runs, read_run, state_of
+    from tasks.run_record import find_run, list_runs, read_run, state_in
     from tasks.unsaved_records import deliver
 
     store = open_store(arguments)
@@ -52,11 +52,11 @@ def status(arguments: argparse.Namespace) -> int:
             continue
         record = known
         print(
-            f"{name}  {record['pipeline']:20} {state_of(record):12} {record['seconds']:8.1f} s  "
+            f"{name}  {record['pipeline']:20} {state_in(store, record):12} {record['seconds']:8.1f} s  "
             f"{_goodput(record.get('ledger')):14}  {stage_summary(record)}"
         )
     record = read_run(store, arguments.run)
-    print(f"\n{record['run']}: {_state_in_words(record)}")
+    print(f"\n{record['run']}: {_state_in_words(record, state_in(store, record))}")
     under_way = _under_way(record)
     for entry in record["stages"]:
         metrics = ", ".join(f"{k} {v:.4g}" for k, v in list(entry["metrics"].items())[:4])
@@ -77,14 +77,14 @@ def _goodput(ledger: dict[str, Any] | None) -> str:
     return f"goodput {ledger['goodput']:4.0%}" if ledger and "goodput" in ledger else ""
 
 
-def _state_in_words(record: dict[str, Any]) -> str:
-    from tasks.run_record import state_of
-
-    state, process = state_of(record), record.get("process")
+def _state_in_words(record: dict[str, Any], state: str) -> str:
+    process = record.get("process")
     if isinstance(process, dict) and state == "dead":
         return f"dead: its process {process['pid']} is gone; run the pipeline again to go on"
     if isinstance(process, dict) and state == "running":
         return f"running on {process['host']}, process {process['pid']}"
+    if isinstance(process, dict) and state == "silent":
+        return f"silent: no word from {process['host']}, process {process['pid']}; run the pipeline again to go on"
     return f"{state}, stopped by {record['stopped']}" if record.get("stopped") else state
 
 

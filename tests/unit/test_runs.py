@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -18,7 +19,8 @@ from infra.errors import DamagedObject, UsageError
 from infra.ledger import BUCKETS
 from infra.process_id import start_time, this_process
 from infra.store import Store
-from tasks.run_record import RECORDS, read_run, state_of
+from tasks.run_format import RECORDS
+from tasks.run_record import SILENT_SECONDS, read_run, state_in, state_of
 
 WAITS = "import sys, time; print('up', flush=True); time.sleep(60)"
 
@@ -93,6 +95,24 @@ def test_a_run_whose_process_is_gone_is_dead(store: Store, process: subprocess.P
     assert state_of({**living, "status": "ok"}) == "ok"
     assert state_of({**living, "process": {**living["process"], "machine": "another boot"}}) == "running"
     assert state_of({**living, "process": 17}) == "running", "a record of an earlier version"
+
+
+def test_a_run_elsewhere_that_falls_silent_is_not_said_to_run(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a crash of the machine, or where a run ended while its store was away."""
+    elsewhere = {**this_process(), "machine": "another boot", "host": "there"}
+    known = record(store, "one", process=elsewhere)
+    assert state_in(store, known) == "running"
+    long_ago = time.time() - SILENT_SECONDS - 60
+    os.utime(tmp_path / "store/runs/one/run.json", (long_ago, long_ago))
+    assert state_in(store, known) == "silent" and state_in(store, {**known, "status": "ok"}) == "ok"
+    assert cli.main(["status"]) == 0
+    told = capsys.readouterr().out
+    assert "demo                 silent" in told and "one: silent: no word from there, process" in told
+    here = record(store, "two")
+    os.utime(tmp_path / "store/runs/two/run.json", (long_ago, long_ago))
+    assert state_in(store, here) == "running", "its process is there"
 
 
 def test_status_says_how_far_a_run_is(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,12 +20,13 @@ from flows.live import LiveView
 from flows.monitor import Monitor
 from infra.artifacts import ArtifactRef
 from infra.errors import ForgelineError
+from infra.process_id import this_process
 from infra.store import Store
 from tasks.execute import execute_stage
 from tasks.pipeline import Pipeline
 from tasks.run_context import RunContext
 from tasks.run_record import read_run
-from tasks.unsaved_records import UNSAVED, deliver
+from tasks.unsaved_records import UNSAVED, deliver, keep
 
 PIPELINE = """
 name: away
@@ -191,4 +192,9 @@ def test_a_record_of_another_store_is_left_alone(world: World, tmp_path: Path) -
     kept.write_text(json.dumps({"store": "s3://another/one", "run": "one", "record": "{}"}))
     (tmp_path / "home/runs/two").mkdir()
     (tmp_path / "home/runs/two" / UNSAVED).write_text("torn")
-    assert deliver(tmp_path / "home", Store.open(str(world.disk.folder))) == [] and kept.exists()
+    store = Store.open(str(world.disk.folder))
+    alive = json.dumps({"status": "running", "process": this_process()})
+    keep(tmp_path / "home/runs/three", store, "three", alive.encode())
+    assert deliver(tmp_path / "home", store) == [] and kept.exists(), "three lives and stores its record itself"
+    keep(tmp_path / "home/runs/three", store, "three", alive.replace("running", "ok").encode())
+    assert deliver(tmp_path / "home", store) == ["three"]
