@@ -65,7 +65,7 @@ def run_deployed(file: str, settings: dict[str, Any] | None = None) -> State[Any
     rounds: list[RunRecord] = []
 
     def once(pipeline: Pipeline) -> int:
-        record, code = run_pipeline(pipeline, quiet=True, began=_name_run, already=spent_by(rounds))
+        record, code = run_pipeline(pipeline, quiet=True, began=_name_run, already=spent_by(rounds), attended=False)
         rounds.append(record)
         try:
             _report(record)

@@ -21,6 +21,7 @@ from flows.run import home
 from infra.artifacts import ArtifactRef
 from infra.config_check import did_you_mean
 from infra.errors import ForgelineError, SourcesChanged, UsageError
+from infra.patience import Patience
 from infra.store import Store
 from tasks.chosen_inputs import bound
 from tasks.data.batches import Batch, batches
@@ -58,6 +59,7 @@ def prepare(
     if importlib.util.find_spec("prefect_dask") is None:
         raise UsageError("this needs Dask, which is not installed", hint="pip install 'forgeline[dask]'")
     store = Store.open(pipeline.store, probe=True)
+    store.patience = Patience()
     pipeline = bound(pipeline, store)
     node, made = _stage(pipeline, stage, store)
     home().mkdir(parents=True, exist_ok=True)

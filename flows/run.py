@@ -62,13 +62,16 @@ def run_pipeline(
     began: LastWords = lambda record: None,
     last_words: LastWords = lambda record: None,
     already: Spent = NOTHING,
+    attended: bool = True,
 ) -> tuple[RunRecord, int]:
     """Run a pipeline to its end. Returns its record and the exit code; stage failures are in the record, not raised.
 
     began: called with the record before anything runs. last_words: called instead of returning where a cancelled run
-    has to end this process at once. already: what of the budget is spent.
+    has to end this process at once. already: what of the budget is spent. attended: somebody waits for an answer, so a
+    store that cannot be reached is said at once; else it is waited for.
     """
-    store = Store.open(pipeline.store, probe=True)
+    opening = Patience(0.0) if attended else Patience()
+    store = opening.call(lambda: Store.open(pipeline.store, probe=True))
     deliver(home(), store)
     store.patience = Patience()
     pipeline = bound(pipeline, store)

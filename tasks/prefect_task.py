@@ -81,7 +81,7 @@ def stage_task(
         try:
             result = execute_stage(node, made, context)
         except ForgelineError as error:
-            on_end(node.name, error)
+            on_end(node.name, error.within(f"stage {node.name}"))
             raise
         finally:
             context.notify(node.name, on_poll=None)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import cli
+from flows import prepare as preparing
 from flows.prepare import prepare
-from infra.errors import UsageError
+from infra.errors import SourcesChanged, UsageError
+from infra.keys import file_digest
+from tasks.data.batches import Batch
+from tasks.execute import LOOKS
 from tasks.pipeline import Pipeline, load_pipeline
 
 PIPELINE = """
@@ -40,6 +45,31 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
 def test_stages_without_parts_or_inputs(pipeline: Pipeline, stage: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         prepare(pipeline, stage, dask=None, workers=2, say=print)
+
+
+@pytest.mark.parametrize("changes", [1, LOOKS])
+def test_files_that_change_before_a_worker_reads_them_are_looked_at_again(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: int
+) -> None:
+    seen: list[list[str]] = []
+
+    def make(pipeline: Pipeline, node: Any, missing: list[Batch], *given: Any) -> set[str]:
+        seen.append([file["sha256"] for batch in missing for spec in batch.specs for file in spec.arguments["files"]])
+        if len(seen) <= changes:
+            (tmp_path / "a.txt").write_text(f"some text, changed {len(seen)} times")
+            raise SourcesChanged("the file changed while it was read", where="sources: a.txt")
+        return {"here:1"}
+
+    monkeypatch.setattr(preparing, "_make", make)
+    said: list[str] = []
+    if changes == LOOKS:
+        with pytest.raises(SourcesChanged, match=r"stage corpus: sources: a\.txt: the file changed"):
+            prepare(pipeline, "corpus", dask=None, workers=2, say=said.append)
+    else:
+        assert prepare(pipeline, "corpus", dask=None, workers=2, say=said.append).made == 1
+        assert "a.txt: the file changed while it was read; it is looked at again" in said[1]
+        assert seen[1] == [file_digest(tmp_path / "a.txt")] != seen[0]
+    assert len(seen) == min(changes + 1, LOOKS)
 
 
 def test_without_dask_it_says_what_to_install(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
