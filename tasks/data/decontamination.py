@@ -1,7 +1,8 @@
 """Training examples that share a long run of words with an evaluation set go: the test would be known by heart.
 
 A run is `ngram` words, lower case, without punctuation (Brown et al., "Language Models are Few-Shot Learners", 2020,
-appendix C, uses 13). Only the training split is cleaned; what is held out may overlap with what is held out.
+appendix C, uses 13); where no spaces stand between words, two Chinese or Japanese characters or three letters of Thai
+and its kin count as one. Only the training split is cleaned; what is held out may overlap with what is held out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from tasks.data.hashing import Hashes
-from tasks.data.words import runs_of_words
+from tasks.data.words import measured_runs
 from tasks.stage import Input, StageParams
 
 
@@ -26,7 +27,12 @@ class Decontaminate(StageParams):
         description="Datasets whose held-out splits (or the one named, `mails.test`) must stay unseen; all of "
         "one that holds nothing out.",
     )
-    ngram: int = Field(13, ge=3, description="Words in a run that counts as an overlap; shorter texts count whole.")
+    ngram: int = Field(
+        13,
+        ge=3,
+        description="Words in a run that counts as an overlap; shorter texts count whole. Two Chinese or Japanese "
+        "characters, or three letters of Thai, Lao, Khmer or Burmese, are a word.",
+    )
     max_share: float = Field(
         0.0, ge=0, lt=1, description="Share of a training example's runs that may overlap before it goes."
     )
@@ -50,4 +56,4 @@ class Overlap:
 
 def runs(texts: Sequence[str], ngram: int) -> tuple[Hashes, npt.NDArray[np.int64]]:
     """Hash of every run of `ngram` words, or of all words of a text that has fewer; where each text begins."""
-    return runs_of_words([text.lower() for text in texts], ngram, symbols=False)
+    return measured_runs([text.lower() for text in texts], ngram)

@@ -35,7 +35,11 @@ class NearDuplicates(StageParams):
     threshold: float = Field(
         0.85, gt=0, le=1, description="Estimated Jaccard similarity of the shingle sets from which on a text goes."
     )
-    shingle: int = Field(5, ge=1, description="Words (or punctuation marks) in a shingle.")
+    shingle: int = Field(
+        5,
+        ge=1,
+        description="Words (or punctuation marks) in a shingle; characters where no spaces stand between words.",
+    )
     num_perm: int = Field(
         128, ge=16, le=1024, multiple_of=16, description="MinHash permutations: more miss fewer pairs."
     )

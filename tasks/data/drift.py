@@ -7,7 +7,6 @@ enough examples it is small for differences nobody cares about. So a difference 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from tasks.data.hashing import mixed, windows
 from tasks.data.words import word_hashes
 
 Floats = npt.NDArray[np.float64]
-WORD = re.compile(r"\w+|[^\w\s]")
 FEATURES = 1 << 12
 """Buckets that word n-grams are hashed into."""
 
@@ -88,7 +86,7 @@ def novelty(old: Sequence[str], new: Sequence[str], seed: int, rounds: int = 200
 
     p: permutations of whose words are whose; the new texts stand against as many old ones as are left out of the rest.
     """
-    bags = [set(WORD.findall(text.lower())) for text in [*old, *new]]
+    bags = [set(word_hashes([text.lower()], symbols=True)[0].tolist()) for text in [*old, *new]]
     count, take = len(old), min(len(new), len(old) // 2)
     random = np.random.default_rng(seed)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tasks.stage import Job
 
 KIND = PartKind("runs", "tasks.data.runs:runs_of_file")
-VERSION = 2
+VERSION = 3
 HELD_OUT = ("validation", "test")
 
 

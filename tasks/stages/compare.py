@@ -87,4 +87,4 @@ def _rows(data: InputArtifact, params: Params) -> list[dict[str, Any]]:
     return sample(rows, params.sample, lambda row: str(row["id"]))
 
 
-STAGE = Stage(kind="compare", version=1, makes="drift", params=Params, run=run)
+STAGE = Stage(kind="compare", version=2, makes="drift", params=Params, run=run)

@@ -55,3 +55,14 @@ def test_a_difference_counts_if_it_is_unlikely_and_large() -> None:
     found = [Difference("a", 0.5, 0.003, ""), Difference("b", 0.01, 0.0001, ""), Difference("c", 0.5, 0.02, "")]
     verdict = judged(found, alpha=0.01, sizes={"a": 0.1, "b": 0.1, "c": 0.1})
     assert [difference.drifted for difference in verdict] == [True, False, False]
+
+
+def test_new_characters_are_noticed_where_no_spaces_stand_between_words() -> None:
+    random = np.random.default_rng(3)
+    known, others = ([chr(first + i) for i in range(200)] for first in (0x4E00, 0x5E00))
+    old = ["".join(random.choice(known, 40)) for _ in range(60)]
+    new = ["".join(random.choice([*known, *others], 40)) for _ in range(60)]
+    found = novelty(old, new, 0, 60)
+    assert found.size > 0.3 and found.p < 0.05
+    same = novelty(old, ["".join(random.choice(known, 40)) for _ in range(60)], 0, 60)
+    assert same.size < 0.05
