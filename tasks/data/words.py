@@ -147,6 +147,12 @@ def _of(piece: str, symbols: bool) -> tuple[Offsets, Hashes, Kinds]:
     return begins, mixed((sums[ends] - sums[begins]) * down[begins]), kinds[begins]
 
 
+def unspaced(character: str) -> bool:
+    """Whether a character is of a script that puts no spaces between words."""
+    code = ord(character)
+    return code >= FIRST_UNSPACED and any(a <= code <= b for blocks in UNSPACED.values() for a, b in blocks)
+
+
 @cache
 def _powers(count: int) -> tuple[Hashes, Hashes]:
     """FACTOR^i and FACTOR^-i modulo 2^64 for i < count."""

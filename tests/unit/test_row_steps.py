@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tasks.data.card_numbers import ISSUERS, luhn
 from tasks.data.cleaning import Clean, length_fault, repair
 from tasks.data.decontamination import Overlap, runs
 from tasks.data.language import LANGUAGES, Language, detector, language_fault
-from tasks.data.pii import luhn, masker
+from tasks.data.pii import masker
 from tasks.data.quality import c4, gopher_fault, repetition_fault
 from tasks.data.reading import Row
 from tasks.data.steps import Bad, Labels, RowSteps, row_steps, walk_through
@@ -121,10 +122,76 @@ def test_c4_keeps_sentences_only() -> None:
         ("version 1.2.3, 300.1.1.1 and std::vector", "version 1.2.3, 300.1.1.1 and std::vector"),
         ("card 4111 1111 1111 1111", "card <CARD>"),
         ("card 4111 1111 1111 1112", "card 4111 1111 1111 1112"),
+        ("write to max@m\u00fcller.de, or", "write to <EMAIL>, or"),
+        ("j\u00fcrgen.meier@firma.de and ju\u0308rgen@mu\u0308ller.de", "<EMAIL> and <EMAIL>"),
+        ("o'brien@example.ie, d\u2019arcy@x.fr; 'anna@x.de' (bob@x.de's)", "<EMAIL>, <EMAIL>; '<EMAIL>' (<EMAIL>'s)"),
+        ("\u0438\u0432\u0430\u043d@\u043f\u043e\u0447\u0442\u0430.\u0440\u0444 a@b.xn--p1ai", "<EMAIL> <EMAIL>"),
+        ("\u90ae\u7bb1\u662fmax@example.com\u8c22\u8c22", "\u90ae\u7bb1\u662f<EMAIL>\u8c22\u8c22"),
+        ("\u90ae\u7bb1\uff1a\u5f20\u4e09@\u4f8b\u5b50.\u4e2d\u56fd\u3002", "\u90ae\u7bb1\uff1a<EMAIL>\u3002"),
+        ("\u0c05@\u0c09\u0c26\u0c3e\u0c39\u0c30\u0c23.\u0c2d\u0c3e\u0c30\u0c24\u0c4d x\uff20y.jp", "<EMAIL> <EMAIL>"),
+        ("mailto:a_b@x.co.uk?to=_c@y.org&d=e@f.io", "mailto:<EMAIL>?to=<EMAIL>&d=<EMAIL>"),
+        (
+            "see https://jane:s3cret@host.example.com/a@b, http://x.org/@name",
+            "see https://<EMAIL>/a@b, http://x.org/@name",
+        ),
+        ("left-pad@1.3.0, user@host, @a.b, a@.de, a@b..de", "left-pad@1.3.0, user@host, @a.b, a@.de, a@b..de"),
+        ("x@example.com.", "<EMAIL>."),
+        ("+49 (0) 30 901820, +49 (0)171 - 1234567, 0049 30/901820", "<PHONE>, <PHONE>, <PHONE>"),
+        ("+33 1 23 45 67 89 or +1 (415) 555-2671 or +91 98765 43210", "<PHONE> or <PHONE> or <PHONE>"),
+        ("+4915112345678 and +49 4111 1111 1111", "<PHONE> and <PHONE>"),
+        ("::ffff:192.168.0.1, fe80::1%eth0, [2001:db8::1]:80, 10.0.0.1:8080", "<IP>, <IP>%eth0, [<IP>]:80, <IP>:8080"),
+        ("12:30:45, a::b, abc::def, ::1", "12:30:45, a::b, abc::def, ::1"),
+        ("DE89 3704 0044 0532 0130 00", "DE89 3704 0044 0532 0130 00"),
     ],
 )
 def test_personal_data(text: str, masked: str) -> None:
     assert masker(["email", "phone", "ip", "card"])(text)[0] == masked
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "4111111111111111", "4111-1111-1111-1111", "4222222222222", "5555 5555 5555 4444", "2223003122003222",
+        "378282246310005", "3782 822463 10005", "6011111111111117", "3056 930902 5904", "3530111333300000",
+        "6759649826438453", "6250 9410 0652 8599",
+    ],
+)  # fmt: skip
+def test_numbers_of_cards(card: str) -> None:
+    assert masker(["card"])(f"paid with {card}, thanks")[0] == "paid with <CARD>, thanks"
+
+
+@given(st.integers(10**12, 10**19 - 1))
+def test_a_number_that_no_issuer_has_is_no_card(number: int) -> None:
+    digits = str(number)
+    lengths = {length for (low, high), of in ISSUERS if low <= int(digits[: len(str(low))]) <= high for length in of}
+    masked = masker(["card"])(digits)[0]
+    assert (masked == "<CARD>") == (len(digits) in lengths and luhn(digits) and len({*digits}) > 1)
+
+
+@pytest.mark.parametrize(
+    "phone",
+    [
+        "+49 1511 2345 6782",
+        "49 151 12345678",
+        "0049 4111 1111 1111 1111",
+        "01 23 45 67 89 01 23 45",
+        "030 4111 1111 1111",
+    ],
+)
+def test_a_telephone_is_no_card(phone: str) -> None:
+    assert masker(["card"])(phone)[0] == phone
+    assert "<CARD>" not in masker(["card", "phone"])(phone)[0]
+
+
+@given(st.text(st.sampled_from("a\u00fc@.-_' \u4e2d/:1") | st.characters(), max_size=40))
+def test_masking_addresses_keeps_all_else_and_leaves_none(text: str) -> None:
+    masked, counts = masker(["email"])(text)
+    parts = masked.split("<EMAIL>") if counts else [masked]
+    place = 0
+    for part in parts:
+        place = text.index(part, place) + len(part)
+    assert counts["email"] >= len(parts) - 1
+    assert masker(["email"])(masked)[0] == masked
 
 
 @given(st.text(string.digits, min_size=1, max_size=18), st.integers(1, 9))
