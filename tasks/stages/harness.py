@@ -23,6 +23,7 @@ from infra import source_files
 from infra.config_check import did_you_mean
 from infra.errors import StageError
 from infra.keys import digest
+from tasks.evaluation.harness_files import require_inside
 from tasks.sources_read import snapshot
 from tasks.stage import Input, InputArtifact, Job, Located, SourceFile, Stage, StageParams
 
@@ -51,10 +52,11 @@ class Params(StageParams):
 
 
 def sources(params: Params) -> list[SourceFile]:
-    """Every file of the folder but hidden ones and caches. Raises StageError where it cannot be read."""
+    """Every file of the folder but hidden ones and caches. Raises StageError where it cannot be read or names others."""
     folder = Path(params.tasks)
     try:
         found = _files(folder)
+        require_inside(folder, found)
         digests = source_files.digests([source_files.local(path) for path in found])
     except OSError as error:
         raise StageError(f"cannot read {error.filename}: {error.strerror}", where="tasks") from error
