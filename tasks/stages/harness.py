@@ -52,7 +52,7 @@ class Params(StageParams):
 
 
 def sources(params: Params) -> list[SourceFile]:
-    """Every file of the folder but hidden ones and caches. Raises StageError where it cannot be read or names others."""
+    """Every file but hidden ones and caches. Raises StageError where one cannot be read or names others."""
     folder = Path(params.tasks)
     try:
         found = _files(folder)
