@@ -62,7 +62,7 @@ def stage_task(
     @task(
         name=node.name,
         task_run_name=f"{node.name} ({node.stage.kind})",
-        tags=[node.stage.kind],
+        # No tags: Prefect's engine asks the server for a slot of each, and a stage that begins while it is away fails.
         retries=node.execution.retries,
         retry_delay_seconds=[2.0 * 2**i for i in range(node.execution.retries)] or None,
         retry_condition_fn=worth_another_attempt,
