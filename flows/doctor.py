@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.run import TORCH_PRELOAD, home
+from flows.run import HOME, TORCH_PRELOAD, home
 from infra.artifacts import ArtifactRef
 from infra.config_check import did_you_mean
 from infra.errors import UsageError
+from infra.folders import writable
 from infra.launch.local import LocalLauncher
 from infra.store import Store
 from tasks.chosen_inputs import bound
@@ -83,8 +84,7 @@ def diagnose_resume(pipeline: Pipeline, stage: str | None, steps: int, say: Call
         raise UsageError(f"{steps} steps are too few to be killed in between; use {MIN_STEPS} or more", where="--steps")
     store = Store.open(pipeline.store)
     nodes, made, not_checked = _checkable(bound(pipeline, store), store, stage)
-    home().mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=home().resolve()))
+    folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=writable(home(), HOME).resolve()))
     launcher = LocalLauncher(folder, preload=TORCH_PRELOAD)
     keep = False
     try:

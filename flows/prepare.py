@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.prefect_settings import log_to_file, prefect_environment
-from flows.run import home
+from flows.run import HOME, home
 from infra.artifacts import ArtifactRef
 from infra.config_check import did_you_mean
 from infra.errors import ForgelineError, SourcesChanged, UsageError
+from infra.folders import writable
 from infra.patience import Patience
 from infra.store import Store
 from tasks.chosen_inputs import bound
@@ -62,7 +63,7 @@ def prepare(
     store.patience = Patience()
     pipeline = bound(pipeline, store)
     node, made = _stage(pipeline, stage, store)
-    home().mkdir(parents=True, exist_ok=True)
+    writable(home(), HOME)
     for looks in range(1, LOOKS + 1):
         try:
             return _prepare(pipeline, node, made, store, dask, workers, say)

@@ -25,6 +25,7 @@ from flows.prefect_settings import log_to_file, prefect_environment
 from infra.artifacts import ArtifactRef, Manifest
 from infra.budget import Spent
 from infra.errors import CorruptArtifact, GateRefused, InputChanged, Preempted, StoreError
+from infra.folders import writable
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
 from infra.patience import Patience
@@ -52,6 +53,7 @@ def home() -> Path:
     return Path(os.environ.get("FORGELINE_HOME", ".forgeline"))
 
 
+HOME = "FORGELINE_HOME"
 LastWords = Callable[[RunRecord], None]
 
 
@@ -150,7 +152,7 @@ def _run_flow(
     last_words: LastWords,
 ) -> int:
     run = record.data["run"]
-    folder = home() / "runs" / run
+    folder = writable(home(), HOME) / "runs" / run
     folder.mkdir(parents=True, exist_ok=True)
     record.save()
     monitor = Monitor(live, record, pipeline.stages.values())

@@ -110,7 +110,7 @@ def disk(folders: Mapping[str, Path]) -> Finding:
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free
         parts.append(f"{free / 1e9:.1f} GB free in {folder} ({variable})")
-        writable = os.access(there, os.W_OK)
+        writable = there.is_dir() and os.access(there, os.W_OK)
         if not writable:
             parts[-1] += ", which is not writable"
         if not writable or free < LITTLE:

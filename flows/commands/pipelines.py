@@ -133,8 +133,9 @@ def _how_it_ended(record: RunRecord, *, report: bool) -> None:
     if report:
         try:
             say(f"report: {write_report(record.data, record.store, None)}")
-        except StoreError as error:
-            say(f"forgeline: no report, `forgeline report` writes it later: {error.what}")
+        except (StoreError, OSError) as error:
+            why = error.what if isinstance(error, StoreError) else str(error)
+            say(f"forgeline: no report, `forgeline report` writes it later: {why}")
 
 
 def prepare(arguments: argparse.Namespace) -> int:

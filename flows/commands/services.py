@@ -19,12 +19,13 @@ def add(commands: Commands) -> None:
 
 
 def up(arguments: argparse.Namespace) -> int:
-    from flows.run import home
+    from flows.run import HOME, home
+    from infra.folders import writable
     from infra.platform import prefect_server
     from infra.platform.postgres import read_url
 
     database = read_url(arguments.postgres) if arguments.postgres else None
-    print(prefect_server.up(home(), arguments.port, database))
+    print(prefect_server.up(writable(home(), HOME), arguments.port, database))
     return 0
 
 

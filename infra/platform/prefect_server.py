@@ -220,7 +220,7 @@ def _require_free(port: int) -> None:
 def _read(folder: Path) -> dict[str, _Service]:
     try:
         data = json.loads((folder / "services.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     return {name: _Service(**service) for name, service in data.items()}
 

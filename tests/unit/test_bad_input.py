@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
+from infra.store import Store
 
 GOOD = """\
 name: demo
@@ -268,3 +269,35 @@ def test_the_installed_command_hands_the_exit_code_on(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "the file is empty" in done.stderr
+
+
+@pytest.mark.parametrize("home", ["a-file", "a-file/below"])
+@pytest.mark.parametrize("command", [["run", "p.yaml"], ["up"], ["prepare", "p.yaml", "corpus"]], ids=" ".join)
+def test_a_home_that_cannot_be_written_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str], home: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORGELINE_HOME", str(tmp_path / home))
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "a.txt").write_text("a text\n")
+    (tmp_path / "p.yaml").write_text("name: p\nstages: {corpus: {dataset: {sources: [{files: a.txt}]}}}\nstore: s\n")
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert f"forgeline: {tmp_path / home} (FORGELINE_HOME): cannot be written" in told
+    assert "set FORGELINE_HOME to another folder" in told
+    assert list((tmp_path / "s").rglob("run.json")) == []
+
+
+def test_a_page_that_cannot_be_written_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store.open(str(tmp_path / "s"))
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "f").write_text("x")
+    made = store.commit(
+        kind="dataset", type="dataset", key="d" * 64, attempt="a", payload_dir=tmp_path / "made", identity={}
+    )
+    (tmp_path / "a-file").write_text("")
+    assert main(["lineage", f"dataset/{made.key}", "--html", "a-file/page.html", "--store", str(tmp_path / "s")]) == 2
+    assert capsys.readouterr().err.startswith("forgeline: a-file")
