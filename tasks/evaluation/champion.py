@@ -64,9 +64,9 @@ def sentence(champion: Mapping[str, Any]) -> str:
 
 
 def same_label_map(champion: InputArtifact, other: InputArtifact) -> None:
-    """Raises StageError where the champion numbers other classes than a challenger does."""
+    """Raises StageError where the champion knows other classes than a challenger does."""
     theirs, mine = read_card(champion.path).labels, read_card(other.path).labels
-    if theirs != mine:
+    if sorted(theirs or []) != sorted(mine or []):
         raise StageError(
             f"the champion knows the labels {theirs}, and {other.stage!r} knows {mine}",
             where=NAME,

@@ -39,10 +39,17 @@ def config_labels(config: Any) -> list[str] | None:
 
 
 def same_labels(model: str, known: Sequence[str] | None, truth: Iterable[str] | None, *, where: str) -> None:
-    """Raises StageError where a model numbers the classes in another way than `truth`: the data, or another model."""
-    if known and truth is not None and list(known) != list(truth):
+    """Raises StageError where a model knows other classes than `truth`, the data or another model, has, in any order."""
+    if known and truth is not None and sorted(known) != sorted(truth):
         raise StageError(
-            f"{model!r} knows the labels {list(known)}, and here they are {list(truth)}",
+            f"{model} knows the labels {list(known)}, and here they are {list(truth)}",
             where=where,
-            hint="The same labels in the same order are needed: use the dataset, or the model, they were learned from.",
+            hint="The same labels are needed: use the dataset, or the model, they were learned from.",
         )
+
+
+def columns(known: Sequence[str] | None, labels: Sequence[str] | None) -> list[int] | None:
+    """Where each of the `labels` stands among a model's outputs, which are numbered as `known`; None: as they are."""
+    if known is None or labels is None or list(known) == list(labels):
+        return None
+    return [list(known).index(label) for label in labels]

@@ -63,11 +63,15 @@ def compare(
     has_train: bool,
     masks: Masks,
     perturbations: Mapping[str, Perturbation],
+    labels: list[str] | None,
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, Measured], dict[str, float]]:
-    """(model name -> what was measured, baselines). Raises StageError if two models saw different examples."""
+    """(model name -> what was measured, baselines). Raises StageError if two models saw different examples.
+
+    labels: the classes in the order that numbers them for all models, whatever each one's own order is.
+    """
     make: dict[str, Callable[[], Any]] = {
-        model.stage: partial(Subject, model, data, split, timing.threads, masks, perturbations, seed)
+        model.stage: partial(Subject, model, data, split, timing.threads, masks, perturbations, seed, labels)
         for model in models
     }
     steps, done = len(models) * 3, 0
@@ -149,7 +153,7 @@ def _same_examples(measured: dict[str, Measured]) -> None:
             raise StageError(f"{name!r} and {first!r} were given different numbers of examples", where="models")
         if "labels" in expected and not np.array_equal(found.predictions["labels"], expected["labels"]):
             raise StageError(
-                f"{name!r} and {first!r} number the labels differently",
+                f"{name!r} and {first!r} were given different labels",
                 where="models",
                 hint="Train both on one dataset.",
             )

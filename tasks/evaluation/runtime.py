@@ -40,13 +40,18 @@ class Runtime(Protocol):
 class TorchRuntime:
     """A model folder in torch, in the number format it was saved in, on the CPU."""
 
-    def __init__(self, folder: Path, objective: Objective) -> None:
+    def __init__(self, folder: Path, objective: Objective, columns: list[int] | None = None) -> None:
+        """columns: see `load_runtime`."""
         import torch
         import transformers
 
         self.torch, self.objective = torch, objective
         found = getattr(transformers, objective.auto_class).from_pretrained(folder, trust_remote_code=False)
         self.model: PreTrainedModel = found.eval()
+        if columns is not None:
+            from tasks.training.head_rows import reorder
+
+            reorder(self.model, columns)
         self.parameters = int(self.model.num_parameters())
 
     def logits(self, batch: Batch) -> Logits:
@@ -62,7 +67,8 @@ class TorchRuntime:
 class OnnxRuntime:
     """A graph in ONNX Runtime on the CPU."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, columns: list[int] | None = None) -> None:
+        """columns: see `load_runtime`."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -71,11 +77,12 @@ class OnnxRuntime:
         self.session = onnxruntime.InferenceSession(str(folder / ONNX), options, providers=["CPUExecutionProvider"])
         self.parameters = onnx_parameters(folder / ONNX)
         self.names = [given.name for given in self.session.get_inputs()]
+        self.columns = columns
 
     def logits(self, batch: Batch) -> Logits:
         given = {name: batch[name] for name in self.names}
         result: Logits = self.session.run(["logits"], given)[0].astype(np.float32, copy=False)
-        return result
+        return result if self.columns is None else result[..., self.columns]
 
 
 def onnx_parameters(file: Path) -> int:
@@ -115,11 +122,14 @@ def import_runtime(type: str, auto_class: str) -> None:
         getattr(transformers, auto_class)
 
 
-def load_runtime(artifact: InputArtifact, threads: int = 1) -> Runtime:
-    """Load a `model` or `onnx` artifact. Raises StageError on another type."""
+def load_runtime(artifact: InputArtifact, threads: int = 1, columns: list[int] | None = None) -> Runtime:
+    """Load a `model` or `onnx` artifact. Raises StageError on another type.
+
+    columns: which of its classes each output is to be, [C]; None: they stay as they are.
+    """
     kinds: dict[str, Any] = {
-        "model": lambda: TorchRuntime(artifact.path, read_card(artifact.path).objective),
-        "onnx": lambda: OnnxRuntime(artifact.path, threads),
+        "model": lambda: TorchRuntime(artifact.path, read_card(artifact.path).objective, columns),
+        "onnx": lambda: OnnxRuntime(artifact.path, threads, columns),
     }
     if artifact.manifest.type not in kinds:
         raise StageError(f"a {artifact.manifest.type} cannot be run", where=artifact.stage)

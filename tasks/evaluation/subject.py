@@ -15,7 +15,7 @@ import torch
 
 from infra.errors import StageError
 from tasks.evaluation.bootstrap import replicates
-from tasks.evaluation.class_names import same_labels, with_class_names
+from tasks.evaluation.class_names import columns, with_class_names
 from tasks.evaluation.memory import peak_mb, reset_peak, resident_mb
 from tasks.evaluation.perturbations import Perturbation, changed_texts, robustness
 from tasks.evaluation.runtime import TorchRuntime, import_runtime, load_runtime
@@ -45,13 +45,16 @@ class Subject:
         masks: Masks,
         perturbations: Mapping[str, Perturbation],
         seed: int,
+        labels: Sequence[str] | None = None,
     ) -> None:
+        """labels: the classes in the order that numbers them here; None: as the model has them."""
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         torch.set_num_threads(threads)
         self.artifact, self.data = model, data
         card = read_card(model.path)
-        self.max_length, self.objective, self.labels = card.max_length, card.objective, card.labels
-        same_labels(model.stage, self.labels, self.objective.head(data).get("label2id"), where="models")
+        self.labels = list(labels) if labels is not None and card.labels is not None else card.labels
+        self.columns = columns(card.labels, self.labels)
+        self.max_length, self.objective = card.max_length, card.objective.with_labels(self.labels or [])
         self.tokenizer = load_tokenizer(model.path)
         self.special = special_ids(model.path, self.tokenizer)
         plain = self.objective.features(data, split, self.tokenizer, self.max_length)
@@ -69,7 +72,7 @@ class Subject:
         import_runtime(self.artifact.manifest.type, self.objective.auto_class)
         reset_peak()
         self.before = resident_mb()
-        self.runtime = load_runtime(self.artifact, self.threads)
+        self.runtime = load_runtime(self.artifact, self.threads, self.columns)
         return {"n": len(self.heldout), "parameters": self.runtime.parameters}
 
     def batch(self, features: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:

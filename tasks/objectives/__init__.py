@@ -91,6 +91,9 @@ class Objective(StageParams):
     truncatable: ClassVar[bool] = True
     """Whether rows of `soft_targets` are distributions, of which the likeliest classes may stand for all."""
 
+    named_classes: ClassVar[bool] = False
+    """Whether the model's head has a row for each of several classes, which have names."""
+
     text_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics of `tasks/evaluation/text_metrics.py` by which texts are judged, the one that people compare first."""
 

@@ -7,7 +7,8 @@ classification) threw away what pretraining had learned: measured on the quickst
 random weights. `pooling: model`: HF's sequence classification as it comes, which is what encoders (BERT) are used with.
 
 Reads a `dataset` with `text` and, for one label, `label`. Classes are numbered in the order of dataset.json, several
-labels in that of their names, and the model carries the names. The unit of the loss is the example; with class weights
+labels in that of their names, and the model carries the names: data that a given model is judged on, or taught on, are
+numbered as it has them. The unit of the loss is the example; with class weights
 an example counts its class's weight, so that the loss is torch's weighted mean. Of several labels and of a number the
 loss is HF's: the mean of the binary cross-entropies, the squared error.
 """
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from tasks.objectives import Batch, Feature, Objective, Predictions, SpecialIds, class_head, spread
 
@@ -58,6 +59,7 @@ class TextClassification(Objective):
     data_types = ("dataset",)
     greater_is_better = True
     training_options = frozenset({"pooling", "class_weights", "label_smoothing"})
+    _labels: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
     def _options_fit(self) -> TextClassification:
@@ -99,15 +101,30 @@ class TextClassification(Objective):
     def inputs(self) -> tuple[str, ...]:
         return ("input_ids", "attention_mask", *(("token_type_ids",) if self.pair else ()))
 
+    @property
+    def named_classes(self) -> bool:  # type: ignore[override]
+        return self.problem != "regression"
+
+    def with_labels(self, labels: Sequence[str]) -> TextClassification:
+        known = self.model_copy()
+        known._labels = tuple(labels)
+        return known
+
     def head(self, data: InputArtifact) -> dict[str, Any]:
+        kind = {"problem_type": self._problem_type} if self.pooling == "model" else {}
+        return {"num_labels": 1, **kind} if self.target is not None else class_head(self._names(data)) | kind
+
+    def _names(self, data: InputArtifact) -> Sequence[str]:
+        """The classes in the order that numbers them: the model's, else the data's. StageError where they differ."""
+        from tasks.evaluation.class_names import same_labels
         from tasks.training.targets import label_names
         from tasks.training.text_features import dataset_labels
 
-        kind = {"problem_type": self._problem_type} if self.pooling == "model" else {}
-        if self.target is not None:
-            return {"num_labels": 1, **kind}
-        labels = dataset_labels(data) if self.labels is None else label_names(data, self.labels)
-        return class_head(labels) | kind
+        if self.labels is not None:
+            return self._labels or label_names(data, self.labels)
+        labels = dataset_labels(data)
+        same_labels("the model", self._labels, labels, where=data.stage)
+        return self._labels or labels
 
     @property
     def _problem_type(self) -> str:
@@ -135,12 +152,13 @@ class TextClassification(Objective):
         from tasks.training.targets import balanced_class_weights, class_numbers, label_indicators, target_numbers
 
         if self.labels is not None:
-            return [{"label": row} for row in label_indicators(data, split, self.labels)]
+            return [{"label": row} for row in label_indicators(data, split, self.labels, self._names(data))]
         if self.target is not None:
             return [{"label": number} for number in target_numbers(data, split, self.target)]
-        found: list[dict[str, Any]] = [{"label": number} for number in class_numbers(data, split)]
+        names = self._names(data)
+        found: list[dict[str, Any]] = [{"label": number} for number in class_numbers(data, split, names)]
         if self.class_weights == "balanced":
-            weights = balanced_class_weights(data, split)
+            weights = balanced_class_weights(data, split, names)
             found = [{**row, "class_weights": weights} for row in found]
         return found
 

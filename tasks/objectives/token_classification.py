@@ -50,6 +50,7 @@ class TokenClassification(TokenLabels):
     data_types = ("dataset",)
     greater_is_better = True
     augmentable = False
+    named_classes = True
     _labels: tuple[str, ...] = PrivateAttr(())
 
     @property

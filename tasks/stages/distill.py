@@ -88,7 +88,6 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     from tasks.compression.distill import Lesson, student_from
     from tasks.compression.headless import Headless
-    from tasks.evaluation.class_names import same_labels
     from tasks.model_card import read_card
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
@@ -107,8 +106,6 @@ def run(job: Job[Params]) -> dict[str, float]:
         )
     objective = Headless() if headless else card.objective
     unlabelled = headless or params.unlabelled
-    truth = None if unlabelled else objective.head(data).get("label2id")
-    same_labels(job.input("teacher").stage, card.labels, truth, where=f"stages.{job.name}.data")
     tokenizer = load_tokenizer(source)
     features = train_and_validation(
         objective, data, tokenizer, card.max_length, params.augment, params.seed, unlabelled=unlabelled
@@ -141,7 +138,7 @@ def _given(job: Job[Params], objective: Objective, tokenizer: PreTrainedTokenize
             hint="A student reads the teacher's tokens: pretrain it with the same tokenizer.",
         )
     labels = read_card(job.input("teacher").path).labels
-    same_labels(job.input("student").stage, read_card(folder).labels, labels, where=where)
+    same_labels(repr(job.input("student").stage), read_card(folder).labels, labels, where=where)
     config = AutoConfig.from_pretrained(job.input("teacher").path)
     head: dict[str, Any] = {name: getattr(config, name, None) for name in HEAD}
     student = load_model(folder, objective.auto_class, **head)

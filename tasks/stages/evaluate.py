@@ -110,6 +110,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         has_train=split != "train" and has_split(data.path, data.manifest.type, "train"),
         masks=masks,
         perturbations=params.perturbations,
+        labels=labels,
         progress=lambda done, total: job.progress(done, total),
     )
     artifacts = {model.stage: model for model in models}
@@ -146,8 +147,10 @@ def run(job: Job[Params]) -> dict[str, float]:
 def _agree(models: list[InputArtifact]) -> tuple[Objective, list[str] | None]:
     """The objective and labels all models share. Raises StageError where they do not.
 
-    Options that only training sees may differ. That the data number the labels alike is seen by each model's process.
+    Options that only training sees may differ, and so may the order in which models number the classes: the first one's
+    numbers them for all. That the data have the same is seen by each model's process.
     """
+    from tasks.evaluation.class_names import same_labels
     from tasks.evaluation.scores import require_distinct
     from tasks.model_card import read_card
 
@@ -160,6 +163,8 @@ def _agree(models: list[InputArtifact]) -> tuple[Objective, list[str] | None]:
             f"{name}: {one.model_dump(exclude_defaults=True) | {'name': one.name}}" for name, one in objectives.items()
         )
         raise StageError(f"the models were trained for different objectives ({told})", where="models")
+    for name, card in cards.items():
+        same_labels(repr(name), card.labels, cards[models[0].stage].labels, where="models")
     return objectives[models[0].stage], cards[models[0].stage].labels
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,14 @@ def load_model(
 
     auto_class: HF auto class name; where it adds a head that the files lack, the head is drawn from torch's global
     random numbers. new_head: also where they have one. pretrained=False: the same architecture with all weights drawn
-    so. Raises StageError, naming the layers, where the files' weights are not those of this architecture.
+    so. Where `fields` name the classes, a head of the files gives each the row it has under that name
+    (`tasks/training/head_rows.py`). Raises StageError, naming weights or classes, where the files' weights are not those
+    of this architecture.
     """
     import torch
     import transformers
+
+    from tasks.training.checkpoint_fit import check_fit
 
     _quiet()
     config = transformers.AutoConfig.from_pretrained(folder, **fields)
@@ -44,16 +48,31 @@ def load_model(
         # Some heads call the backbone otherwise than their siblings (in LlamaForQuestionAnswering it is `transformer`),
         # and HF, finding nothing by that name, leaves it random.
         whole, found = transformers.AutoModel.from_pretrained(folder, **given)
-        _check_weights(whole, found, new_head)
+        check_fit(whole, found, new_head)
         model.base_model.load_state_dict(whole.state_dict())
     else:
-        _check_weights(model, found, new_head)
+        if "id2label" in fields and not new_head:
+            found = _by_name(model, folder, found)
+        check_fit(model, found, new_head)
     if new_head:
         for name, module in model.named_modules():
             if name and not _in_body(name, model):
                 model._init_weights(module)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _by_name(model: PreTrainedModel, folder: Path, found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give each class the row of a head in the files that has its name; what is then left of the loading's report."""
+    from transformers import AutoConfig
+
+    from tasks.training.head_rows import arrange, class_parameters, given_names
+
+    rows = class_parameters(model) - set(found["missing_keys"])
+    if not rows or any(one[0] not in rows for one in found["mismatched_keys"]):
+        return found
+    arrange(model, folder, rows, given_names(AutoConfig.from_pretrained(folder)), given_names(model.config))
+    return {**found, "mismatched_keys": [one for one in found["mismatched_keys"] if one[0] not in rows]}
 
 
 def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None) -> None:
@@ -76,35 +95,6 @@ def _in_body(name: str, model: PreTrainedModel) -> bool:
     """Whether a module or parameter belongs to the backbone, not to a head."""
     prefix = model.base_model_prefix
     return not hasattr(model, prefix) or name.partition(".")[0] == prefix
-
-
-def _check_weights(model: PreTrainedModel, found: Mapping[str, Any], new_head: bool) -> None:
-    """What the files lack may be a head, or a pooler above the layers; what they have must be of the right shape."""
-    wrong = sorted(found["mismatched_keys"])
-    body = [one for one in wrong if _in_body(one[0], model)]
-    for group, hint in (
-        (body, "The config beside the weights describes another model."),
-        ([] if new_head else wrong, "Set `new_head: true` to train a new one."),
-    ):
-        if group:
-            listed = "; ".join(f"{name} is {_shape(given)}, not {_shape(wanted)}" for name, given, wanted in group[:5])
-            more = f" and {len(group) - 5} more" if len(group) > 5 else ""
-            raise StageError(f"the checkpoint does not fit this model: {listed}{more}", where="model", hint=hint)
-    from tasks.training.layers import depths
-
-    missing = sorted(name for name in found["missing_keys"] if _in_body(name, model))
-    place = depths(model) if missing else {}
-    top = max(place.values(), default=0)
-    if lost := [name for name in missing if place.get(name, 0) < top]:
-        raise StageError(
-            f"the checkpoint lacks {len(lost)} weights of the backbone: {', '.join(lost[:5])}",
-            where="model",
-            hint="It belongs to another architecture, or was saved in parts.",
-        )
-
-
-def _shape(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:

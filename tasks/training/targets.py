@@ -16,15 +16,15 @@ import numpy.typing as npt
 
 from infra.errors import StageError
 from tasks.data.columns import has_split
-from tasks.training.text_features import dataset_labels, read_split
+from tasks.training.text_features import read_split
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact
 
 
-def class_numbers(data: InputArtifact, split: str) -> list[int]:
-    """The class of each example, numbered as dataset.json lists them."""
-    numbers = {label: i for i, label in enumerate(dataset_labels(data))}
+def class_numbers(data: InputArtifact, split: str, labels: Sequence[str]) -> list[int]:
+    """The class of each example, numbered in the order of `labels`, which are the dataset's in any order."""
+    numbers = {label: i for i, label in enumerate(labels)}
     found = read_split(data, split, columns=("label",))["label"]
     unknown = sorted({str(label) for label in found} - numbers.keys())
     if unknown:
@@ -36,15 +36,14 @@ def class_numbers(data: InputArtifact, split: str) -> list[int]:
     return [numbers[label] for label in found]
 
 
-def balanced_class_weights(data: InputArtifact, split: str) -> npt.NDArray[np.float32]:
-    """n / (C x count) of each class [C], counted in the training split or, where there is none, in `split`.
+def balanced_class_weights(data: InputArtifact, split: str, labels: Sequence[str]) -> npt.NDArray[np.float32]:
+    """n / (C x count) of each of the `labels` [C], counted in the training split or, where there is none, in `split`.
 
     As scikit-learn's `compute_class_weight("balanced")`. Raises StageError on a class without an example: its weight
     would be infinite.
     """
     source = "train" if has_split(data.path, data.manifest.type, "train") else split
-    labels = dataset_labels(data)
-    counts = np.bincount(class_numbers(data, source), minlength=len(labels))
+    counts = np.bincount(class_numbers(data, source, labels), minlength=len(labels))
     if not counts.all():
         raise StageError(
             f"split {source!r} has no example of class {labels[int(counts.argmin())]!r}, which cannot be balanced",
@@ -77,15 +76,15 @@ def label_sets(data: InputArtifact, split: str, column: str) -> list[list[str]]:
     return [_labels(data, column, name, text) for name, text in zip(table["id"], table[column], strict=True)]
 
 
-def label_indicators(data: InputArtifact, split: str, column: str) -> list[npt.NDArray[np.int8]]:
-    """Which labels of the training split each example has: int8 [C] of 0 and 1."""
-    numbers = {label: i for i, label in enumerate(label_names(data, column))}
+def label_indicators(data: InputArtifact, split: str, column: str, names: Sequence[str]) -> list[npt.NDArray[np.int8]]:
+    """Which of the labels `names` each example has: int8 [C] of 0 and 1."""
+    numbers = {label: i for i, label in enumerate(names)}
     found = []
     for labels in label_sets(data, split, column):
         unknown = [label for label in labels if label not in numbers]
         if unknown:
             raise StageError(
-                f"split {split!r} has a label that no training example has: {unknown[0]!r}",
+                f"split {split!r} has a label that is none of those learned: {unknown[0]!r}",
                 where=data.stage,
                 hint=f"Known labels: {', '.join(numbers)}.",
             )
