@@ -12,19 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+UNSAFE = re.compile(
+    r"trust_remote_code\W{0,3}(=|to)\W{0,3}True|weights_only\W{0,3}(=|set to|to|from)\W{0,3}(False|True)|safe_globals"
+    r"|allow_pickle\W{0,3}=\W{0,3}True"
+)
+"""What libraries recommend and nobody should do because an error says so: each runs code of the file."""
 
 
 class ForgelineError(Exception):
     """Base of all errors Forgeline raises on purpose; anything else that escapes is a bug.
 
-    Credentials in URLs are cut out of its texts, whoever put them there.
+    Credentials in URLs are cut out of its texts, and libraries' advice to run a file's code, whoever put them there.
     """
 
     exit_code = 3
     transient = False
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
-        self.what = without_credentials(what)
+        self.what = without_advice(without_credentials(what))
         self.where = without_credentials(where) if where else where
         self.hint = without_credentials(hint) if hint else hint
         super().__init__(self.__str__())
@@ -53,6 +58,15 @@ class ForgelineError(Exception):
 def without_credentials(text: str) -> str:
     """`https://user:password@host/` becomes `https://***@host/`."""
     return CREDENTIALS.sub("***@", text)
+
+
+def without_advice(text: str) -> str:
+    """The text without the sentences of a library that recommend to run code which a file brings along."""
+    if not UNSAFE.search(text):
+        return text
+    sentences = re.split(r"(?<=[.!?:])\s+|\n", text)
+    kept = " ".join(one.strip() for one in sentences if one.strip() and not UNSAFE.search(one))
+    return f"{kept} (advice to run code that the file brings along is left out)".strip()
 
 
 def error_from_json(data: dict[str, Any]) -> ForgelineError:

@@ -37,7 +37,10 @@ class ModelCard:
     def objective(self) -> Objective:
         """What the model was trained for. Raises StageError if nobody has trained it for anything yet."""
         if self.settings is None:
-            raise StageError("these weights were trained for no objective", hint="Put a `finetune` stage before.")
+            raise StageError(
+                "these weights were trained for no objective",
+                hint="Put a `finetune` stage before, or name what they were trained for in `pretrained`: `objective`.",
+            )
         return objective(self.settings).with_labels(self.labels or [])
 
 

@@ -103,10 +103,15 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
-    """(tokenizer, id of its end-of-text token) of an artifact. Raises StageError where it has no such token."""
+    """(tokenizer, id of its end-of-text token) of an artifact. Raises StageError where it has no such token.
+
+    It neither cuts nor pads texts, whatever its file says.
+    """
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     end = config.get("eos_token")
     id_ = tokenizer.token_to_id(end["content"] if isinstance(end, dict) else end) if end else None

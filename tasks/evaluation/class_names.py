@@ -39,7 +39,7 @@ def config_labels(config: Any) -> list[str] | None:
 
 
 def same_labels(model: str, known: Sequence[str] | None, truth: Iterable[str] | None, *, where: str) -> None:
-    """Raises StageError where a model knows other classes than `truth`, the data or another model, has, in any order."""
+    """Raises StageError where a model knows other classes than `truth` has, the data or another model, in any order."""
     if known and truth is not None and sorted(known) != sorted(truth):
         raise StageError(
             f"{model} knows the labels {list(known)}, and here they are {list(truth)}",

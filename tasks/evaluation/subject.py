@@ -168,10 +168,11 @@ class Subject:
 
 
 def special_ids(folder: Path, tokenizer: Any) -> SpecialIds:
-    """Of the model's config; a padding id it does not have is the tokenizer's."""
+    """Of the model's config; what pads where it does not say is as in `tasks/training/padding.py`."""
     from transformers import AutoConfig
 
+    from tasks.training.padding import padding_id
+
     config = AutoConfig.from_pretrained(folder)
-    if getattr(config, "pad_token_id", None) is None and tokenizer is not None:
-        config.pad_token_id = tokenizer.pad_token_id
+    config.pad_token_id = padding_id(config, tokenizer)
     return SpecialIds.of(config)

@@ -139,8 +139,8 @@ class Writer:
         end = next((i for i, token in enumerate(ids) if token in self.ends), None)
         told = str(self.tokenizer.decode(ids if end is None else ids[:end], skip_special_tokens=True))
         text, stopped = cut_before(told, self.decoding.stop)
-        if end is not None:
-            return Output(place, text, end + 1, True)
+        if end is not None:  # one behind a stop string is padding of the batch
+            return Output(place, text, end if stopped else end + 1, True)
         kept = len(ids)
         while stopped and kept and ids[kept - 1] == self.config.pad_token_id:
             kept -= 1

@@ -52,9 +52,9 @@ class SpecialIds:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> SpecialIds:
-        """As the model's config has them; a padding id it does not have is 0, which the mask hides."""
+        """As the model's config has them; a model that has no padding is one without texts, and 0 fills up its rows."""
         pad = getattr(config, "pad_token_id", None)
-        pad = pad if isinstance(pad, int) else 0
+        pad = pad if isinstance(pad, int) and pad >= 0 else 0
         start = getattr(config, "decoder_start_token_id", None)
         return cls(pad, start if isinstance(start, int) else pad)
 

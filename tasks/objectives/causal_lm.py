@@ -227,7 +227,7 @@ class CausalLM(Objective):
                     temperature=0.8,
                     top_k=40,
                     max_new_tokens=min(64, room - prompt.shape[1]),
-                    pad_token_id=model.config.pad_token_id or 0,
+                    pad_token_id=SpecialIds.of(model.config).pad,
                 )
             shown.append(
                 {

@@ -88,10 +88,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     split = data.split or "test"
     champion = next(iter(job.inputs.get(NAME, [])), None)
     if champion is not None:
+        same_label_map(champion, models[0])
         models.append(replace(champion, stage=NAME))
     chosen, labels = _agree(models)
-    if champion is not None:
-        same_label_map(champion, models[0])
     masks = read_masks(data, split, params.slices)
     since = None
     if champion is not None and data.manifest.type == "dataset":

@@ -16,14 +16,13 @@ from pydantic import Field, model_validator
 
 from infra import source_files
 from infra.errors import StageError
+from tasks.data.given_tokenizer import FILES
+from tasks.objectives import ObjectiveField
 from tasks.sources_read import snapshot
 from tasks.stage import Job, Located, SourceFile, Stage, StageParams
+from tasks.training.given_folder import PICKLED, SAFE, weights
 
 HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[0-9a-f]{40})")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-VOCABULARY = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", *PIECES)
-WEIGHTS, PICKLES = ("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.bin.index.json")
 
 
 class Params(StageParams):
@@ -39,6 +38,11 @@ class Params(StageParams):
         ge=1,
         description="Tokens an example may have. None: as many as the model's positions and tokenizer allow.",
     )
+    objective: ObjectiveField | None = Field(
+        None,
+        description="What the weights, with their head, were trained for: they can then be evaluated and exported as "
+        "they are. None: only their backbone counts, and a `finetune` stage comes next.",
+    )
     allow_pickle: bool = Field(False, description="Read weights that are no safetensors (`pytorch_model.bin`).")
 
     @model_validator(mode="after")
@@ -51,7 +55,7 @@ class Params(StageParams):
 
     def patterns(self) -> list[str]:
         """Names of the files that matter."""
-        return ["config.json", *TOKENIZER, *VOCABULARY, *WEIGHTS, *(PICKLES if self.allow_pickle else ())]
+        return ["config.json", *FILES, *SAFE, *(PICKLED if self.allow_pickle else ())]
 
 
 def sources(params: Params) -> list[SourceFile]:
@@ -69,6 +73,7 @@ def sources(params: Params) -> list[SourceFile]:
             where="folder",
             hint="A model is a folder with config.json and its weights, as save_pretrained writes it.",
         ) from error
+    weights(folder, allow_pickle=params.allow_pickle)
     return [SourceFile(path.name, sha) for path, sha in zip(found, digests, strict=True)]
 
 
@@ -79,29 +84,44 @@ def _files(params: Params, folder: Path) -> list[Path]:
 def run(job: Job[Params]) -> dict[str, float]:
     import json
 
+    from tasks.data.given_tokenizer import bring_tokenizer
     from tasks.model_card import ModelCard, write_card
     from tasks.training.architecture import check_vocabulary
-    from tasks.training.model_files import count_parameters, load_model
-    from tasks.training.pretrained_files import bring_weights, copy_tokenizer, longest, require_weights
+    from tasks.training.checkpoint_fit import check_finite
+    from tasks.training.given_folder import check_files
+    from tasks.training.head_rows import given_labels
+    from tasks.training.model_files import count_parameters, load_model, load_tokenizer
+    from tasks.training.pretrained_files import bring_weights, longest, pad_in_config
 
-    params = job.params
+    params, field = job.params, "folder" if job.params.folder else "hub"
     given = Path(params.folder) if params.folder is not None else _from_hub(params)
-    require_weights(given, allow_pickle=params.allow_pickle)
-    if params.folder is None:
-        folder, read = given, sources(params)  # the commit says which files they are
-    else:
-        folder = job.scratch / (given.resolve().name or "model")
-        read = snapshot({path.name: path for path in _files(params, given)}, folder)
-    job.has_read(read)
-    bring_weights(folder, job.output, move=folder is not given)
-    tokenizer = copy_tokenizer(folder, job.output)
-    model = load_model(job.output, "AutoModel")
-    check_vocabulary(model, tokenizer, where="folder" if params.folder else "hub")
-    limit = longest(model.config, tokenizer)
-    write_card(job.output, ModelCard(None, params.max_length or limit))
+    try:
+        weights(given, allow_pickle=params.allow_pickle)
+        if params.folder is None:
+            folder, read = given, sources(params)  # the commit says which files they are
+        else:
+            folder = job.scratch / (given.resolve().name or "model")
+            read = snapshot({path.name: path for path in _files(params, given)}, folder)
+        job.has_read(read)
+        check_files(folder)
+        bring_weights(folder, job.output, allow_pickle=params.allow_pickle, move=folder is not given)
+        there = bring_tokenizer(folder, job.output, job.warn)
+        tokenizer = load_tokenizer(job.output) if there else None
+        pad_in_config(job.output, tokenizer)
+        check_finite(job.output)
+        model = load_model(job.output, "AutoModel")
+        check_vocabulary(model, tokenizer, where=field)
+        labels = None
+        if params.objective is not None:
+            model, labels = given_labels(job.output, params.objective)
+    except StageError as error:
+        raise StageError(error.what, where=f"{field} {params.folder or params.hub}", hint=error.hint) from error
+    limit = params.max_length or longest(model.config, tokenizer)
+    settings = params.objective.model_dump(mode="json") if params.objective is not None else None
+    write_card(job.output, ModelCard(settings, limit, labels))
     listed = [[file.path, file.sha256] for file in read]
     (job.records / "sources.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-    return {"parameters": float(count_parameters(model)), "max_length": float(params.max_length or limit)}
+    return {"parameters": float(count_parameters(model)), "max_length": float(limit)}
 
 
 def _from_hub(params: Params) -> Path:
@@ -120,4 +140,4 @@ def _from_hub(params: Params) -> Path:
         ) from error
 
 
-STAGE = Stage(kind="pretrained", version=1, makes="model", params=Params, run=run, warm=True, sources=sources)
+STAGE = Stage(kind="pretrained", version=2, makes="model", params=Params, run=run, warm=True, sources=sources)

@@ -11,11 +11,10 @@ from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from infra.keys import file_digest
+from tasks.data.given_tokenizer import FILES, VOCABULARY
 from tasks.data.tokenizing import CLS, END, MASK, PAD, SENTINEL, SEP, UNKNOWN
 from tasks.sources_read import snapshot
 from tasks.stage import Input, Job, Located, SourceFile, Stage, StageParams
-
-FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class Params(StageParams):
@@ -49,7 +48,7 @@ class Params(StageParams):
         None, description="Further tokens that no text is ever split into. None: none."
     )
     given: Annotated[str | None, Located()] = Field(
-        None, description="Folder with tokenizer.json and tokenizer_config.json to take as they are."
+        None, description="Folder with a tokenizer in the Hugging Face format, taken as AutoTokenizer has it."
     )
 
     @model_validator(mode="after")
@@ -78,24 +77,35 @@ def sources(params: Params) -> list[SourceFile]:
     """The files of a given tokenizer. Raises StageError where they cannot be read."""
     if params.given is None:
         return []
-    try:
-        return [SourceFile(name, file_digest(Path(params.given, name))) for name in FILES]
-    except OSError as error:
+    found = _files(params.given)
+    if not any(path.name in VOCABULARY for path in found):
         raise StageError(
-            f"cannot read {error.filename}: {error.strerror}",
+            f"there is no tokenizer in {params.given}",
             where="given",
             hint="A tokenizer is a folder with tokenizer.json and tokenizer_config.json, as save_pretrained writes it.",
-        ) from error
+        )
+    try:
+        return [SourceFile(path.name, file_digest(path)) for path in found]
+    except OSError as error:
+        raise StageError(f"cannot read {error.filename}: {error.strerror}", where="given") from error
+
+
+def _files(folder: str) -> list[Path]:
+    return [path for name in ("config.json", *FILES) if (path := Path(folder, name)).is_file()]
 
 
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.columns import iterate_texts
+    from tasks.data.given_tokenizer import bring_tokenizer
     from tasks.data.tokenizing import load_tokenizer, save_tokenizer, train_tokenizer
 
     params = job.params
     if params.given is not None:
-        read = snapshot({name: Path(params.given, name) for name in FILES}, job.output)
+        folder = job.scratch / (Path(params.given).resolve().name or "tokenizer")
+        read = snapshot({path.name: path for path in _files(params.given)}, folder)
         job.has_read(read)
+        if not bring_tokenizer(folder, job.output, job.warn):
+            raise StageError(f"no tokenizer could be made of the files in {params.given}", where="given")
         pairs = [[file.path, file.sha256] for file in read]
         (job.records / "sources.json").write_text(json.dumps(pairs) + "\n", encoding="utf-8")
         tokenizer, _ = load_tokenizer(job.output)
@@ -117,4 +127,4 @@ def run(job: Job[Params]) -> dict[str, float]:
     return {"vocab_size": float(size)}
 
 
-STAGE = Stage(kind="tokenizer", version=1, makes="tokenizer", params=Params, run=run, sources=sources)
+STAGE = Stage(kind="tokenizer", version=2, makes="tokenizer", params=Params, run=run, sources=sources)

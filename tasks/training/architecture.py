@@ -7,6 +7,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import ConfigError, Problem, StageError
+from tasks.training.padding import padding_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -111,6 +112,8 @@ def _from_tokenizer(tokenizer: PreTrainedTokenizerFast | None, cls: Any, known: 
     if tokenizer is None:
         return {}
     values = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS if name in known}
+    if "pad_token_id" in values:
+        values["pad_token_id"] = padding_id(None, tokenizer)
     return {"vocab_size": len(tokenizer), **values, **_decoder_ids(tokenizer, cls(), known)}
 
 

@@ -53,11 +53,27 @@ def check_fit(model: PreTrainedModel, found: Mapping[str, Any], new_head: bool) 
         )
 
 
+def require_head(model: PreTrainedModel, found: Mapping[str, Any]) -> None:
+    """Raises StageError where the files lack weights of this model's head, or of a pooler that it reads."""
+    body = Body(model)
+    lost = sorted(name for name in found["missing_keys"] if not body.has(name) or "pooler" in name.split("."))
+    if lost:
+        kinds = ", ".join(model.config.architectures or ["a bare backbone"])
+        raise StageError(
+            f"the files lack {len(lost)} weights of a {type(model).__name__}: {_listed(lost)}",
+            where="objective",
+            hint=f"config.json says they are of {kinds}. Name another `objective`, or none, and put a `finetune` stage "
+            "behind.",
+        )
+
+
 def check_finite(folder: Path) -> None:
     """Raises StageError, naming weights, where a file has NaN or infinity."""
     from tasks.training.stored_weights import stored_tensors
 
-    broken = [name for name, one in stored_tensors(folder) if one.is_floating_point() and not bool(one.isfinite().all())]
+    broken = [
+        name for name, one in stored_tensors(folder) if one.is_floating_point() and not bool(one.isfinite().all())
+    ]
     if broken:
         raise StageError(
             f"{len(broken)} weights hold NaN or infinity: {_listed(sorted(broken))}",
@@ -67,7 +83,7 @@ def check_finite(folder: Path) -> None:
 
 
 class Body:
-    """The backbone of a model: everything that its bare class has, by the names files may use, with prefix or without."""
+    """The backbone of a model: everything that its bare class has, by names with its prefix or without."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         import torch

@@ -16,6 +16,8 @@ from infra.errors import StageError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from tasks.objectives import Objective
+
 UNNAMED = re.compile(r"LABEL_\d+")
 """How transformers calls classes that nobody named."""
 
@@ -91,6 +93,30 @@ def arrange(
         with torch.no_grad():
             parameter = model.get_parameter(name)
             parameter[list(places)] = given[list(known)].to(parameter.dtype)
+
+
+def given_labels(folder: Path, objective: Objective) -> tuple[PreTrainedModel, list[str] | None]:
+    """(a given model with its own head, names of its classes where the objective has any).
+
+    Raises StageError where the files have no such head, or one that was trained to be read in another way.
+    """
+    from tasks.training.model_files import load_model
+
+    model = load_model(folder, objective.auto_class, with_head=True)
+    said = model.config.architectures or []
+    if class_parameters(model) and said and type(model).__name__ not in said:
+        raise StageError(
+            f"the head is that of a {', '.join(said)}, and this objective reads a {type(model).__name__}",
+            where="objective",
+            hint="Choose the objective, or its options, by which it was trained: `pooling: model` for Hugging Face's "
+            "sequence classification.",
+        )
+    names = given_names(model.config)
+    if objective.named_classes and len(set(names)) < max(2, len(names)):
+        raise StageError(
+            f"the head knows the classes {_listed(names)}", where="objective", hint="At least two of different names."
+        )
+    return model, names if objective.named_classes else None
 
 
 def reorder(model: PreTrainedModel, places: Sequence[int]) -> None:

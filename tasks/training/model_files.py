@@ -19,20 +19,26 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def load_model(
-    folder: Path, auto_class: str, *, pretrained: bool = True, new_head: bool = False, **fields: Any
+    folder: Path,
+    auto_class: str,
+    *,
+    pretrained: bool = True,
+    new_head: bool = False,
+    with_head: bool = False,
+    **fields: Any,
 ) -> PreTrainedModel:
     """The model in fp32 on the CPU, its config fields overridden by `fields`.
 
     auto_class: HF auto class name; where it adds a head that the files lack, the head is drawn from torch's global
-    random numbers. new_head: also where they have one. pretrained=False: the same architecture with all weights drawn
-    so. Where `fields` name the classes, a head of the files gives each the row it has under that name
-    (`tasks/training/head_rows.py`). Raises StageError, naming weights or classes, where the files' weights are not those
-    of this architecture.
+    random numbers. new_head: also where they have one. with_head: the files must have one. pretrained=False: the same
+    architecture with all weights drawn so. Where `fields` name the classes, a head of the files gives each the row it
+    has under that name (`tasks/training/head_rows.py`). Raises StageError, naming weights or classes, where the files'
+    weights are not those of this architecture.
     """
     import torch
     import transformers
 
-    from tasks.training.checkpoint_fit import check_fit
+    from tasks.training.checkpoint_fit import check_fit, require_head
 
     _quiet()
     config = transformers.AutoConfig.from_pretrained(folder, **fields)
@@ -43,6 +49,8 @@ def load_model(
     given: dict[str, Any] = {"config": config, "dtype": torch.float32, "use_safetensors": True}
     given |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     model, found = cls.from_pretrained(folder, **given)
+    if with_head:
+        require_head(model, found)
     backbone = {name for name in model.state_dict() if name.startswith(f"{model.base_model_prefix}.")}
     if backbone and backbone <= set(found["missing_keys"]):
         # Some heads call the backbone otherwise than their siblings (in LlamaForQuestionAnswering it is `transformer`),
@@ -76,12 +84,13 @@ def _by_name(model: PreTrainedModel, folder: Path, found: Mapping[str, Any]) -> 
 
 
 def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None) -> None:
-    """Give a model that has no padding token one: the tokenizer's, or the end of text, which is said in the log."""
-    if tokenizer is None or getattr(model.config, "pad_token_id", None) is not None:
+    """Give a model of texts that has no padding token one (`tasks/training/padding.py`)."""
+    from tasks.training.padding import padding_id
+
+    token = padding_id(model.config, tokenizer)
+    if token is None or token == model.config.pad_token_id:
         return
-    token = tokenizer.pad_token_id
-    if token is None:
-        token = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+    if tokenizer is not None and token != tokenizer.pad_token_id:
         log.warning("model and tokenizer have no padding token; token %d stands in for it, behind a mask", token)
     model.config.pad_token_id = token
 
@@ -104,6 +113,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    # What a tokenizer.json says of cutting and filling up texts is whoever encodes to decide.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 

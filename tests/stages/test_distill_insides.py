@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from infra.errors import StageError
 from tasks.compression.distill import attention_distance, hidden_distance, student_from
-from tasks.model_card import ModelCard, write_card
+from tasks.model_card import ModelCard, read_card, write_card
 from tasks.objectives import SpecialIds, objective
 from tasks.stages import distill
 from tasks.training.batch import BatchSplit
@@ -172,7 +173,7 @@ def test_the_student_attends_as_fast_as_its_teacher_once_it_is_made(
     ("given", "says"),
     [
         ({"student": "words"}, "the student has another vocabulary than its teacher"),
-        ({"student": "labels"}, "'labels' knows the labels"),
+        ({"student": "labels"}, "a head for 4 classes without names of their own"),
         ({"student": "heads", "attention": 1.0}, "the student has 4 attention heads, its teacher 2"),
     ],
 )
@@ -183,14 +184,22 @@ def test_students_that_do_not_fit_are_refused(
         distilled(jobs, folder, tmp_path, given)
 
 
-def test_data_with_other_labels_than_the_teachers_are_refused(
+def test_data_that_number_the_labels_otherwise_are_numbered_as_the_teacher_does(
     jobs: ModuleType, tiny: ModuleType, folder: Path, tmp_path: Path
 ) -> None:
-    rows = [{"text": "red", "label": kind} for kind in KINDS[::-1]] * 2
-    tiny.write_rows(tmp_path / "texts", {"train": rows, "validation": rows}, labels=KINDS[::-1])
     (tmp_path / "teacher").symlink_to(folder / "teacher")
+    rows = [{"text": "red", "label": kind} for kind in KINDS] * 2
+    tiny.write_rows(tmp_path / "texts", {"train": rows, "validation": rows}, labels=KINDS[::-1])
+    objective = read_card(folder / "teacher").objective
+    features = objective.features(
+        jobs.artifact(tmp_path / "texts", "dataset"), "train", load_tokenizer(folder / "teacher"), 32
+    )
+    assert [feature["label"] for feature in features] == [0, 1, 2, 3] * 2
+    assert read_card(distilled(jobs, tmp_path, tmp_path / "job", {"layers": 1}).output).labels == KINDS
+    shutil.rmtree(tmp_path / "texts")
+    tiny.write_rows(tmp_path / "texts", {"train": rows, "validation": rows}, labels=[*KINDS, "more"])
     with pytest.raises(StageError, match="knows the labels"):
-        distilled(jobs, tmp_path, tmp_path / "job", {"layers": 1})
+        distilled(jobs, tmp_path, tmp_path / "other", {"layers": 1})
 
 
 @pytest.mark.parametrize(
