@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
-UNSAFE = re.compile(
-    r"trust_remote_code\W{0,3}(=|to)\W{0,3}True|weights_only\W{0,3}(=|set to|to|from)\W{0,3}(False|True)|safe_globals"
-    r"|allow_pickle\W{0,3}=\W{0,3}True"
-)
+UNSAFE = re.compile(r"trust_remote_code\s*=\s*True|[`'\"]weights_only\b|safe_globals|allow_pickle\s*=\s*True")
 """What libraries recommend and nobody should do because an error says so: each runs code of the file."""
 
 

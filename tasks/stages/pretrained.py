@@ -109,7 +109,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         tokenizer = load_tokenizer(job.output) if there else None
         pad_in_config(job.output, tokenizer)
         check_finite(job.output)
-        model = load_model(job.output, "AutoModel")
+        model = load_model(job.output, None, new_head=True)  # its own head does not count yet
         check_vocabulary(model, tokenizer, where=field)
         labels = None
         if params.objective is not None:

@@ -21,13 +21,15 @@ BUFFER = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|num_batches_track
 """Constants that older versions of transformers saved and newer ones compute."""
 
 
-def check_fit(model: PreTrainedModel, found: Mapping[str, Any], new_head: bool) -> None:
+def check_fit(model: PreTrainedModel, found: Mapping[str, Any], *, new_head: bool, own: bool) -> None:
     """Compare a model with what `from_pretrained` reports of its files (`output_loading_info`).
+
+    own: it is of the class that the files were saved from, so that all they have of a backbone is its backbone's.
 
     Raises StageError, naming weights, where those of the backbone are missing or not known to it, or are of another
     shape, and where the head's are of another shape and no new one is asked for.
     """
-    body = Body(model)
+    body = Body(model, own)
     wrong = sorted(found["mismatched_keys"])
     inside = [one for one in wrong if body.has(one[0])]
     for group, hint in (
@@ -38,7 +40,8 @@ def check_fit(model: PreTrainedModel, found: Mapping[str, Any], new_head: bool) 
             listed = "; ".join(f"{name} is {_shape(given)}, not {_shape(wanted)}" for name, given, wanted in group[:5])
             more = f" and {len(group) - 5} more" if len(group) > 5 else ""
             raise StageError(f"the checkpoint does not fit this model: {listed}{more}", where="model", hint=hint)
-    if lost := [name for name in sorted(found["missing_keys"]) if body.has(name) and not _optional(name)]:
+    lost = [name for name in sorted(found["missing_keys"]) if body.has(name) and not _optional(name)]
+    if lost := [name for name in lost if "Sinusoid" not in type(_owner(model, name)).__name__]:
         raise StageError(
             f"the checkpoint lacks {len(lost)} weights of the backbone: {_listed(lost)}",
             where="model",
@@ -85,12 +88,13 @@ def check_finite(folder: Path) -> None:
 class Body:
     """The backbone of a model: everything that its bare class has, by names with its prefix or without."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, own: bool = False) -> None:
         import torch
         from transformers import AutoModel
 
         self.prefix = f"{model.base_model_prefix}."
         base: Any = model.base_model
+        self.own = own
         if base is model and model.can_generate():
             # A class that holds the backbone's modules itself, beside its head (T5).
             with torch.device("meta"):
@@ -99,7 +103,13 @@ class Body:
 
     def has(self, name: str) -> bool:
         """Whether a weight of this name, of the model or of a file, is the backbone's."""
-        return name.startswith(self.prefix) or name.partition(".")[0] in self.parts
+        inside = name.removeprefix(self.prefix)
+        return inside.partition(".")[0] in self.parts or (self.own and inside != name)
+
+
+def _owner(model: PreTrainedModel, name: str) -> Any:
+    """The module that a weight belongs to."""
+    return model.get_submodule(name.rpartition(".")[0])
 
 
 def _optional(name: str) -> bool:

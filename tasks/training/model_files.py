@@ -12,7 +12,7 @@ from infra.errors import StageError
 from tasks.model_card import ModelCard, write_card
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -20,7 +20,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 def load_model(
     folder: Path,
-    auto_class: str,
+    auto_class: str | None,
     *,
     pretrained: bool = True,
     new_head: bool = False,
@@ -29,11 +29,11 @@ def load_model(
 ) -> PreTrainedModel:
     """The model in fp32 on the CPU, its config fields overridden by `fields`.
 
-    auto_class: HF auto class name; where it adds a head that the files lack, the head is drawn from torch's global
-    random numbers. new_head: also where they have one. with_head: the files must have one. pretrained=False: the same
-    architecture with all weights drawn so. Where `fields` name the classes, a head of the files gives each the row it
-    has under that name (`tasks/training/head_rows.py`). Raises StageError, naming weights or classes, where the files'
-    weights are not those of this architecture.
+    auto_class: HF auto class name; None: the class that the files were saved from. Where it adds a head that the files
+    lack, the head is drawn from torch's global random numbers. new_head: also where they have one. with_head: the files
+    must have one. pretrained=False: the same architecture with all weights drawn so. Where `fields` name the classes, a
+    head of the files gives each the row it has under that name (`tasks/training/head_rows.py`). Raises StageError,
+    naming weights or classes, where the files' weights are not those of this architecture.
     """
     import torch
     import transformers
@@ -42,7 +42,7 @@ def load_model(
 
     _quiet()
     config = transformers.AutoConfig.from_pretrained(folder, **fields)
-    cls = getattr(transformers, auto_class)
+    cls: Any = getattr(transformers, auto_class) if auto_class is not None else _saved_from(config)
     if not pretrained:
         random: PreTrainedModel = cls.from_config(config)
         return random
@@ -56,18 +56,27 @@ def load_model(
         # Some heads call the backbone otherwise than their siblings (in LlamaForQuestionAnswering it is `transformer`),
         # and HF, finding nothing by that name, leaves it random.
         whole, found = transformers.AutoModel.from_pretrained(folder, **given)
-        check_fit(whole, found, new_head)
+        check_fit(whole, found, new_head=new_head, own=False)
         model.base_model.load_state_dict(whole.state_dict())
     else:
         if "id2label" in fields and not new_head:
             found = _by_name(model, folder, found)
-        check_fit(model, found, new_head)
+        check_fit(model, found, new_head=new_head, own=auto_class is None)
     if new_head:
         for name, module in model.named_modules():
             if name and not _in_body(name, model):
                 model._init_weights(module)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _saved_from(config: PreTrainedConfig) -> Any:
+    """The class that a config says its weights are of; AutoModel where it says none that transformers has."""
+    import transformers
+
+    named = getattr(transformers, next(iter(config.architectures or []), ""), None)
+    is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    return named if is_model else transformers.AutoModel
 
 
 def _by_name(model: PreTrainedModel, folder: Path, found: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -84,7 +84,7 @@ def label_indicators(data: InputArtifact, split: str, column: str, names: Sequen
         unknown = [label for label in labels if label not in numbers]
         if unknown:
             raise StageError(
-                f"split {split!r} has a label that is none of those learned: {unknown[0]!r}",
+                f"split {split!r} has a label that no training example has: {unknown[0]!r}",
                 where=data.stage,
                 hint=f"Known labels: {', '.join(numbers)}.",
             )

@@ -388,3 +388,16 @@ def test_an_empty_reference_names_its_example(jobs: ModuleType, tiny: ModuleType
     made = tiny.write_dataset(tmp_path / "d", {"test": {"text": ["one", "two"], "target": ["eins", " "]}})
     with pytest.raises(StageError, match="the reference of example 'test/1' is empty"):
         writer(model("t5"), jobs.artifact(made, "dataset", stage="d"), max_new_tokens=4)
+
+
+def test_the_end_of_text_may_pad_a_batch(model: Made, texts: Any) -> None:
+    """As with GPT-2, which has no padding token: what stands behind a stop string counts for nothing."""
+    artifact = model("llama", stage="unpadded", pad_token_id=None)
+    file = artifact.path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": None}))
+    free = outputs(writer(artifact, texts, max_new_tokens=12, batch_size=1))
+    stop = next(o.text[len(o.text) // 2 :][:2] for o in free if len(o.text) > 6)
+    alone = outputs(writer(artifact, texts, max_new_tokens=12, batch_size=1, stop=[stop]))
+    together = writer(artifact, texts, max_new_tokens=12, batch_size=12, stop=[stop])
+    assert together.config.pad_token_id == 2 == together.tokenizer.eos_token_id
+    assert outputs(together) == alone and {o.finished for o in alone} == {True, False}

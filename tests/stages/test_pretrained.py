@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_refused(jobs: ModuleType, tiny: ModuleType, folder
         run(jobs, small, tmp_path / "a")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
-    with pytest.raises(StageError, match=r"does not fit this model: embeddings\..* is 32, not 64"):
+    with pytest.raises(StageError, match=r"does not fit this model: bert\.embeddings\..* is 32, not 64"):
         run(jobs, folder, tmp_path / "b")
     (folder / "model.safetensors").unlink()
     with pytest.raises(StageError, match="there are no weights"):
