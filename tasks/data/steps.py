@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
+from tasks.data.answer_places import moved
 from tasks.data.cleaning import Clean, length_fault, repair
 from tasks.data.labels import mapped
 from tasks.data.language import Language, detector, language_fault
@@ -130,6 +131,8 @@ def _clean(settings: Clean) -> Change:
         fault = length_fault(text, settings)
         if fault is not None:
             return fault
+        if text != row.text and row.values:
+            row = replace(row, values=moved(row.values, row.text, text, repaired))
         return _with_text(row, text, account, "repaired")
 
     return change

@@ -121,10 +121,12 @@ def _binary(value: Any) -> bytes:
 
 
 def _json(value: Any) -> str | None:
+    return _string(spelled_json(json.loads(value) if isinstance(value, str) else value))
+
+
+def spelled_json(value: Any) -> str:
     """Spelled in one way, so that equal values are equal rows."""
-    if isinstance(value, str):
-        value = json.loads(value)
-    return _string(json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":")))
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
 
 CONVERTERS: dict[ColumnType, Callable[[Any], Any]] = {

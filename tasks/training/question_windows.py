@@ -71,7 +71,8 @@ def _answers(value: Any, context: str, id: str, column: str, stage: str) -> list
             raise StageError(
                 f"{id}: the answer {text!r} does not stand at {start} of the text, but {stands!r}",
                 where=stage,
-                hint="`answer_start` counts characters (not bytes) from 0; was the text changed after it was labelled?",
+                hint="`answer_start` counts characters (not bytes) from 0. Was the text changed after it was labelled? "
+                "The dataset's `clean` takes answers along; `pii` and `quality: {c4: true}` do not: leave them out.",
             )
         found.append((text.strip(), start + len(text) - len(text.lstrip())))
     return found

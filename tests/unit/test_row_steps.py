@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 import unicodedata
 from typing import Any
@@ -231,3 +232,33 @@ def test_labels_are_mapped_and_kept() -> None:
     assert through(PROSE, None, labels)[1]["label"].dropped == {"no label": 1}
     assert through(PROSE, "hamm", labels)[0] == Bad("label 'hamm' is not in the map; did you mean 'ham'?")
     assert labels.met == {"good": 1, "bad": 1}
+
+
+@given(
+    st.lists(
+        st.text(st.sampled_from("a e\u0301u\u0308\u00e9\u4e2d\U0001f600\u2126"), min_size=1), min_size=3, max_size=3
+    ),
+    st.sampled_from(["nfc", "none", "ftfy"]),
+)
+def test_answers_keep_their_places_when_the_text_is_repaired(parts: list[str], form: Any) -> None:
+    before, answer, behind = parts[0], f"[{parts[1]}]", f".{parts[2]}"
+    told = {"text": [answer, "elsewhere"], "answer_start": [len(before), 0]}
+    row = Row("a", before + answer + behind, "g", None, ("other", json.dumps(told), 3))
+    done = walk_through(row, row_steps(RowSteps(clean=Clean(unicode=form))))
+    assert isinstance(done, Row) and (done.values[0], done.values[2]) == ("other", 3)
+    moved = json.loads(done.values[1])
+    (text, wrong), (start, _) = moved["text"], moved["answer_start"]
+    assert done.text[start : start + len(text)] == text == repair(form)(answer)
+    assert wrong == "elsewhere", "what did not stand there is left to whoever reads it"
+
+
+def test_what_is_not_an_answer_is_left_as_it_is() -> None:
+    for value in (
+        '{"answer_start": 3, "text": "x"}',
+        '{"answer_start"',
+        '["\\"answer_start\\""]',
+        '{"answer_start":[1],"text":[]}',
+    ):
+        row = Row("a", "e\u0301", "g", None, (value,))
+        done = walk_through(row, row_steps(RowSteps()))
+        assert isinstance(done, Row) and done.values == (value,) and done.text == "\u00e9"
