@@ -28,6 +28,7 @@ from infra.errors import CorruptArtifact, GateRefused, InputChanged, Preempted, 
 from infra.folders import writable
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
+from infra.manifest_file import manifest_path
 from infra.patience import Patience
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
@@ -226,6 +227,8 @@ def _set_aside(error: CorruptArtifact | InputChanged, store: Store) -> str:
         moved = store.quarantine(error.kind, error.key, error.attempt)
     except StoreError as trouble:
         return f"it stays where it is: {trouble.what}"
+    if moved and store.exists(manifest_path(error.kind, error.key)):
+        return "it is quarantined, and written again from its copy"
     return "it is quarantined and will be made again" if moved else "read again, it is in order, or made anew already"
 
 

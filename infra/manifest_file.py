@@ -19,6 +19,15 @@ def manifest_path(kind: str, key: str) -> str:
     return f"artifacts/{kind}/{key}/manifest.json"
 
 
+def copy_path(kind: str, key: str, attempt: str) -> str:
+    """Store path of a copy of the manifest of one attempt, beside its files. It commits nothing.
+
+    Where the manifest itself is damaged, it is written again from that (`infra.quarantine`), instead of what took days
+    to train.
+    """
+    return f"artifacts/{kind}/{key}/{attempt}/manifest.json"
+
+
 def read_manifest(objects: Objects, kind: str, key: str) -> Manifest | None:
     """The committed artifact under a key, by one reading; None if there is none. Raises CorruptArtifact."""
     try:

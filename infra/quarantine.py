@@ -8,18 +8,22 @@ of a reading; the copy is compared; only then the damaged object is deleted.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from infra.artifacts import FileEntry, Manifest
 from infra.errors import CorruptArtifact, StoreUnreachable
-from infra.manifest_file import manifest_path, read_manifest
+from infra.manifest_file import copy_path, manifest_path, parse_manifest, read_manifest
 from infra.objects import Objects, checked
-from infra.stored_bytes import faults, object_fault, strangers
+from infra.stored_bytes import artifact_faults, faults, object_fault, strangers
 
 if TYPE_CHECKING:
     from infra.store import Store
+
+
+log = logging.getLogger(__name__)
 
 
 class Suspect:
@@ -76,7 +80,27 @@ def set_artifact_aside(store: Store, kind: str, key: str, attempt: str | None) -
         suspect.drop_shared()
         return f"quarantine/{kind}/{key}/{checked(suspect.manifest.attempt if suspect.manifest else 'unreadable')}"
 
-    return move_aside(store, manifest_path(kind, key), stem, suspect.sound)
+    place = move_aside(store, manifest_path(kind, key), stem, suspect.sound)
+    if place is not None and suspect.manifest is None:
+        _write_again(store, kind, key, store.read_bytes(place))
+    return place
+
+
+def _write_again(store: Store, kind: str, key: str, damaged: bytes) -> None:
+    """Write a manifest again from the copy beside its files, if those verify and it is certainly the one that stood."""
+    attempts = [name for name in store.list(f"artifacts/{kind}/{key}") if name != "manifest.json"]
+    for attempt in attempts:
+        try:
+            data = store.read_bytes(copy_path(kind, key, attempt))
+            manifest = parse_manifest(data, kind, key)
+        except (FileNotFoundError, CorruptArtifact):
+            continue
+        # An attempt that was never committed has a copy too.
+        stood = attempt.encode() in damaged or len(attempts) == 1
+        if stood and manifest.attempt == attempt and not artifact_faults(store, manifest):
+            store.create(manifest_path(kind, key), data)
+            log.warning("the manifest of %s %s was damaged; it is written again from its copy", kind, key[:12])
+            return
 
 
 def move_aside(objects: Objects, source: str, stem: Callable[[], str], sound: Callable[[], bool]) -> str | None:

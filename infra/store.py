@@ -7,6 +7,7 @@
 Layout (see `infra.artifacts` for what an artifact is):
 
     artifacts/<kind>/<key>/<attempt>/{payload,records}/...   files; nobody looks at them before the manifest is there
+    artifacts/<kind>/<key>/<attempt>/manifest.json           a copy, should the manifest be damaged; it commits nothing
     artifacts/<kind>/<key>/manifest.json                     create-only, written last: it is the commit
     files/<sha256>                                           files that several artifacts share
     quarantine/<kind>/<key>/<attempt>-<n>/manifest.json      manifests of artifacts found damaged
@@ -29,7 +30,7 @@ from infra.artifacts import FileEntry, Manifest, payload_digest
 from infra.cache import fetch_files
 from infra.errors import BadStoreUrl, CorruptArtifact, StageError, StoreError
 from infra.keys import file_digest
-from infra.manifest_file import REMAKE, read_manifest
+from infra.manifest_file import REMAKE, copy_path, read_manifest
 from infra.objects import Objects, checked, json_bytes
 from infra.patience import Patience
 from infra.quarantine import set_artifact_aside
@@ -127,6 +128,8 @@ class Store(Objects):
             names = [name for name, value in manifest.metrics.items() if value - value != 0]
             what = f"metrics that are not finite numbers: {', '.join(names) or error}"
             raise StageError(what, where=place, hint="Training diverged, or a metric is undefined here.") from error
+        if producer:  # a part of data has none, and is made again sooner than its copy would be worth
+            self.write_bytes(copy_path(kind, key, attempt), data)
         if fence is not None:
             fence()
         if self.create(f"{place}/manifest.json", data):
@@ -196,8 +199,9 @@ class Store(Objects):
         It is read again first, more than once; one whose manifest and bytes agree is left alone (`infra.quarantine`).
         attempt: leave it alone if another attempt has been committed meanwhile; pass `CorruptArtifact.attempt`, because
         another run may have seen the same damage and made it anew already.
-        Returns the store path of the manifest's new place, or None if there was nothing to set aside. Raises StoreError
-        where the store fails, or answers otherwise than it holds.
+        Returns the store path of the manifest's new place, or None if there was nothing to set aside. If the manifest
+        alone was damaged it is written again from its copy, so the artifact stands afterwards. Raises StoreError where
+        the store fails, or answers otherwise than it holds.
         """
         return set_artifact_aside(self, kind, key, attempt or None)
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypedDict
 
 from infra import refs
@@ -22,6 +23,7 @@ from infra.checkpoints import CheckpointStore
 from infra.errors import CorruptArtifact, DamagedObject, StoreError, StoreUnreachable, WrongReference
 from infra.journal import damaged_entries
 from infra.lineage import Id
+from infra.manifest_file import copy_path, parse_manifest
 from infra.pointed import pointed
 from infra.store import Store
 from infra.stored_bytes import artifact_faults, object_fault
@@ -104,6 +106,8 @@ def verify_artifacts(store: Store, ids: Iterable[Id], on_artifact: OnArtifact = 
             time.sleep(sum(store.glances))  # one wrong answer of a server is no damage
             faults = artifact_faults(store, manifest)
         found.bytes += sum(entry.size for entry in (*manifest.payload, *manifest.records) if not entry.shared)
+        if (of_copy := _copy_fault(store, manifest)) is not None:
+            found.damaged.append(of_copy)
         standing = store.manifest(manifest.kind, manifest.key) if faults else manifest
         if faults and standing == manifest:
             found.damaged.append(_damaged_files(manifest, faults))
@@ -164,6 +168,21 @@ def last_verified(store: Store) -> Last | None:
 def to_json(found: Verified) -> dict[str, object]:
     """For scripts."""
     return asdict(found)
+
+
+def _copy_fault(store: Store, manifest: Manifest) -> Damage | None:
+    """What is wrong with the copy of a manifest, if it has one."""
+    path = copy_path(manifest.kind, manifest.key, manifest.attempt)
+    try:
+        read = partial(parse_manifest, kind=manifest.kind, key=manifest.key)
+        copy = store.again(lambda: read(store.read_bytes(path)), CorruptArtifact, store.glances)
+        what = "" if copy == manifest else "it differs from the manifest"
+    except FileNotFoundError:
+        return None
+    except CorruptArtifact as error:
+        what = error.what
+    mend = "Nothing to do: the manifest itself is in order."
+    return Damage(path, f"the copy of the manifest: {what}", mend) if what else None
 
 
 def _damaged_files(manifest: Manifest, faults: list[str]) -> Damage:

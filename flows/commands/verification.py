@@ -46,7 +46,7 @@ def verify(arguments: argparse.Namespace) -> int:
     else:
         print(told(found, store))
         for path, place in moved.items():
-            print(f"{path}: {f'set aside in {place}' if place else 'read again, it is in order, or gone'}")
+            print(f"{path}: {place}")
     return FAILED if found.damaged else 0
 
 
@@ -85,10 +85,19 @@ def _one(store: Store, text: str) -> Verified:
     return verify_artifacts(store, [id])
 
 
-def _set_aside(store: Store, found: Verified) -> dict[str, str | None]:
+def _set_aside(store: Store, found: Verified) -> dict[str, str]:
+    """What became of each damaged artifact, in words."""
+    from infra.manifest_file import manifest_path
     from infra.verification import set_aside
 
-    return {damage.path: set_aside(store, damage) for damage in found.damaged if damage.artifact}
+    said = {}
+    for damage in found.damaged:
+        if damage.artifact:
+            place = set_aside(store, damage)
+            kind, key, _ = damage.artifact
+            again = ", and written again from its copy" if store.exists(manifest_path(kind, key)) else ""
+            said[damage.path] = f"set aside in {place}{again}" if place else "read again, it is in order, or gone"
+    return said
 
 
 def _noted(store: Store, write: Callable[[], None]) -> None:

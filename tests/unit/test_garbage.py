@@ -92,7 +92,7 @@ def test_trash_first_and_bytes_only_after_the_grace(store: FileStore, hand: Any)
     collect(store, keep)
     hand.age(store, 6)
     collect(store, keep)
-    assert len(objects(store)) == 3, "its files and its manifest wait"
+    assert len(objects(store)) == 4, "its files and its manifest wait"
     hand.age(store, 2)
     collect(store, keep)
     assert objects(store) == []
@@ -132,7 +132,7 @@ def test_what_somebody_works_on_is_left_alone(store: FileStore, hand: Any) -> No
         for path in (*store.root.glob("artifacts/**/*"), *store.root.glob("checkpoints/**/*")):
             os.utime(path, (1.0, 1.0))
         collect(store, hand.NOW)
-    assert hand.stands(store, made) and len(objects(store)) == 4
+    assert hand.stands(store, made) and len(objects(store)) == 5
     one.release()
     two.release()
     hand.until_clean(store)

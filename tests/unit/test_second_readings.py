@@ -119,6 +119,35 @@ def test_who_asks_for_a_sound_artifact_to_be_set_aside_is_refused(store: Lying, 
     assert store.quarantine(made.kind, made.key) is None and everything(store) == before
 
 
+@pytest.mark.parametrize("damage", [b"", b"[]", PAGE, None])
+def test_a_damaged_manifest_is_written_again_from_its_copy(store: Lying, hand: Any, damage: bytes | None) -> None:
+    """What took days to train is not trained again for a bit in its metrics."""
+    made = hand.commit(store, "m", sources={"a": "0" * 64})
+    path = f"{made.ref.prefix}/manifest.json"
+    whole = store.read_bytes(path)
+    store.write_bytes(path, whole.replace(b'"run": 2.0', b'"run": 3.0') if damage is None else damage)
+    moved = store.quarantine(made.kind, made.key)
+    assert moved is not None and store.read_bytes(moved) != whole
+    assert store.manifest(made.kind, made.key) == made and store.read_bytes(path) == whole and hand.stands(store, made)
+
+
+def test_a_copy_of_what_was_never_committed_or_does_not_verify_is_not_used(store: Lying, hand: Any) -> None:
+    made = hand.commit(store, "m")
+    path, prefix = f"{made.ref.prefix}/manifest.json", made.ref.prefix
+    whole = store.read_bytes(path)
+    other = replace(made, attempt="other")
+    store.copy(f"{prefix}/{made.attempt}/payload/file.txt", f"{prefix}/other/payload/file.txt")
+    store.write_json(f"{prefix}/other/manifest.json", other.to_json())
+    store.delete(f"{prefix}/{made.attempt}/manifest.json")
+    store.write_bytes(path, whole[:-9])
+    assert store.quarantine(made.kind, made.key) is not None and store.manifest(made.kind, made.key) is None
+    store.delete_tree(f"{prefix}/other")
+    store.write_bytes(f"{prefix}/{made.attempt}/manifest.json", whole)
+    store.write_bytes(path, whole[:-9])
+    flip(store, f"{prefix}/{made.attempt}/payload/file.txt")
+    assert store.quarantine(made.kind, made.key) is not None and store.manifest(made.kind, made.key) is None
+
+
 def test_a_shared_file_read_wrongly_stays_and_a_damaged_one_is_moved(store: Lying, hand: Any) -> None:
     made = hand.commit(store, "m", shared={"rows": "r" * 50})
     (entry,) = made.payload

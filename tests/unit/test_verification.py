@@ -73,7 +73,7 @@ def test_every_object_of_a_store_is_looked_at(store: FileStore) -> None:
     """A bit of each in turn: what is damaged is named, and nothing else."""
     tops = ("artifacts", "files", "trash", "checkpoints", "refs", "journals")
     paths = [path for top in tops for path in store.walk(top)]
-    assert len(paths) == 16
+    assert len(paths) == 20
     trashed = {path.split("/")[2] for path in paths if path.startswith("trash/")}
     for path in paths:
         whole = store.read_bytes(path)
@@ -109,7 +109,7 @@ def test_one_ref_is_verified_and_its_artifact_set_aside_if_asked(
     assert verify(store, capsys, f"{entry.kind}/{entry.key[:9]}")[1]["damaged"] == [damage]
     code, said = verify(store, capsys, "p/m/latest", "--set-aside")
     assert code == 3 and list(said["set_aside"].values()) == [
-        f"quarantine/{entry.kind}/{entry.key}/{manifest.attempt}-1/manifest.json"
+        f"set aside in quarantine/{entry.kind}/{entry.key}/{manifest.attempt}-1/manifest.json"
     ]
     code, said = verify(store, capsys, "p/m/latest")
     assert code == 3 and "is not in the store" in said["damaged"][0]["what"]
