@@ -97,7 +97,7 @@ def verify_artifacts(store: Store, ids: Iterable[Id], on_artifact: OnArtifact = 
             found.damaged.append(one)
         elif one is not None:
             manifests.append(one)
-    found.artifacts = len(ids)
+    found.artifacts = len(manifests) + len(found.damaged)
     shared = {entry.sha256: entry for manifest in manifests for entry in manifest.payload if entry.shared}
     bad = {sha for sha, entry in shared.items() if object_fault(store, entry.shared_path, entry) is not None}
     for done, manifest in enumerate(manifests, start=1):
