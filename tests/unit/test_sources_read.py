@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from tasks.pipeline import Pipeline, load_pipeline
 from tasks.plan import resolve
 from tasks.run_context import RunContext
 from tasks.sources_read import compare, snapshot
-from tasks.stage import SourceFile
+from tasks.stage import SourceFile, stages
 
 PIPELINE = """
 name: race
@@ -137,3 +138,11 @@ def test_a_snapshot_says_what_was_copied(tmp_path: Path) -> None:
         snapshot({"gone": tmp_path / "gone"}, tmp_path / "copy")
     with pytest.raises(StageError, match=r"cannot read .*a/b: Not a directory"):
         snapshot({"b": tmp_path / "a/b"}, tmp_path / "copy")
+
+
+def test_every_stage_that_reads_files_says_which_it_read() -> None:
+    """The worker commits nothing without that word; a stage that lacks it is found here, not by its user."""
+    reading = {kind: stage for kind, stage in stages().items() if stage.sources is not None}
+    assert {"dataset", "pretrained", "tokenizer", "harness"} <= reading.keys()
+    for kind, stage in reading.items():
+        assert "job.has_read(" in inspect.getsource(stage.run), kind
