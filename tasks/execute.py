@@ -10,6 +10,7 @@ import json
 import logging
 import time
 import uuid
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -55,12 +56,15 @@ class StageResult:
 def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult:
     """Make, resume or reuse one stage's artifact. Raises ForgelineError; `transient` ones are worth another attempt.
 
-    Where the job read other files than its key says, the key is made anew, and claim and slot are waited for again.
+    Where the job read other files than its key says, the key is made anew, this time with the slots in hand: what is
+    written to all the time may change while one waits for hours, but hardly in the moment before a job reads it.
     """
     looks = 0
     while True:
         try:
-            result = _execute(node, made, context)
+            result = _execute_at_once(node, made, context) if looks else None
+            result = result or _execute(node, made, context)
+            assert result is not None, "nobody was waited for in vain"
         except SourcesChanged as error:
             looks += 1
             if looks == LOOKS or context.stopping.is_set():
@@ -73,23 +77,35 @@ def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunCon
         log.warning("%s: what it was going to reuse was collected; it is made again", node.name)
 
 
-def _execute(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult:
+def _execute_at_once(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult | None:
+    """With the slots held from the first moment; None where another holder has the claim: he may need slots himself."""
+    _, _, slots = job_size(node, context.slots.total)
+    with context.slots.hold(slots, context.stopping):
+        return _execute(node, made, context, held=True)
+
+
+def _execute(
+    node: StageNode, made: dict[str, ArtifactRef], context: RunContext, *, held: bool = False
+) -> StageResult | None:
+    """held: the slots are held, and so nobody is waited for."""
     resolved = resolve_in(context.inputs_store or context.store, node, made)
     kind = node.stage.kind
     manifest = stored(context.store, kind, resolved)
     if manifest is not None:
         return _finish(node, StageResult("reuse", manifest, "nothing changed"), context)
-    claim = _claim(node, resolved, context)
+    claim = _claim(node, resolved, context, wait=not held)
     if isinstance(claim, Manifest):
         return _finish(node, StageResult("reuse", claim, "made by another run"), context)
+    if claim is None:
+        return None
     try:
-        return _finish(node, _make(node, resolved, claim, context), context)
+        return _finish(node, _make(node, resolved, claim, context, held=held), context)
     finally:
         claim.release()
 
 
-def _make(node: StageNode, resolved: Resolved, claim: claims.Claim, context: RunContext) -> StageResult:
-    """Run the stage's job until it is done or stops getting on.
+def _make(node: StageNode, resolved: Resolved, claim: claims.Claim, context: RunContext, *, held: bool) -> StageResult:
+    """Run the stage's job until it is done or stops getting on. held: its slots are held already.
 
     A failure of the surroundings after which a later checkpoint stands than before costs no retry: a training of days
     may lose its machine many times. One that made no progress is the caller's to judge.
@@ -102,7 +118,7 @@ def _make(node: StageNode, resolved: Resolved, claim: claims.Claim, context: Run
             f"resumed at step {max(steps)}" if steps else why_it_runs(context.pipeline, node, resolved, context.store)
         )
         try:
-            manifest = _run_job(node, resolved, claim, context, reason, resuming=bool(steps), micro=micro)
+            manifest = _run_job(node, resolved, claim, context, reason, resuming=bool(steps), micro=micro, held=held)
             return StageResult("resume" if steps else "run", manifest, reason)
         except OutOfMemory as error:
             log.warning("%s: out of memory, started again with %d examples at once", node.name, error.micro)
@@ -120,10 +136,12 @@ def _make(node: StageNode, resolved: Resolved, claim: claims.Claim, context: Run
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _claim(node: StageNode, resolved: Resolved, context: RunContext) -> claims.Claim | Manifest:
-    """The claim on the stage's key, or the artifact if another holder committed it meanwhile."""
+def _claim(node: StageNode, resolved: Resolved, context: RunContext, *, wait: bool) -> claims.Claim | Manifest | None:
+    """The claim on the stage's key, or the artifact if another holder committed it meanwhile; None: he is at work."""
     kind, key = node.stage.kind, resolved.key
     claim = claims.try_acquire(context.store, kind, key)
+    if claim is None and not wait:
+        return None
     if claim is None:
         context.notify(node.name, state="waiting", reason="another run is making it")
         return claims.wait_for(context.store, kind, key, cancelled=context.stopping)
@@ -142,6 +160,7 @@ def _run_job(
     *,
     resuming: bool,
     micro: int,
+    held: bool,
 ) -> Manifest:
     ranks, threads, slots = job_size(node, context.slots.total)
     attempt = uuid.uuid4().hex[:12]
@@ -150,7 +169,7 @@ def _run_job(
     env = {"DS_ACCELERATOR": "cpu"} if node.execution.device == "cpu" else {}
     spec = JobSpec(node.name, folder.resolve(), ranks=ranks, threads=threads, warm=node.stage.warm, env=env)
     context.notify(node.name, state="queued", folder=folder)
-    with context.slots.hold(slots, context.stopping):
+    with nullcontext() if held else context.slots.hold(slots, context.stopping):
         no = context.why if context.stopping.is_set() else context.may_start(node)
         if no:
             raise Preempted(f"not started: {no}", where=f"stage {node.name}", hint="Run again to go on.")

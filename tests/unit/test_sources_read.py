@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra import claims
 from infra.errors import SourcesChanged, StageError
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
@@ -120,6 +123,46 @@ def test_a_file_that_never_stands_still_is_named(pipeline: Pipeline, context: Ru
     assert caught.value.transient and "renaming avoids this" in str(caught.value)
     assert not context.store.list("artifacts/dataset")
     assert execute_stage(node, {}, context).manifest.metrics["rows"] == 3 + LOOKS
+
+
+def test_what_is_written_all_the_time_needs_no_luck_in_the_queue(
+    pipeline: Pipeline, context: RunContext, tmp_path: Path
+) -> None:
+    """It changes whenever somebody waits for slots, but the key made the second time is made with the slots in hand."""
+    node, slots = pipeline.stages["rows"], context.slots
+
+    class Busy(Slots):
+        @contextmanager
+        def hold(self, count: int, cancelled: threading.Event) -> Iterator[None]:
+            with slots.hold(count, cancelled):
+                append(tmp_path / "data/a.jsonl")
+                yield
+
+    manifest = execute_stage(node, {}, replace(context, slots=Busy(2))).manifest
+    assert manifest.metrics["rows"] == 5 and manifest.key == resolve(node, {}).key
+    assert len(context.store.list("artifacts/dataset")) == 1
+
+
+def test_the_slots_are_not_held_while_another_holder_is_waited_for(
+    pipeline: Pipeline, context: RunContext, tmp_path: Path
+) -> None:
+    node, data = pipeline.stages["rows"], tmp_path / "data/a.jsonl"
+    held: list[claims.Claim] = []
+
+    def another_run_takes_the_new_key() -> None:
+        append(data)
+        claim = claims.try_acquire(context.store, "dataset", resolve(node, {}).key)
+        assert claim is not None
+        held.append(claim)
+
+    def notify(stage: str, **news: Any) -> None:
+        if news.get("state") == "queued" and not held:
+            another_run_takes_the_new_key()
+        if news.get("state") == "waiting":
+            with context.slots.hold(2, threading.Event()):
+                held[0].release()
+
+    assert execute_stage(node, {}, replace(context, notify=notify)).manifest.metrics["rows"] == 4
 
 
 def test_a_change_is_told_by_file() -> None:
