@@ -164,6 +164,9 @@ def _report(record: RunRecord) -> None:
         f"- {stage['name']} ({stage['kind']}): {stage['action']} {plain_text(stage['reason'])}"
         for stage in record.data["stages"]
     ]
+    for stage in record.data["stages"]:
+        lines += [f"- {stage['name']} warns: {plain_text(warning)}" for warning in stage["warnings"]]
+        lines += [f"- {stage['name']} refused: {plain_text(sentence)}" for sentence in stage["refusal"]]
     key, description = artifact_key(pipeline, "report"), f"run {record.data['run']}"
     with _only_shown():
         create_markdown_artifact("\n".join(lines), key=key, description=description)

@@ -82,6 +82,7 @@ def render_report(run: dict[str, Any], load: Load) -> str:
         headline=headline(run, all_scores, verdicts, releases),
         tiles=tiles(run, stages, all_scores, verdicts),
         troubles=[_trouble(s) for s in stages if s.get("error")],
+        warned=[(s["name"], str(warning)) for s in stages for warning in as_list(s.get("warnings"))],
         refused=[s["name"] for s in stages if s.get("action") == "refused"],
         dag=dag(stages),
         actions=[(a, told) for a, told in ACTIONS.items() if any(s.get("action") == a for s in stages)],

@@ -445,6 +445,7 @@ def test_text_from_data_cannot_become_markup(tmp_path: Path) -> None:
         stage.update(name=renamed[stage["name"]], kind=HOSTILE, reason=HOSTILE, action=HOSTILE)
         stage["needs"] = [renamed[n] for n in stage["needs"]]
         stage["error"] = {"type": HOSTILE, "what": HOSTILE, "where": HOSTILE, "hint": HOSTILE}
+        stage["warnings"] = [HOSTILE]
     folder.write("functions", "payload/dataset.json", {"labels": [HOSTILE] * len(LABELS)})
     scores = {"primary_metric": HOSTILE, "models": {HOSTILE: {
         "type": HOSTILE, "metrics": {HOSTILE: {"value": 1.0, "low": 0.5, "high": 1.5}}, "size_mb": 1.0,
@@ -465,6 +466,14 @@ def test_text_from_data_cannot_become_markup(tmp_path: Path) -> None:
     assert sum(t == "style" for t, _ in page.tags) == 1
     assert not [n for _, a in page.tags for n in a if n.startswith("on")]
     assert "49" not in re.findall(r"&(\d+)", page.text)
+
+
+def test_what_stages_warn_of_stands_on_the_page(tmp_path: Path) -> None:
+    run, folder = quickstart_run(tmp_path)
+    assert "Warnings" not in Page(render_report(run, folder.load)).text
+    run["stages"][1]["warnings"] = ["two labels differ in spelling alone"]
+    page = render_report(run, folder.load)
+    assert f"<li><b>{run['stages'][1]['name']}</b>: two labels differ in spelling alone</li>" in page
 
 
 def test_a_failed_run_puts_the_error_and_its_hint_first(tmp_path: Path) -> None:
