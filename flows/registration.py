@@ -4,7 +4,8 @@
     <pipeline>/watch     one look at the sources, every so often; it starts `run` where there are new data worth it
 
 An event `dataset.updated` of the resource `forgeline.pipeline.<pipeline>` starts a look at once. A run that gave no
-sign of life for a minute is marked Crashed. All of it is compared and applied by `flows/deploy.py`.
+sign of life for a minute is marked Crashed, and so is one that a worker took and that did not begin within ten. All of
+it is compared and applied by `flows/deploy.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ RUN, WATCH = "run", "watch"
 UPDATED = "dataset.updated"
 SILENCE = 60
 """Seconds without a heartbeat (one comes every 30) after which a run counts as dead."""
+BEGINNING = 600
+"""Seconds for a run to begin once a worker took it, or to end once it was cancelled: then its worker is dead.
+
+An image that is pulled or a node that is added may take minutes; until then the run holds the deployment's only slot.
+"""
 HUSH = 5
 """Seconds in which events that say the same start one look."""
 ANCHOR = "2000-01-01T00:00:00Z"
@@ -71,7 +77,12 @@ def registration(pipeline: Pipeline, *, working_dir: Path, version: str | None) 
             "concurrency_options": {"collision_strategy": "ENQUEUE" if deploy.overlap == "queue" else "CANCEL_NEW"},
         }
     }
-    automations = {"forgeline: a run that gives no sign of life has crashed": _dead_runs()}
+    automations = {
+        "forgeline: a run that gives no sign of life has crashed": _crashed_after(BEATS, SILENCE, "no sign of life"),
+        "forgeline: a run that was taken and does not begin has crashed": _crashed_after(
+            TAKEN, BEGINNING, "its worker took it, and nothing came of it"
+        ),
+    }
     if deploy.watch is not None:
         deployments[WATCH] = {
             **common,
@@ -148,21 +159,23 @@ def _on_update(pipeline: str) -> Body:
     }
 
 
-def _dead_runs() -> Body:
+BEATS = ("prefect.flow-run.heartbeat", "prefect.flow-run.Running")  # it may die before its first beat
+TAKEN = ("prefect.flow-run.Pending", "prefect.flow-run.Cancelling")
+
+
+def _crashed_after(after: tuple[str, ...], seconds: int, why: str) -> Body:
     return {
         "description": "The work it had under way goes on from its last checkpoint with the next run.",
         "enabled": True,
         "trigger": {
             "type": "event",
-            "after": ["prefect.flow-run.heartbeat"],
+            "after": list(after),
             "expect": ["prefect.flow-run.*"],  # another heartbeat, or whatever end it comes to
             "match": {"prefect.resource.id": "prefect.flow-run.*"},
             "for_each": ["prefect.resource.id"],
             "posture": "Proactive",
             "threshold": 1,
-            "within": SILENCE,
+            "within": seconds,
         },
-        "actions": [
-            {"type": "change-flow-run-state", "state": "CRASHED", "message": f"no sign of life for {SILENCE} s"}
-        ],
+        "actions": [{"type": "change-flow-run-state", "state": "CRASHED", "message": f"{why} for {seconds} s"}],
     }

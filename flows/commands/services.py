@@ -9,7 +9,7 @@ from flows.commands.parsing import Commands, port
 
 def add(commands: Commands) -> None:
     sub = commands.add("up", up, "start a Prefect server with its UI, and a worker, in the background")
-    sub.add_argument("--port", type=port, default=4200, help="port of the UI and API on 127.0.0.1")
+    sub.add_argument("--port", type=port, help="port of the UI and API on 127.0.0.1; default: where it was, or 4200")
     sub.add_argument(
         "--postgres", metavar="URL",
         help="keep the server's data there, not in SQLite: postgresql://USER@HOST:PORT/DATABASE with the password in "

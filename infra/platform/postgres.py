@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from infra.errors import ForgelineError, StageError, TransientError, UsageError
@@ -87,20 +88,41 @@ def require_ready(database: Postgres) -> None:
         raise fault
 
 
+async def execute(database: Postgres, statement: str, *values: object) -> str:
+    """Run one statement; why it could not be, empty if it was."""
+    import asyncpg
+
+    try:
+        connection = await _connect(database)
+        try:
+            await connection.execute(statement, *values, timeout=SECONDS)
+        finally:
+            await connection.close(timeout=SECONDS)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+async def _connect(database: Postgres) -> Any:
+    import asyncpg
+
+    return await asyncpg.connect(
+        host=database.host,
+        port=database.port,
+        user=database.user,
+        password=database.password or None,
+        database=database.name,
+        ssl=dict(database.options).get("ssl"),
+        timeout=SECONDS,
+    )
+
+
 async def _fault(database: Postgres) -> ForgelineError | None:
     import asyncpg
 
     where = str(database)
     try:
-        connection = await asyncpg.connect(
-            host=database.host,
-            port=database.port,
-            user=database.user,
-            password=database.password or None,
-            database=database.name,
-            ssl=dict(database.options).get("ssl"),
-            timeout=SECONDS,
-        )
+        connection = await _connect(database)
         try:
             found = await connection.fetchrow(ASKED, timeout=SECONDS)
         finally:

@@ -1,10 +1,9 @@
 """A Prefect server (with its UI) and a worker on this machine, in the background: `forgeline up` and `forgeline down`.
 
 Everything lives under `home/prefect`: Prefect's own folder with its SQLite database (unless a Postgres is named),
-`services.json` (which processes were started), and a log per service. Both listen on 127.0.0.1 only, and are started in
-sessions of their own, so that closing the terminal leaves them running. A process counts as ours only if it belongs to
-the recorded session, is not older than the record *and* carries our PREFECT_HOME in its environment: a process id that
-the system gave to another program since is never touched.
+`services.json` (which processes were started: `services.py`), and a log per service. Both listen on 127.0.0.1 only, and
+are started in sessions of their own, so that closing the terminal leaves them running. A server that crashed is started
+again where it was, with the grace that its runs need (`grace.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
-import json
 import os
 import socket
 import subprocess
@@ -24,15 +22,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from infra.errors import StageError, UsageError
+from infra.platform import grace, services
 from infra.platform.postgres import Postgres, require_ready
+from infra.platform.services import Service
 
 HOST = "127.0.0.1"
 POOL = "forgeline"
+PORT = 4200
 START_SECONDS = 180.0
-STOP_SECONDS = 10.0
 LOG_TAIL_BYTES = 4096
 
 
@@ -54,62 +52,60 @@ class Platform:
         return f"Prefect UI {self.ui_url} ({state}; {self.database or 'SQLite'}; logs in {self.logs})"
 
 
-@dataclass(frozen=True)
-class _Service:
-    """A background process as recorded: the id of its session, and when it was started (seconds since the epoch).
-
-    database: the Postgres of a server, without its password; empty: SQLite.
-    """
-
-    session: int
-    since: float
-    port: int
-    database: str = ""
-
-
 def prefect_home(home: Path) -> Path:
     """PREFECT_HOME of everything Forgeline starts for `home`."""
     return home.resolve() / "prefect"
 
 
-def up(home: Path, port: int = 4200, database: Postgres | None = None) -> Platform:
+def up(home: Path, port: int | None = None, database: Postgres | None = None) -> Platform:
     """Start the server and a worker unless they run, and return once both are ready (about 10 s).
 
-    database: where the server keeps its data, instead of SQLite. Raises UsageError if the port is taken or another
-    server of ours runs, StageError if a service dies; for what else see `require_ready`.
+    port: None is where the server was, or 4200. database: where the server keeps its data, instead of SQLite. Raises
+    UsageError if the port is taken or another server of ours runs, StageError if a service dies; for what else see
+    `require_ready`.
     """
     folder = prefect_home(home)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        services, started = _read(folder), list[str]()
-        server = services.get("server")
-        runs = server is not None and bool(_members(folder, server))
+        known, started = services.read(folder), list[str]()
+        server, worker = known.get("server"), known.get("worker")
+        runs = server is not None and services.lives(folder, server)
         if server and (database or not runs):
             _require_same(server, database)
         if server and runs:
-            if server.port != port and port != 4200:
+            if port not in (None, server.port):
                 where = f"http://{HOST}:{server.port}"
                 raise UsageError(f"a server runs at {where} already", hint="Stop it first: forgeline down.")
             port = server.port
         else:
-            _require_free(port)
+            if server:
+                services.stop(folder, server)  # what it left behind may hold the port
+            port = port or (server.port if server else PORT)
+            _require_free(port, server)
             if database is not None:
                 require_ready(database)
+            grace.grant(folder, database)
             command = ["server", "start", "--host", HOST, "--port", str(port), "--analytics-off"]
-            server = _start(folder, "server", command, port, services, database)
+            server = _start(folder, "server", command, port, known, database)
             started.append("server")
-        api = f"http://{HOST}:{port}/api"
+        api = api_url(port)
         _await(folder, "server", server, f"{api}/health")
-        worker = services.get("worker")
-        if not worker or not _members(folder, worker):
+        if worker and worker.port != port:  # it, and all it runs, speak to an address where nobody is
+            services.stop(folder, worker)
+            services.stop_runs(folder, worker.port)
+        if not worker or not services.lives(folder, worker):
             command = ["worker", "start", "--pool", POOL, "--type", "process", "--name", f"{POOL}-{port}"]
-            worker = _start(folder, "worker", command, port, services)
+            worker = _start(folder, "worker", command, port, known)
             started.append("worker")
         _await(folder, "worker", worker, f"{api}/work_pools/{POOL}")
     return Platform(api, folder, tuple(started), server.database)
 
 
-def _require_same(server: _Service, database: Postgres | None) -> None:
+def api_url(port: int) -> str:
+    return f"http://{HOST}:{port}/api"
+
+
+def _require_same(server: Service, database: Postgres | None) -> None:
     """A server that is started on another database has forgotten all deployments: only after a `down`."""
     if str(database or "") != server.database:
         what = f"the server that `up` started keeps its data in {server.database or 'SQLite'}"
@@ -119,23 +115,26 @@ def _require_same(server: _Service, database: Postgres | None) -> None:
 def down(home: Path) -> str:
     """Stop what `up` started for this `home`, and nothing else; returns a sentence for the user."""
     folder = prefect_home(home)
-    if not (folder / "services.json").exists():
+    if not (folder / services.RECORD).exists():
         return "nothing was running"
     with _locked(folder):
-        services = _read(folder)
-        # The worker first: it reports to the server that it is going.
-        stopped = [name for name in ("worker", "server") if name in services and _stop(folder, services[name])]
-        (folder / "services.json").unlink(missing_ok=True)
+        known = services.read(folder)
+        # The worker first: it reports to the server that it is going. Then its runs, which have sessions of their own.
+        stopped = ["worker"] if "worker" in known and services.stop(folder, known["worker"]) else []
+        runs = [services.stop_runs(folder, port) for port in {service.port for service in known.values()}]
+        stopped += ["what it ran"] if any(runs) else []
+        stopped += ["server"] if "server" in known and services.stop(folder, known["server"]) else []
+        (folder / services.RECORD).unlink(missing_ok=True)
     return f"stopped {' and '.join(stopped)}" if stopped else "nothing was running"
 
 
 def running(home: Path) -> str | None:
     """API URL of the server `up` started for this `home`, None if it does not run or does not answer."""
     folder = prefect_home(home)
-    server = _read(folder).get("server")
-    if server is None or not _is_ours(folder, server, server.session):
+    server = services.read(folder).get("server")
+    if server is None or not services.lives(folder, server):
         return None
-    api = f"http://{HOST}:{server.port}/api"
+    api = api_url(server.port)
     return api if _answers(f"{api}/health") else None
 
 
@@ -147,12 +146,14 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         # Each wait doubles: a run outlives eight minutes without a server, and then tells it how it ended.
         "PREFECT_CLIENT_MAX_RETRIES": "8",
+        # A server that forgets its leases when it is started again ends the runs that hold them.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         **inherited,
         "PREFECT_HOME": str(folder),
         "PREFECT_PROFILES_PATH": str(folder / "profiles.toml"),
-        "PREFECT_API_URL": f"http://{HOST}:{port}/api",
+        "PREFECT_API_URL": api_url(port),
         # Without it the UI of a server on another port asks :4200.
-        "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
+        "PREFECT_SERVER_UI_API_URL": api_url(port),
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
@@ -164,30 +165,30 @@ def _start(
     name: str,
     command: list[str],
     port: int,
-    services: dict[str, _Service],
+    known: dict[str, Service],
     database: Postgres | None = None,
-) -> _Service:
+) -> Service:
     since = time.time()
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *command],
-            env=_environment(folder, port) | (database.environment() if database else {}),
+            env=_environment(folder, port)
+            | (database.environment() if database else {})
+            | (services.mark(folder, port) if name == "worker" else {}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    services[name] = _Service(process.pid, since, port, str(database or ""))
-    partial = folder / "services.json.part"
-    partial.write_text(json.dumps({name: vars(service) for name, service in services.items()}), encoding="utf-8")
-    partial.replace(folder / "services.json")
-    return services[name]
+    known[name] = Service(process.pid, since, port, str(database or ""))
+    services.write(folder, known)
+    return known[name]
 
 
-def _await(folder: Path, name: str, service: _Service, url: str) -> None:
+def _await(folder: Path, name: str, service: Service, url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not _answers(url):
-        dead = not _members(folder, service)
+        dead = not services.lives(folder, service)
         if dead or time.monotonic() > deadline:
             log = folder / f"{name}.log"
             tail = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
@@ -207,66 +208,16 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _require_free(port: int) -> None:
+def _require_free(port: int, before: Service | None) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
             what = f"port {port} is not free: {error.strerror}"
+            if before is not None and before.port == port:
+                what += ". The server was there before it ended, and what still runs looks for it there"
             raise UsageError(what, hint=f"Choose another: forgeline up --port {port + 1}.") from error
-
-
-def _read(folder: Path) -> dict[str, _Service]:
-    try:
-        data = json.loads((folder / "services.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    return {name: _Service(**service) for name, service in data.items()}
-
-
-def _is_ours(folder: Path, service: _Service, pid: int) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return (
-            os.getsid(pid) == service.session
-            and process.status() != psutil.STATUS_ZOMBIE
-            and process.create_time() >= service.since - 5.0
-            and process.environ().get("PREFECT_HOME") == str(folder)
-        )
-    except (psutil.Error, OSError):
-        return False
-
-
-def _members(folder: Path, service: _Service) -> list[psutil.Process]:
-    """Living processes of the service, its first one or not."""
-    found = []
-    for pid in psutil.pids():
-        if _is_ours(folder, service, pid):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found.append(psutil.Process(pid))
-    return found
-
-
-def _stop(folder: Path, service: _Service) -> bool:
-    """SIGTERM to the service, SIGKILL to what is left of it and of what it started; False if it did not run."""
-    members = _members(folder, service)
-    if not members:
-        return False
-    family = set(members)
-    for process in members:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family.update(process.children(recursive=True))
-    first = next((process for process in members if process.pid == service.session), None)
-    for process in [first] if first else members:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(list(family), timeout=STOP_SECONDS)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=STOP_SECONDS)
-    return True
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+import flows.registration
 from flows.deploy import deploy
 from flows.deployed import DeployedRun
 from flows.registration import Registration, registration
@@ -158,6 +160,37 @@ def test_the_run_of_a_decision_is_started_once_and_what_became_of_it_is_known(ap
     assert becomes(one, type="COMPLETED", name="Refused").state == "done"
     assert {becomes(one, type="CANCELLED", name="Cancelled").state for one in (one, third)} == {"cancelled"}
     assert starter.fate({"flow_run": str(uuid.uuid4())}).state == "failed"
+
+
+def test_a_run_whose_worker_died_is_crashed_and_makes_room(
+    api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.registration, "BEGINNING", 10)
+    monkeypatch.setattr(flows.registration, "SILENCE", 10)
+    (tmp_path / "p.yaml").write_text(
+        PIPELINE.replace("name: deployed", "name: died") + "  overlap: skip\n  pool: idle\n"
+    )
+    deploy(registration(load_pipeline(tmp_path / "p.yaml"), working_dir=tmp_path, version=None))
+
+    def taken(deployment: str) -> str:
+        found = ask(api, "GET", f"/deployments/name/died/{deployment}")
+        due = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}}
+        made = str(ask(api, "POST", f"/deployments/{found['id']}/create_flow_run", due)["id"])
+        assert becomes(made, "PENDING") == "PENDING", "no other holds the slot"
+        return made
+
+    def becomes(made: str, state: str) -> str:
+        answer = ask(api, "POST", f"/flow_runs/{made}/set_state", {"state": {"type": state}, "force": False})
+        return str(answer["state"]["type"])
+
+    dead = [taken("run"), taken("watch")]
+    assert becomes(dead[1], "RUNNING") == "RUNNING", "and it dies before its first beat"
+    deadline = time.monotonic() + 240
+    while [ask(api, "GET", f"/flow_runs/{made}")["state_type"] for made in dead] != ["CRASHED"] * 2:
+        assert time.monotonic() < deadline, [ask(api, "GET", f"/flow_runs/{made}")["state"] for made in dead]
+        time.sleep(0.5)
+    for made in (taken("run"), taken("watch")):
+        ask(api, "POST", f"/flow_runs/{made}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
 
 
 def test_events_that_are_malformed_or_name_nobody(api: str, wanted: Registration) -> None:

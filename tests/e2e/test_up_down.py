@@ -10,13 +10,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
 
 from infra.errors import UsageError
-from infra.platform import prefect_server
+from infra.platform import grace, prefect_server
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,41 @@ def looked_at(home: Path) -> list[str]:
     return subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=True).stdout.split()
 
 
+def killed(home: Path, service: str) -> psutil.Process:
+    """The service is dead, and all it had started with it."""
+    first = psutil.Process(sessions(home)[service])
+    family = [first, *first.children(recursive=True)]
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family, timeout=10)
+    return first
+
+
+def started_again_where_it_was(home: Path, api: str) -> None:
+    """A server that crashed; then one whose port somebody else has taken."""
+    killed(home, "server")
+    again = prefect_server.up(home)
+    assert (again.started, again.api_url) == (("server",), api), "the worker looks for it there"
+    database = prefect_server.prefect_home(home) / "prefect.db"
+    assert database.exists() and grace.in_sqlite(database, datetime.now(UTC)) == "", "Prefect's tables are as they were"
+
+    killed(home, "server")
+    port = int(api.removesuffix("/api").rpartition(":")[2])
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(UsageError, match=r"not free.*The server was there before it ended"):
+            prefect_server.up(home)
+        worker = psutil.Process(sessions(home)["worker"])
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            elsewhere = int(probe.getsockname()[1])
+        moved = prefect_server.up(home, elsewhere)
+        assert moved.started == ("server", "worker") and moved.api_url.endswith(f":{elsewhere}/api")
+        assert not worker.is_running(), "it worked for an address where nobody is"
+
+
 def test_up_is_idempotent_and_down_stops_just_those(home: Path, port: int) -> None:
     assert prefect_server.running(home) is None
     started = time.monotonic()
@@ -96,6 +132,8 @@ def test_up_is_idempotent_and_down_stops_just_those(home: Path, port: int) -> No
     worker.kill()
     worker.wait(10)
     assert prefect_server.up(home).started == ("worker",)
+
+    started_again_where_it_was(home, first.api_url)
 
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
