@@ -26,6 +26,13 @@ from infra.errors import StageError
 from infra.execution import Settings
 from infra.stored_json import parse_json
 
+Mode = Literal["online", "offline", "disabled"]
+STRICTER: tuple[Mode, ...] = ("online", "offline", "disabled")
+ONLINE = ("online", "run", "shared")
+DISABLED = ("disabled", "disable", "off", "no", "none", "false", "0", "never")
+NO = ("false", "0", "no", "off", "f", "n")
+"""Values of WANDB_DISABLED that do not switch W&B off."""
+
 
 class TrackingSettings(Settings):
     """Where metrics are shown besides the run's own files: Weights & Biases. Never part of a result's identity."""
@@ -35,18 +42,40 @@ class TrackingSettings(Settings):
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto",
         description="`auto`: WANDB_MODE if set, else online when WANDB_API_KEY is set, else offline (a folder for "
-        "`wandb sync`). `online` falls back to offline when W&B cannot be reached.",
+        "`wandb sync`). `online` falls back to offline when W&B cannot be reached. Where WANDB_MODE or WANDB_DISABLED "
+        "says no, nothing goes online, whatever is said here.",
     )
 
-    def resolved_mode(self, environ: Mapping[str, str]) -> Literal["online", "offline", "disabled"]:
-        """The mode that `auto` means in this environment."""
-        if self.mode != "auto":
-            return self.mode
-        match environ.get("WANDB_MODE"):
-            case "online" | "offline" | "disabled" as mode:
-                return mode
-            case _:
-                return "online" if environ.get("WANDB_API_KEY") else "offline"
+    def resolved_mode(self, environ: Mapping[str, str]) -> Mode:
+        """The mode in this environment: the stricter of what is said here and there."""
+        said = asked_by(environ)
+        if self.mode == "auto":
+            return said or ("online" if environ.get("WANDB_API_KEY") else "offline")
+        return permitted(self.mode, environ)
+
+
+def permitted(mode: Mode, environ: Mapping[str, str]) -> Mode:
+    """`mode`, or what the environment says where that lets less out."""
+    return max(mode, asked_by(environ) or "online", key=STRICTER.index)
+
+
+def asked_by(environ: Mapping[str, str]) -> Mode | None:
+    """The mode that the environment asks for, None if it does not. Only what plainly says so goes online.
+
+    Cases, blanks and quotes around a value do not matter; a value that nobody knows was meant to say something else
+    than online.
+    """
+    off = _plainly(environ.get("WANDB_DISABLED", ""))
+    if off and off not in NO:
+        return "disabled"
+    mode = _plainly(environ.get("WANDB_MODE", ""))
+    if not mode:
+        return None
+    return "online" if mode in ONLINE else "disabled" if mode in DISABLED else "offline"
+
+
+def _plainly(value: str) -> str:
+    return value.strip().strip("'\"").strip().casefold()
 
 
 class Tracker(Protocol):

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.tail import Tail
-from infra.tracking import Row, Tracker, TrackingSettings, parse_line
+from infra.tracking import Row, Tracker, TrackingSettings, parse_line, permitted
 
 QUEUE, LOG = "wandb.jsonl", "wandb.log"
 POLL_SECONDS = 0.5
@@ -106,9 +106,12 @@ class WandbTracker:
     _online_failed = False
 
     def __init__(self, entry: Mapping[str, Any], folder: Path) -> None:
+        mode: Any = permitted(entry["mode"], os.environ)
+        # W&B reads these too, and refuses to be imported with values that it does not know.
+        os.environ["WANDB_MODE"] = mode
+        os.environ.pop("WANDB_DISABLED", None)
         import wandb
 
-        mode = entry["mode"]
         if mode == "online" and (WandbTracker._online_failed or not reachable(wandb.setup().settings.base_url)):
             mode = self._fall_back("it cannot be reached")
         try:

@@ -6,13 +6,14 @@ There is nothing to check where no server is configured: runs then start a tempo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.checks import flow_runs
 from flows.checks.check import Check, Finding, clocks
 from flows.prefect_settings import use_running_server
 from infra.errors import StageError
@@ -30,6 +31,8 @@ def checks(home: Path) -> list[Check]:
         Check("prefect workers", partial(workers, home), after="prefect"),
         Check("prefect clock", partial(clock, home), after="prefect"),
         Check("late runs", partial(late_runs, home), after="prefect"),
+        Check("standing runs", partial(_asked, home, flow_runs.standing), after="prefect"),
+        Check("cancelled runs", partial(_asked, home, flow_runs.cancelled), seconds=60.0, after="prefect"),
     ]
 
 
@@ -101,6 +104,12 @@ def late_runs(home: Path) -> Finding | None:
             mend = "A worker is missing, or busy: see `prefect workers` above, and the limits of the pool in the UI."
             return Finding("warning", f"{late} runs are due and were not taken", mend)
         return Finding("ok", "none")
+
+
+def _asked(home: Path, check: Callable[[flow_runs.Ask], Finding | None]) -> Finding | None:
+    """A check of `flow_runs.py`, with the server to ask."""
+    with _client(home) as client:
+        return check(partial(_ask, client)) if client is not None else None
 
 
 def _none(home: Path) -> Finding:

@@ -19,9 +19,9 @@ def wandb(environ: Mapping[str, str]) -> Finding:
     """How `tracking: {mode: auto}` ends here. No run depends on it, so nothing of it is a fault."""
     mode = TrackingSettings().resolved_mode(environ)
     if mode == "disabled":
-        return Finding("ok", "switched off (WANDB_MODE)")
+        return Finding("ok", f"switched off ({'WANDB_DISABLED' if environ.get('WANDB_DISABLED') else 'WANDB_MODE'})")
     if mode == "offline":
-        why = "WANDB_MODE" if environ.get("WANDB_MODE") == "offline" else "WANDB_API_KEY is not set"
+        why = f"WANDB_MODE={environ['WANDB_MODE']}" if environ.get("WANDB_MODE") else "WANDB_API_KEY is not set"
         return Finding("ok", f"offline ({why}): metrics go to folders for `wandb sync`")
     if not environ.get("WANDB_API_KEY"):
         return Finding(

@@ -10,6 +10,8 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import flows.registration
+from flows.checks.flow_runs import STANDS, cancelled, standing
 from flows.deploy import deploy
 from flows.deployed import DeployedRun
 from flows.registration import Registration, registration
@@ -174,7 +177,7 @@ def test_a_run_whose_worker_died_is_crashed_and_makes_room(
 
     def taken(deployment: str) -> str:
         found = ask(api, "GET", f"/deployments/name/died/{deployment}")
-        due = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}}
+        due = {"state": {"type": "SCHEDULED"}}
         made = str(ask(api, "POST", f"/deployments/{found['id']}/create_flow_run", due)["id"])
         assert becomes(made, "PENDING") == "PENDING", "no other holds the slot"
         return made
@@ -185,12 +188,17 @@ def test_a_run_whose_worker_died_is_crashed_and_makes_room(
 
     dead = [taken("run"), taken("watch")]
     assert becomes(dead[1], "RUNNING") == "RUNNING", "and it dies before its first beat"
+    later = standing(partial(ask, api), datetime.now(UTC) + timedelta(seconds=STANDS))
+    assert (later.level, dead[0] in later.said, dead[1] in later.said) == ("fault", True, False), later.said
+    assert standing(partial(ask, api)).level == "ok"
     deadline = time.monotonic() + 240
     while [ask(api, "GET", f"/flow_runs/{made}")["state_type"] for made in dead] != ["CRASHED"] * 2:
         assert time.monotonic() < deadline, [ask(api, "GET", f"/flow_runs/{made}")["state"] for made in dead]
         time.sleep(0.5)
-    for made in (taken("run"), taken("watch")):
+    for made in (taken("run"), taken("watch"), taken("run"), taken("run")):
         ask(api, "POST", f"/flow_runs/{made}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+    found = cancelled(partial(ask, api))
+    assert found is not None and found.said == "the last 3 runs were cancelled, and none goes on: died/run"
 
 
 def test_events_that_are_malformed_or_name_nobody(api: str, wanted: Registration) -> None:

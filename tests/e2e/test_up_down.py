@@ -122,11 +122,11 @@ def test_up_is_idempotent_and_down_stops_just_those(home: Path, port: int) -> No
         prefect_server.up(home, port + 1)
 
     deployed_by_prefects_own_command(first.api_url)
-    assert looked_at(home) == ["ok", "ok", "ok", "ok"]
+    assert looked_at(home) == ["ok"] * 6
     body = json.dumps({"name": "idle", "type": "process"}).encode()
     request = urllib.request.Request(f"{first.api_url}/work_pools/", body, {"Content-Type": "application/json"})
     urllib.request.urlopen(request).close()
-    assert looked_at(home) == ["ok", "fault", "ok", "ok"], "a pool that nobody works for"
+    assert looked_at(home) == ["ok", "fault", "ok", "ok", "ok", "ok"], "a pool that nobody works for"
 
     worker = psutil.Process(sessions(home)["worker"])
     worker.kill()

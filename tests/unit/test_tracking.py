@@ -99,13 +99,30 @@ def test_one_line_is_strict_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "environ", "expected"),
     [
-        ("auto", {}, "offline"),
-        ("auto", {"WANDB_API_KEY": "k"}, "online"),
-        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}, "disabled"),
-        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "dryrun?"}, "online"),
-        ("offline", {"WANDB_API_KEY": "k"}, "offline"),
+        ("auto", {}, "online"),
+        ("auto", {"WANDB_MODE": ""}, "online"),
+        ("auto", {"WANDB_MODE": "  "}, "online"),
+        *(("auto", {"WANDB_MODE": value}, "online") for value in ("online", "Online", " ONLINE ", "'online'", "run", "shared")),
+        *(("auto", {"WANDB_MODE": value}, "offline") for value in ("offline", "Offline", '"OFFLINE"', "dryrun", "DryRun")),
+        *(("auto", {"WANDB_MODE": value}, "offline") for value in ("dryrun?", "offlien", "dry-run", "test")),
+        *(("auto", {"WANDB_MODE": value}, "disabled") for value in ("disabled", "DISABLED", "Disabled ", "off", "false", "0")),
+        *(("auto", {"WANDB_DISABLED": value}, "disabled") for value in ("true", "True", "1", "yes", "ON", "t", "anything")),
+        *(("auto", {"WANDB_DISABLED": value}, "online") for value in ("", "false", "False", "0", "no", "off")),
+        ("auto", {"WANDB_DISABLED": "true", "WANDB_MODE": "online"}, "disabled"),
+        ("auto", {"WANDB_DISABLED": "false", "WANDB_MODE": "dryrun"}, "offline"),
+        ("online", {}, "online"),
+        ("online", {"WANDB_MODE": "dryrun"}, "offline"),
+        ("online", {"WANDB_MODE": "Offline"}, "offline"),
+        ("online", {"WANDB_DISABLED": "true"}, "disabled"),
+        ("offline", {}, "offline"),
+        ("offline", {"WANDB_MODE": "online"}, "offline"),
+        ("offline", {"WANDB_DISABLED": "1"}, "disabled"),
         ("disabled", {"WANDB_MODE": "online"}, "disabled"),
     ],
-)
-def test_the_mode(mode: str, environ: dict[str, str], expected: str) -> None:
-    assert TrackingSettings.model_validate({"mode": mode}).resolved_mode(environ) == expected
+)  # fmt: skip
+def test_the_mode_with_a_key_set(mode: str, environ: dict[str, str], expected: str) -> None:
+    settings = TrackingSettings.model_validate({"mode": mode})
+    assert settings.resolved_mode({"WANDB_API_KEY": "k", **environ}) == expected
+    without = settings.resolved_mode(environ)
+    asked = expected if mode != "auto" or environ.get("WANDB_MODE", "").strip() or expected == "disabled" else "offline"
+    assert without == asked, "without a key it is online only where somebody said so"
