@@ -10,12 +10,20 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+from infra.errors import StageError, TransientError
 from infra.platform import prefect_server
 
+PROBE_SECONDS = 2.0
+CONSOLES = ("PrefectConsoleHandler", "_SafeStreamHandler", "StreamHandler")
+"""Handlers that write to the terminal: Prefect's own, that of its event loop (it speaks at the end), plain ones."""
 DEFAULTS = {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -53,12 +61,76 @@ def prefect_environment(home: Path, run_folder: Path) -> Iterator[None]:
         yield
 
 
+def require_server(home: Path) -> None:
+    """As `use_running_server`, for what cannot do without one; says so at once, before Prefect is imported.
+
+    Raises StageError where none is configured, TransientError where nobody listens.
+    """
+    use_running_server(home)
+    url = os.environ.get("PREFECT_API_URL")
+    if not url and not any(_names_a_server(path) for path in _config_files()):
+        hint = "Start one here: forgeline up."
+        raise StageError("there is no Prefect server to talk to", where="PREFECT_API_URL", hint=hint)
+    if url and not _listens(url):
+        raise TransientError("nobody listens there", where=url, hint="Is it running? Start one here: forgeline up.")
+
+
+def _listens(url: str) -> bool:
+    """Whether there is somebody; one who is slow to answer is."""
+    found = urlsplit(url)
+    port = found.port or (443 if found.scheme == "https" else 80)
+    try:
+        socket.create_connection((found.hostname or "", port), timeout=PROBE_SECONDS).close()
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _config_files() -> list[Path]:
+    """Where else Prefect looks for its settings."""
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    return [profiles, Path(".env"), Path("prefect.toml"), Path("pyproject.toml")]
+
+
+def _names_a_server(path: Path) -> bool:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "PREFECT_API_URL" in text or (path.suffix == ".toml" and "prefect" in text + path.name and "api" in text)
+
+
+class _Logged:
+    """Stands for `subprocess` in the module that starts the temporary server, whose output goes to a file.
+
+    It inherits this terminal otherwise: SQLite's "database is locked", and what it says while it is shut down.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(subprocess, name)
+
+    def Popen(self, *arguments: Any, **settings: Any) -> subprocess.Popen[Any]:
+        with self._path.open("ab") as log:
+            return subprocess.Popen(*arguments, **{**settings, "stdout": log, "stderr": log})
+
+
 def log_to_file(path: Path) -> None:
-    """Send the console log of Prefect and Dask to a file: the terminal belongs to the live view."""
+    """Send the console log of Prefect and Dask to a file, and all that a temporary server writes.
+
+    The terminal belongs to the live view.
+    """
+    from prefect.server.api import server
+
+    setattr(server, "subprocess", _Logged(path))  # noqa: B010 - it is what that module imports
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    names = [n for n in logging.root.manager.loggerDict if n.startswith(("prefect", "distributed"))]
-    for logger in (logging.getLogger(), *(logging.getLogger(n) for n in names)):
-        for console in [h for h in logger.handlers if type(h).__name__ in ("PrefectConsoleHandler", "StreamHandler")]:
+    for logger in (logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)):
+        for console in [h for h in logger.handlers if type(h).__name__ in CONSOLES]:
             logger.removeHandler(console)
             logger.addHandler(handler)

@@ -20,11 +20,11 @@ def add(commands: Commands) -> None:
 
 
 def deploy(arguments: argparse.Namespace) -> int:
-    from flows.prefect_settings import use_running_server
+    from flows.prefect_settings import require_server
     from flows.run import commit_of, home
 
     pipeline = load(arguments)
-    use_running_server(home())
+    require_server(home())
     from flows.deploy import deploy as register
     from flows.registration import registration
     from flows.schedules import upcoming
@@ -39,11 +39,14 @@ def deploy(arguments: argparse.Namespace) -> int:
 
 
 def watch(arguments: argparse.Namespace) -> int:
-    from flows.prefect_settings import use_running_server
+    from flows.prefect_settings import require_server, use_running_server
     from flows.run import home
 
     pipeline = load(arguments)
-    use_running_server(home())
+    if arguments.here:
+        use_running_server(home())
+    else:
+        require_server(home())
     from flows.watch import look
     from flows.watch_here import RunHere, make_here
 
