@@ -4,8 +4,8 @@
     <pipeline>/watch     one look at the sources, every so often; it starts `run` where there are new data worth it
 
 An event `dataset.updated` of the resource `forgeline.pipeline.<pipeline>` starts a look at once. A run that gave no
-sign of life for a minute is marked Crashed, and so is one that a worker took and that did not begin within ten. All of
-it is compared and applied by `flows/deploy.py`.
+sign of life for three minutes is marked Crashed, and so is one that a worker took and that did not begin within ten.
+All of it is compared and applied by `flows/deploy.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from tasks.pipeline import Pipeline
 
 RUN, WATCH = "run", "watch"
 UPDATED = "dataset.updated"
-SILENCE = 60
-"""Seconds without a heartbeat (one comes every 30) after which a run counts as dead."""
+SILENCE = 180
+"""Seconds without a heartbeat (one comes every 30) after which a run counts as dead.
+
+On a machine that is eight times too busy, with a server that waits for SQLite, living ones were silent for a minute.
+"""
 BEGINNING = 600
 """Seconds for a run to begin once a worker took it, or to end once it was cancelled: then its worker is dead.
 

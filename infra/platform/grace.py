@@ -17,7 +17,7 @@ from pathlib import Path
 
 from infra.platform.postgres import Postgres, execute
 
-SECONDS = 180.0
+SECONDS = 240.0
 """How long runs have to speak again: they beat twice a minute, and ask for an absent server after longer and longer."""
 LEASE_SECONDS = 300.0
 """What a run asks for when it renews its lease."""

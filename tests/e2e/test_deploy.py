@@ -65,8 +65,9 @@ def ask(api: str, method: str, path: str, body: Any = None) -> Any:
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.loads(answer.read() or "null")
-        except urllib.error.HTTPError as error:  # SQLite is busy on a busy machine
-            if error.code != 503 or time.monotonic() > deadline:
+        except OSError as error:  # SQLite stalls on a busy machine
+            refused = isinstance(error, urllib.error.HTTPError) and error.code != 503
+            if refused or time.monotonic() > deadline:
                 raise
         time.sleep(1.0)
 
