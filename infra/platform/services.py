@@ -21,7 +21,7 @@ from infra.errors import UsageError
 
 STOP_SECONDS = 10.0
 RECORD = "services.json"
-MARK = "FORGELINE_WORKER"
+MARK = "WORKER_OF_FORGELINE"
 """Variable of all that a worker of ours started: of which home, at which port."""
 
 
