@@ -28,8 +28,9 @@ def checkpoints_of(pipeline: Pipeline, stage: str) -> CheckpointStore:
 
 def describe(checkpoints: CheckpointStore) -> str:
     """A line for each step saved."""
-    steps = checkpoints.steps()
-    return "\n".join(f"step {step}" for step in steps) or "no checkpoint: it has not begun, or it has finished"
+    damaged = checkpoints.unreadable()
+    lines = [f"step {step}" + (f": {damaged[step]}" if step in damaged else "") for step in checkpoints.steps()]
+    return "\n".join(lines) or "no checkpoint: it has not begun, or it has finished"
 
 
 def export(checkpoints: CheckpointStore, step: int | None, target: Path) -> str:
@@ -46,7 +47,10 @@ def export(checkpoints: CheckpointStore, step: int | None, target: Path) -> str:
         checkpoint = checkpoints.load(steps[-1] if step is None else step)
     except DamagedFiles as error:
         raise CorruptArtifact(
-            f"the checkpoint is damaged: {error.what}", kind=checkpoints.kind, key=checkpoints.key
+            f"the checkpoint is damaged: {error.what}",
+            kind=checkpoints.kind,
+            key=checkpoints.key,
+            hint="`--step N` takes another one; the pipeline, run again, goes on from the newest that is whole.",
         ) from error
     count = consolidate(checkpoint, target)
     return f"{target}: {count:,} weights after step {checkpoint.step}, for from_pretrained"

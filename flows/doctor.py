@@ -19,6 +19,7 @@ from infra.config_check import did_you_mean
 from infra.errors import UsageError
 from infra.folders import writable
 from infra.launch.local import LocalLauncher
+from infra.local_garbage import own
 from infra.store import Store
 from tasks.chosen_inputs import bound
 from tasks.pipeline import Pipeline, StageNode
@@ -85,6 +86,7 @@ def diagnose_resume(pipeline: Pipeline, stage: str | None, steps: int, say: Call
     store = Store.open(pipeline.store)
     nodes, made, not_checked = _checkable(bound(pipeline, store), store, stage)
     folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=writable(home(), HOME).resolve()))
+    own(folder)
     launcher = LocalLauncher(folder, preload=TORCH_PRELOAD)
     keep = False
     try:

@@ -22,6 +22,7 @@ from infra.artifacts import ArtifactRef
 from infra.config_check import did_you_mean
 from infra.errors import ForgelineError, SourcesChanged, UsageError
 from infra.folders import writable
+from infra.local_garbage import own
 from infra.patience import Patience
 from infra.store import Store
 from tasks.chosen_inputs import bound
@@ -85,6 +86,7 @@ def _prepare(
 ) -> Prepared:
     stage = node.name
     with tempfile.TemporaryDirectory(prefix="prepare-", dir=home().resolve()) as scratch:
+        own(Path(scratch))
         kind, specs = parts_of(node, made, store, Path(scratch))
         missing = batches(kind, specs, store)
         total = len({spec.key(kind) for spec in specs})

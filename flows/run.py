@@ -28,6 +28,7 @@ from infra.errors import CorruptArtifact, GateRefused, InputChanged, Preempted, 
 from infra.folders import writable
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
+from infra.local_garbage import own
 from infra.manifest_file import manifest_path
 from infra.patience import Patience
 from infra.store import Store
@@ -155,6 +156,7 @@ def _run_flow(
     run = record.data["run"]
     folder = writable(home(), HOME) / "runs" / run
     folder.mkdir(parents=True, exist_ok=True)
+    own(folder)
     record.save()
     monitor = Monitor(live, record, pipeline.stages.values())
     slots = Slots(len(os.sched_getaffinity(0)))

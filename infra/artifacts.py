@@ -14,17 +14,13 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypedDict
 
 from infra.checksum import FORMAT, sealed, unsealed
 from infra.errors import StoreError
 from infra.keys import content_digest
+from infra.stored_json import check_types
 
-OLD_FIELDS = frozenset(
-    {"kind", "type", "key", "attempt", "digest", "payload", "records", "identity", "inputs", "producer", "metrics"}
-    | {"timings", "format"}
-)
-"""Of a manifest from before manifests had a checksum."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -84,6 +80,27 @@ class ArtifactRef:
         return f"artifacts/{self.kind}/{self.key}"
 
 
+class OldManifest(TypedDict):
+    """The fields of a manifest from before checksums."""
+
+    kind: str
+    type: str
+    key: str
+    attempt: str
+    digest: str
+    payload: list[dict[str, Any]]
+    records: list[dict[str, Any]]
+    identity: dict[str, Any]
+    inputs: dict[str, list[dict[str, Any]]]
+    producer: dict[str, Any]
+    metrics: dict[str, float]
+    timings: dict[str, float]
+    format: int
+
+
+OLD_FIELDS = frozenset(OldManifest.__annotations__)
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Everything known about an artifact. `identity` is the full payload whose hash is `key`.
@@ -129,6 +146,8 @@ class Manifest:
         Raises ValueError, KeyError or TypeError on a damaged one, OtherVersion, StoreError on an escaping path.
         """
         whole = unsealed(data, OLD_FIELDS)
+        if "format" in whole:
+            check_types(whole, OldManifest)
         data = whole if "format" in whole else {**whole, "format": FORMAT}
         entries = {part: [FileEntry.from_json(entry) for entry in data[part]] for part in ("payload", "records")}
         warnings = [str(warning) for warning in data.get("warnings", [])]

@@ -123,6 +123,7 @@ def take(store: Store, keep: Keep, before: Census | None = None) -> Census:
     _read_manifests(store, census, manifests, before)
     _read_refs(store, census, keep)
     _read_runs(store, census, keep)
+    census.notes.sort()
     return census
 
 
@@ -248,7 +249,7 @@ def in_trash(store: Store, path: str) -> Manifest | None:
             raise ValueError("it contradicts its place")
     except StoreUnreachable:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, StoreError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, StoreError) as error:
         what = error.what if isinstance(error, StoreError) else str(error)
         raise DamagedObject(
             f"the manifest of what is in the trash is damaged: {what}", where=path, hint=RUN_AGAIN

@@ -30,6 +30,7 @@ from typing import Any
 
 from infra.checkpoints import CheckpointStore
 from infra.errors import ForgelineError, StoreUnreachable, TransientError, error_from_json
+from infra.local_garbage import own
 
 NICE = 19
 RETRY_SECONDS = 120.0
@@ -220,6 +221,7 @@ def _save(checkpoints: CheckpointStore, request: dict[str, Any], rank: int, rank
     Of a file that is still appended to, its first `bytes` bytes are taken.
     """
     with tempfile.TemporaryDirectory(prefix="forgeline-checkpoint-") as folder:
+        own(Path(folder))
         files = {name: Path(path) for name, path in request["files"].items()}
         for number, (name, (source, size)) in enumerate(request["growing"].items()):
             files[name] = Path(folder, str(number))

@@ -33,10 +33,12 @@ from infra.objects import json_bytes
 from infra.quarantine import move_aside
 from infra.store import Store
 from infra.stored_bytes import faults
+from infra.stored_json import parse_json
 from infra.transfer import DamagedFiles, OnProgress, Progress, upload_files
 
 log = logging.getLogger(__name__)
 OLD_FIELDS = ("format", "step", "attempt", "files")
+STATE = "state.json"
 POLL_SECONDS = 0.2
 PARTS_SECONDS = 120.0
 """How long rank 0 waits for the other ranks' files after its own are stored."""
@@ -109,8 +111,8 @@ class CheckpointStore:
             self.store.write_json(f"{prefix}.parts/{rank}.json", [entry.to_json() for entry in entries])
             return
         data = json_bytes(state)
-        self.store.write_bytes(f"{prefix}/state.json", data)
-        entries.append(FileEntry("state.json", len(data), hashlib.sha256(data).hexdigest()))
+        self.store.write_bytes(f"{prefix}/{STATE}", data)
+        entries.append(FileEntry(STATE, len(data), hashlib.sha256(data).hexdigest()))
         for other in range(1, ranks):
             entries += self._part(prefix, other)
         attempt = prefix.rpartition("/")[2]
@@ -170,7 +172,7 @@ class CheckpointStore:
         prefix, entries = self._read(step)
         folder = fetch_files(self.store, prefix, entries, on_progress)
         self._fetched.append(folder)
-        state = json.loads((folder / "state.json").read_bytes())
+        state = json.loads((folder / STATE).read_bytes())
         return Checkpoint(step, folder / "files", state)
 
     def _read(self, step: int) -> tuple[str, list[FileEntry]]:
@@ -178,15 +180,30 @@ class CheckpointStore:
         data = self.store.read_bytes(self._manifest(step))
         where = f"{self.store.url}/{self._step(step)}"
         try:
-            manifest = unsealed(json.loads(data), OLD_FIELDS)
+            manifest = unsealed(parse_json(data), OLD_FIELDS)
         except (ValueError, RecursionError) as error:
             raise DamagedFiles([f"manifest.json: {error}"], where) from error
         try:
             if manifest["step"] != step:
                 raise ValueError(f"step {manifest['step']!r}")
-            return f"{self._step(step)}/{safe_relative_path(manifest['attempt'])}", _entries(manifest["files"])
-        except (ValueError, KeyError, TypeError, AttributeError, StoreError) as error:
+            entries = _entries(manifest["files"])
+            if STATE not in {entry.path for entry in entries}:
+                raise ValueError(f"it names no {STATE}")
+            return f"{self._step(step)}/{safe_relative_path(manifest['attempt'])}", entries
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, StoreError) as error:
             raise DamagedFiles([f"manifest.json: {error}"], where) from error
+
+    def unreadable(self) -> dict[int, str]:
+        """Committed steps whose manifest is damaged, and what is wrong with it. Reads no payload."""
+        found = {}
+        for step in self.steps():
+            try:
+                self._read(step)
+            except DamagedFiles as error:
+                found[step] = error.what
+            except FileNotFoundError:
+                continue
+        return found
 
     def faults(self, step: int) -> list[str]:
         """What is wrong with a checkpoint in the store, a line for each file. Raises FileNotFoundError, StoreError."""

@@ -7,23 +7,25 @@ A journal is for decisions that must be taken once by whoever is first: nothing 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from infra.checksum import sealed, unsealed
-from infra.objects import json_bytes
+from infra.checksum import unsealed
+from infra.errors import DamagedObject
 from infra.quarantine import move_aside
 from infra.refs import checked_name
 from infra.store import Store
+from infra.stored_json import StoredJson, parse_json
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 ENTRY = re.compile(r"(\d{6})\.json")
 
 
-def newest(store: Store, name: str) -> tuple[int, dict[str, Any]] | None:
+def newest(store: Store, name: str, entries: StoredJson[T]) -> tuple[int, T] | None:
     """Number and content of the last entry, None if there is none.
 
     A damaged last entry is set aside, with a warning in the log: then the one before is the last, and what was decided
@@ -37,12 +39,13 @@ def newest(store: Store, name: str) -> tuple[int, dict[str, Any]] | None:
         number += 1
     while number:
         try:
-            return number, store.again(partial(_read, store, _path(name, number)), ValueError, store.glances)
+            return number, entries.read(store, _path(name, number))
         except FileNotFoundError:
             number -= 1
-        except ValueError as error:
-            place = _set_aside(store, name, number)
-            log.warning("entry %d of the journal %s is damaged (%s); set aside in %s", number, name, error, place)
+        except DamagedObject as error:
+            path = _path(name, number)
+            place = move_aside(store, path, partial(_aside, name, number), partial(_sound, store, path, entries))
+            log.warning("entry %d of the journal %s: %s; set aside in %s", number, name, error.what, place)
     return None
 
 
@@ -51,7 +54,7 @@ def damaged_entries(store: Store) -> dict[str, str]:
     found = {}
     for path in store.walk("journals"):
         try:
-            store.again(partial(_read, store, path), ValueError, store.glances)
+            store.again(partial(_whole, store, path), ValueError, store.glances)
         except FileNotFoundError:
             continue
         except ValueError as error:
@@ -59,26 +62,25 @@ def damaged_entries(store: Store) -> dict[str, str]:
     return found
 
 
-def append(store: Store, name: str, after: int, content: dict[str, Any]) -> bool:
+def _whole(store: Store, path: str) -> dict[str, Any]:
+    """An entry of any journal. Raises FileNotFoundError, ValueError on a damaged one."""
+    return unsealed(parse_json(store.read_bytes(path)))
+
+
+def append(store: Store, name: str, after: int, content: Mapping[str, Any], entries: StoredJson[Any]) -> bool:
     """Write entry `after + 1`; False if somebody else wrote it first."""
-    return store.create(_path(name, after + 1), json_bytes(sealed(content)))
+    return store.create(_path(name, after + 1), entries.encode(content))
 
 
-def _read(store: Store, path: str) -> dict[str, Any]:
-    """Raises FileNotFoundError, ValueError on a damaged entry."""
-    return unsealed(json.loads(store.read_bytes(path)))
+def _sound(store: Store, path: str, entries: StoredJson[Any]) -> bool:
+    try:
+        return bool(entries.read(store, path))
+    except DamagedObject:
+        return False
 
 
-def _set_aside(store: Store, name: str, number: int) -> str | None:
-    path = _path(name, number)
-
-    def sound() -> bool:
-        try:
-            return bool(_read(store, path))
-        except ValueError:
-            return False
-
-    return move_aside(store, path, lambda: f"quarantine/{_folder(name)}/{number:06d}", sound)
+def _aside(name: str, number: int) -> str:
+    return f"quarantine/{_folder(name)}/{number:06d}"
 
 
 def _path(name: str, number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from infra.artifacts import FileEntry, Manifest, payload_digest
@@ -10,6 +9,7 @@ from infra.checksum import FORMAT, OtherVersion
 from infra.errors import CorruptArtifact, StoreError
 from infra.keys import digest
 from infra.objects import Objects
+from infra.stored_json import parse_json
 
 REMAKE = "Run the pipeline again: the artifact is set aside and made anew."
 
@@ -41,7 +41,7 @@ def parse_manifest(data: bytes, kind: str, key: str) -> Manifest:
     """The manifest that `data` is. Raises CorruptArtifact, OtherVersion."""
     parsed: Any = None
     try:
-        parsed = json.loads(data)
+        parsed = parse_json(data)
         manifest = Manifest.from_json(parsed)
     except OtherVersion:
         raise

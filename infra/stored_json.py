@@ -79,10 +79,13 @@ class StoredJson(Generic[T]):
             return None
 
     def read(self, store: Objects, path: str) -> T:
-        """The object. Raises FileNotFoundError, DamagedObject."""
-        where = f"{store.url}/{path}"
+        """The object. What looks damaged is read again. Raises FileNotFoundError, DamagedObject."""
+        return store.again(lambda: self._read(store, path), DamagedObject, store.glances)
+
+    def _read(self, store: Objects, path: str) -> T:
+        data, where = store.read_bytes(path), f"{store.url}/{path}"
         try:
-            value = store.again(lambda: parse_json(store.read_bytes(path)), ValueError, store.glances)
+            value = parse_json(data)
         except ValueError as error:
             raise self.damaged(f"it is not valid JSON ({error})", where) from error
         return self.check(value, where)
@@ -107,7 +110,7 @@ class StoredJson(Generic[T]):
 
     def _check_types(self, fields: dict[str, Any], where: str) -> None:
         try:
-            _match(fields, self.shape, "")
+            check_types(fields, self.shape)
         except ValueError as error:
             raise self.damaged(str(error), where) from error
         unknown = sorted(fields.keys() - get_type_hints(self.shape).keys())
@@ -115,17 +118,17 @@ class StoredJson(Generic[T]):
             raise self.damaged(f"field {_short(unknown[0])} is unknown, and it has no checksum", where)
 
 
-def _match(value: Any, kind: Any, place: str) -> None:
+def check_types(value: Any, kind: Any, place: str = "") -> None:
     """Raises ValueError where a value of JSON is not of a type: a TypedDict, a union, `list`, `dict`, a plain one."""
     if kind is Any:
         return
     if is_typeddict(kind):
-        _match(value, dict[str, Any], place)
+        check_types(value, dict[str, Any], place)
         # Asked for with their extras: `__required_keys__` does not see through annotations that are text.
         for name, inner in get_type_hints(kind, include_extras=True).items():
             below, optional = f"{place}.{name}" if place else name, get_origin(inner) is NotRequired
             if name in value:
-                _match(value[name], get_args(inner)[0] if optional else inner, below)
+                check_types(value[name], get_args(inner)[0] if optional else inner, below)
             elif kind.__total__ and not optional:
                 raise ValueError(f"field {below} is missing")
         return
@@ -134,14 +137,14 @@ def _match(value: Any, kind: Any, place: str) -> None:
     if union:
         fits = next((one for one in union if isinstance(value, get_origin(one) or _plain(one))), None)
         if fits is not None:
-            return _match(value, fits, place)
+            return check_types(value, fits, place)
     elif plain is float and isinstance(value, int | float) and not isinstance(value, bool):
         return
     elif isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
         inside = get_args(kind)[-1] if get_args(kind) else Any
         of = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for index, item in of:
-            _match(item, inside, f"{place}.{index}" if place else str(index))
+            check_types(item, inside, f"{place}.{index}" if place else str(index))
         return
     expected = " or ".join(NAMES[get_origin(one) or _plain(one)] for one in union or (kind,))
     raise ValueError(f"field {place or 'of it'} is {_short(value)}, where {expected} was expected")

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from infra import journal
+from infra.stored_json import StoredJson
 from tasks.run_record import find_run
 from tasks.watching import Entry, last_entry
 
@@ -30,6 +31,7 @@ MOST = 20
 CLOCKS_DIFFER = timedelta(minutes=5)
 WORK_DONE = ("ok", "refused")
 Ending = Literal["done", "cancelled", "gave up"]
+ENDINGS: tuple[Ending, ...] = get_args(Ending)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ class Fate:
 
     state: Literal["under way", "done", "cancelled", "left out", "interrupted", "failed"]
     why: str = ""
+
+
+class Note(TypedDict, total=False):
+    """An entry as it is stored: where a start is found again, or what closed it."""
+
+    flow_run: Any
+    run: str
+    failed: str
+    interrupted: str
+    failures: int
+    closed: str
+    why: str
+
+
+STARTED = StoredJson("what was noted of a run on new data", Note, "Nothing to do: the next look starts it again.")
 
 
 @dataclass(frozen=True)
@@ -53,23 +70,24 @@ class Start:
 
 def last_start(store: Store, pipeline: str, entry: Entry) -> Start | None:
     """The newest start of the run of a decision, or how it was closed; None if it was never started."""
-    found = journal.newest(store, _name(pipeline, entry))
+    found = journal.newest(store, _name(pipeline, entry), STARTED)
     if found is None:
         return None
-    number, note = found
-    return Start(number, note, note.get("failures", number - 1), note.get("closed"), note.get("why", ""))
+    number, content = found
+    closed = next((how for how in ENDINGS if how == content.get("closed")), None)
+    return Start(number, {**content}, content.get("failures", number - 1), closed, content.get("why", ""))
 
 
 def note_start(
     store: Store, pipeline: str, entry: Entry, after: Start | None, note: dict[str, Any], fails: int
 ) -> None:
     """Note that the run was started once more; `fails` of the starts before it failed."""
-    journal.append(store, _name(pipeline, entry), after.number if after else 0, {**note, "failures": fails})
+    journal.append(store, _name(pipeline, entry), after.number if after else 0, {**note, "failures": fails}, STARTED)
 
 
 def close(store: Store, pipeline: str, entry: Entry, after: Start, how: Ending, why: str) -> None:
     """Note that no start follows."""
-    journal.append(store, _name(pipeline, entry), after.number, {"closed": how, "why": why})
+    journal.append(store, _name(pipeline, entry), after.number, {"closed": how, "why": why}, STARTED)
 
 
 def done_by(store: Store, pipeline: Pipeline, entry: Entry) -> str | None:

@@ -211,7 +211,7 @@ def _plan_stage(pipeline: Pipeline, node: StageNode, store: Store, known: dict[s
             refused=refuses(node, manifest),
             warnings=tuple(manifest.warnings),
         )
-    steps = CheckpointStore(store, node.stage.kind, resolved.key).steps()
-    if steps:
+    checkpoints = CheckpointStore(store, node.stage.kind, resolved.key)
+    if steps := {*checkpoints.steps()} - checkpoints.unreadable().keys():
         return PlannedStage(node, "resume", "it was interrupted", resolved.key, step=max(steps))
     return PlannedStage(node, "run", why_it_runs(pipeline.name, node, resolved, store), resolved.key)

@@ -8,10 +8,10 @@ starter, is told by `flows/watch.py`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from infra import journal
 from infra.artifacts import ArtifactRef, Manifest
@@ -19,6 +19,8 @@ from infra.durations import told
 from infra.errors import CorruptArtifact
 from infra.keys import content_digest
 from infra.manifests import undamaged
+from infra.refs import Named
+from infra.stored_json import StoredJson
 from tasks.pipeline import Pipeline, StageNode
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class Entry:
 
     number: int
     sources: str
-    datasets: dict[str, dict[str, str]]
+    datasets: Mapping[str, Named]
     reason: str
     run: int
     at: str
@@ -50,6 +52,19 @@ class Entry:
         """What a stage's dataset was; None where it was not watched, is gone from the store, or is damaged."""
         found = self.datasets.get(stage)
         return undamaged(store, found["kind"], found["key"]) if found else None
+
+
+class Decision(TypedDict):
+    """An `Entry` as it is stored."""
+
+    sources: str
+    datasets: dict[str, Named]
+    reason: str
+    run: int
+    at: str
+
+
+DECISIONS = StoredJson("a decision on new data", Decision, "Nothing to do: the next look decides again.")
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ def only(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
 
 def last_entry(store: Store, pipeline: str) -> Entry | None:
     """The newest decision."""
-    found = journal.newest(store, f"{pipeline}/watch")
+    found = journal.newest(store, f"{pipeline}/watch", DECISIONS)
     return Entry(number=found[0], **found[1]) if found else None
 
 
@@ -108,14 +123,14 @@ def write_entry(
 ) -> Entry | None:
     """Add a decision; None where another watcher decided first. same: the examples are those of `after`."""
     number = after.number + 1 if after else 1
-    made = {name: asdict(ref) for name, ref in sorted(datasets.items())}
+    made = {name: Named(kind=ref.kind, key=ref.key, digest=ref.digest, type=ref.type) for name, ref in datasets.items()}
     at = datetime.now(UTC).isoformat("T", "seconds")
     if same and after is not None:
         entry = Entry(number, sources, made, reason, after.run, after.at)
     else:
         entry = Entry(number, sources, made, reason, number, at)
     content = {name: value for name, value in asdict(entry).items() if name != "number"}
-    return entry if journal.append(store, f"{pipeline}/watch", number - 1, content) else None
+    return entry if journal.append(store, f"{pipeline}/watch", number - 1, content, DECISIONS) else None
 
 
 @dataclass(frozen=True)

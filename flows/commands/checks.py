@@ -19,13 +19,13 @@ def add(commands: Commands) -> Commands:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    from flows.checks import machine, new_data, prefect_server, store, tracking
+    from flows.checks import here, machine, new_data, prefect_server, store, tracking
     from flows.checks.check import Result, examine
     from flows.run import home
     from tasks.pipeline import default_store
 
     url = arguments.store or default_store()
-    checks = [*machine.checks(home()), *store.checks(url), *new_data.checks(url)]
+    checks = [*machine.checks(home()), *here.checks(home()), *store.checks(url), *new_data.checks(url)]
     checks += [*prefect_server.checks(home()), *tracking.checks(os.environ)]
 
     def tell(result: Result) -> None:

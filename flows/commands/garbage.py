@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flows.commands.parsing import Commands, open_store
 from flows.commands.verification import FAILED, progress, told
 from infra.errors import UsageError
+from infra.local_garbage import KEEP_DAYS
 
 if TYPE_CHECKING:
     from infra.garbage import Item, Plan
@@ -21,7 +22,10 @@ DAY = 86400.0
 
 
 def add(commands: Commands) -> None:
-    text = "say what no ref, run or lineage needs; with --delete, move it to the trash, and later remove it"
+    text = (
+        "say what no ref, run or lineage needs, and what old runs left on this machine; with --delete, move the first "
+        "to the trash, and later remove it, and remove the second"
+    )
     sub = commands.add("gc", gc, text, store=True)
     sub.add_argument("--delete", action="store_true", help="do it; without this, nothing changes")
     sub.add_argument(
@@ -38,11 +42,17 @@ def add(commands: Commands) -> None:
         "--verify", action="store_true", dest="verify_kept",
         help="read every byte of what is kept; where something of it is damaged, nothing is removed",
     )  # fmt: skip
+    sub.add_argument(
+        "--local", type=_days, default=KEEP_DAYS, metavar="DAYS",
+        help="age at which folders of runs in $FORGELINE_HOME and ended flow runs in Prefect's SQLite database go; "
+        f"scratch of killed processes goes after a day (default: {KEEP_DAYS:.0f})",
+    )  # fmt: skip
     sub.add_argument("--restore", metavar="KIND/KEY", help="put an artifact back out of the trash, and do nothing else")
     sub.add_argument("--json", action="store_true", help="every object and why, as JSON on stdout")
 
 
 def gc(arguments: argparse.Namespace) -> int:
+    from flows.garbage_here import garbage_here
     from infra.census import Keep
     from infra.collector import collect, look, restore
     from infra.verification import to_json
@@ -59,11 +69,14 @@ def gc(arguments: argparse.Namespace) -> int:
     verified = _verified(store, look(store, keep)) if arguments.verify_kept else None
     delete = arguments.delete and not (verified and verified.damaged)
     plan = (collect if delete else look)(store, keep)
+    here = garbage_here(arguments.local * DAY, delete=delete)
     if arguments.json:
         kept = {"verified": to_json(verified)} if verified else {}
-        print(json.dumps({**_json(plan, done=delete), **kept}, indent=2))
+        local = [{"path": str(one.path), "what": one.what, "bytes": one.bytes} for one in here.folders]
+        whole = {**_json(plan, done=delete), **kept, "here": local, "flow_runs": here.flow_runs}
+        print(json.dumps(whole, indent=2))
     else:
-        print(_told(plan, done=delete))
+        print("\n".join([*here.lines(), _told(plan, done=delete, here=bool(here.lines()))]))
         if verified:
             print(told(verified, store))
         if delete != arguments.delete:
@@ -90,7 +103,7 @@ def _json(plan: Plan, *, done: bool) -> dict[str, Any]:
     }
 
 
-def _told(plan: Plan, *, done: bool) -> str:
+def _told(plan: Plan, *, done: bool, here: bool) -> str:
     steps = [("to the trash", plan.to_trash), ("out of the trash", plan.from_trash), ("removed", plan.files)]
     lines = []
     for step, items in steps:
@@ -104,7 +117,7 @@ def _told(plan: Plan, *, done: bool) -> str:
     if plan.waits:
         lines.append(f"parts and shared files wait: {plan.waits}")
     lines.append(f"kept: {len(plan.kept)} artifacts that a ref, a run or a lineage needs")
-    if not done and plan.items():
+    if not done and (plan.items() or here):
         lines.append("nothing was changed: `--delete` does it")
     return "\n".join(lines)
 

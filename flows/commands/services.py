@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from flows.commands.parsing import Commands, port
+from flows.commands.parsing import Commands, port, say
+from infra.local_garbage import KEEP_DAYS
 
 
 def add(commands: Commands) -> None:
@@ -15,17 +16,26 @@ def add(commands: Commands) -> None:
         help="keep the server's data there, not in SQLite: postgresql://USER@HOST:PORT/DATABASE with the password in "
         "PGPASSWORD, or env:NAME, a variable that holds the whole URL",
     )  # fmt: skip
+    sub.add_argument(
+        "--prune", type=float, nargs="?", const=KEEP_DAYS, metavar="DAYS",
+        help="first remove what runs left on this machine and nobody used for so long, as `gc --delete --local DAYS` "
+        f"does (default: {KEEP_DAYS:.0f}); without this, it is only said",
+    )  # fmt: skip
     commands.add("down", down, "stop what `forgeline up` started")
 
 
 def up(arguments: argparse.Namespace) -> int:
+    from flows.garbage_here import garbage_here
     from flows.run import HOME, home
     from infra.folders import writable
     from infra.platform import prefect_server
     from infra.platform.postgres import read_url
 
     database = read_url(arguments.postgres) if arguments.postgres else None
-    print(prefect_server.up(writable(home(), HOME), arguments.port, database))
+    prune, place = arguments.prune is not None, writable(home(), HOME)
+    for line in garbage_here((arguments.prune if prune else KEEP_DAYS) * 86400.0, delete=prune).lines():
+        say(line + ("; removed" if prune else "; `forgeline up --prune` or `forgeline gc --delete` removes it"))
+    print(prefect_server.up(place, arguments.port, database))
     return 0
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import StageError, UsageError
+from infra.local_garbage import KEEP_DAYS
 from infra.platform import grace, services
 from infra.platform.postgres import Postgres, require_ready
 from infra.platform.services import Service
@@ -148,6 +149,9 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
         "PREFECT_CLIENT_MAX_RETRIES": "8",
         # A server that forgets its leases when it is started again ends the runs that hold them.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # Flow runs that ended so long ago leave the database; by default Prefect keeps them for ever.
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(int(KEEP_DAYS * 86400)),
         **inherited,
         "PREFECT_HOME": str(folder),
         "PREFECT_PROFILES_PATH": str(folder / "profiles.toml"),

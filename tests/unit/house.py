@@ -68,11 +68,11 @@ class House:
 
     def make(self, node: Any, resolved: Any, *, passes: bool) -> Manifest:
         place = self.folder / "work" / resolved.key
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         (place / "made.txt").write_text(resolved.key)
         if node.name == "gate":
             sentences = [{"passed": passes, "sentence": NO}, {"passed": True, "sentence": "size_mb is 1: passed."}]
-            (place / "verdict.json").write_text(json.dumps({"requirements": sentences}))
+            (place / "verdict.json").write_text(json.dumps({"requirements": sentences, **self.judged(resolved)}))
         if node.name == "ship":
             model, weights = resolved.inputs["model"][0], resolved.inputs["weights"][0]
             scores = next(
@@ -90,8 +90,20 @@ class House:
             inputs.setdefault(item.field, []).append({**vars(ref), "stage": item.stage, "split": item.split})
         return self.store.commit(
             kind=node.stage.kind, type=node.stage.makes, key=resolved.key, attempt="a", payload_dir=place,
-            identity=resolved.identity, inputs=inputs, metrics={"passed": float(passes)},
+            identity=resolved.identity, inputs=inputs, metrics={"passed": float(passes), **self.metrics(node)}, producer=self.producer(node),
         )  # fmt: skip
+
+    def judged(self, resolved: Any) -> dict[str, Any]:
+        """What else a verdict says."""
+        return {}
+
+    def metrics(self, node: Any) -> dict[str, float]:
+        """What else a stage measured."""
+        return {}
+
+    def producer(self, node: Any) -> dict[str, Any]:
+        """Who made a stage's artifact."""
+        return {}
 
     def manifests(self, kind: str) -> list[Manifest]:
         found = [self.store.manifest(kind, key) for key in self.store.list(f"artifacts/{kind}")]

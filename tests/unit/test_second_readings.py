@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 
@@ -16,6 +16,7 @@ from infra.collector import collect, restore
 from infra.errors import CorruptArtifact, InputChanged, StoreUnreachable, WrongReference
 from infra.store import Store
 from infra.store_file import FileStore
+from infra.stored_json import StoredJson
 from tasks.data.parts import PartKind, PartSpec, existing
 from tasks.plan import read_ref
 from tasks.worker import _fetch
@@ -227,19 +228,29 @@ def test_a_part_whose_file_is_not_seen_once_stays(store: Lying, hand: Any) -> No
     assert existing(kind, [spec], store) == [made] and not list(store.walk("quarantine"))
 
 
+class Said(TypedDict):
+    reason: str
+
+
+SAID = StoredJson("what was said", Said, "Say it again.")
+
+
 def test_a_damaged_entry_of_a_journal_is_set_aside_and_decided_again(store: Lying, caplog: Any) -> None:
     for number in range(2):
-        assert journal.append(store, "p/watch", number, {"reason": f"entry {number + 1}"})
+        assert journal.append(store, "p/watch", number, {"reason": f"entry {number + 1}"}, SAID)
     store.lie("journals/", 3)
-    assert journal.newest(store, "p/watch") == (2, {"reason": "entry 2"}) and not list(store.walk("quarantine"))
+    assert journal.newest(store, "p/watch", SAID) == (2, {"reason": "entry 2"}) and not list(store.walk("quarantine"))
     path = "journals/p/watch/000002.json"
     data = store.read_bytes(path)
     store.write_bytes(path, data.replace(b"entry 2", b"entry 3"))
-    assert journal.newest(store, "p/watch") == (1, {"reason": "entry 1"})
-    assert "entry 2 of the journal p/watch is damaged (its checksum differs" in caplog.text
-    assert journal.append(store, "p/watch", 1, {"reason": "again"})
+    assert journal.newest(store, "p/watch", SAID) == (1, {"reason": "entry 1"})
+    assert (
+        "entry 2 of the journal p/watch: what was said is damaged: it is not what was written: its checksum"
+        in caplog.text
+    )
+    assert journal.append(store, "p/watch", 1, {"reason": "again"}, SAID)
     store.write_bytes("journals/old/000001.json", b'{"reason": "from before checksums"}')
-    assert journal.newest(store, "old") == (1, {"reason": "from before checksums"})
+    assert journal.newest(store, "old", SAID) == (1, {"reason": "from before checksums"})
 
 
 # --- references -------------------------------------------------------------------------------------------------------
