@@ -16,6 +16,7 @@ from infra.checkpoints import CheckpointStore
 from infra.collector import collect
 from infra.store_file import FileStore
 from infra.verification import LAST, verify_store
+from tasks.watching import DECISIONS
 
 
 @pytest.fixture(name="hand", scope="session")
@@ -37,7 +38,8 @@ def store(tmp_path: Path, hand: Any) -> FileStore:
     collect(store, hand.NOW)
     (tmp_path / "w").write_text("weights")
     CheckpointStore(store, "pretrain", "k").commit(5, {"w": tmp_path / "w"}, {"step": 5}, attempt="a")
-    journal.append(store, "p/watch", 0, {"reason": "new data"})
+    decision = {"sources": "s", "datasets": {}, "reason": "new data", "run": 1, "at": "2026-01-01T00:00:00+00:00"}
+    journal.append(store, "p/watch", 0, decision, DECISIONS)
     return store
 
 
