@@ -23,6 +23,7 @@ FLOAT = re.compile(
 WORD = re.compile(r"\.(inf|nan)")
 LEADING_ZERO = re.compile(r"([-+]?)0+([0-9]+)")
 UNUSABLE = re.compile("[\0\ud800-\udfff]")
+SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 LARGEST = 2**63
 
 
@@ -45,6 +46,8 @@ for name, words, first in (
 def scalar(node: yaml.ScalarNode) -> Any:
     """The value of a scalar. Raises ValueError with what is wrong with it, and what to write."""
     text: str = node.value
+    if SURROGATES.search(text):  # how JSON, which is YAML, writes a character beyond the first 65,536
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     if found := UNUSABLE.search(text):
         raise ValueError(f"holds the character U+{ord(found[0]):04X}, which no name and no text can hold; take it out")
     match node.tag.removeprefix(TAG):

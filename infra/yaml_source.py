@@ -121,15 +121,20 @@ class _Builder:
                     given = self._given(source, path) | given
             elif not isinstance(key, yaml.ScalarNode):
                 self._fault(key, path, "a key must be a plain word")
-            elif key.value in own:
-                line = own[key.value][0].start_mark.line + 1
+            elif (name := self._name(key, path)) in own:
+                line = own[name][0].start_mark.line + 1
                 message = f"duplicate key; it already stands in line {line}; keep one of them"
-                self._fault(key, (*path, key.value), message)
+                self._fault(key, (*path, name), message)
             else:
-                self._scalar(yaml.ScalarNode(f"{TAG}str", key.value, key.start_mark), (*path, key.value))
-                own[key.value] = (key, value)
+                own[name] = (key, value)
         self.merged[id(node)] = given | own
         return self.merged[id(node)]
+
+    def _name(self, key: yaml.ScalarNode, path: Path) -> str:
+        """A key as the text it is written as."""
+        written: str = key.value
+        found = self._scalar(yaml.ScalarNode(f"{TAG}str", written, key.start_mark), (*path, written))
+        return found if isinstance(found, str) else written
 
     def _given(self, source: yaml.Node, path: Path) -> Pairs:
         """What a mapping named by `<<` holds."""

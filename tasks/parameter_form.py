@@ -69,7 +69,11 @@ def overrides(pipeline: Pipeline, settings: Mapping[str, Any]) -> list[str]:
     changed = {name: value for name, value in given.model_dump(mode="json").items() if name in settings}
     default = model().model_dump(mode="json")
     targets = pipeline.deploy.parameters
-    return [f"{targets[name]}={json.dumps(value)}" for name, value in changed.items() if value != default[name]]
+    return [
+        f"{targets[name]}={json.dumps(value, ensure_ascii=False)}"
+        for name, value in changed.items()
+        if value != default[name]
+    ]
 
 
 def _below(value: Any, part: str) -> Setting:

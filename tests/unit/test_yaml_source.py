@@ -95,7 +95,7 @@ def test_what_two_readers_read_differently_or_nobody_can_use_is_refused(text: st
     ("text", "value"),
     [("0", 0), ("-0", 0), ("0.5", 0.5), ("01e-3", 0.001), ('"08"', "08"), ("!!str 08", "08"), ("!!int 8", 8),
      ("!!float 8", 8.0), ("!!bool True", True), ("!!null ~", None), (str(-(2**63)), -(2**63)), ("-.inf", -math.inf),
-     (".INF", math.inf), ("[" * 90 + "]" * 90, None)],
+     (".INF", math.inf), ('"\\ud83d\\ude00"', "\U0001f600"), ('{"\\ud83d\\ude00": 1}', {"\U0001f600": 1}), ("[" * 90 + "]" * 90, None)],
 )  # fmt: skip
 def test_what_is_clear_is_taken(text: str, value: Any) -> None:
     found = parse_scalar(text)
