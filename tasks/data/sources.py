@@ -34,6 +34,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from infra.source_files import is_url
+from tasks.chat_template import check_chat_template
 from tasks.data.column_template import template_parts
 from tasks.data.file_patterns import compiled, split_root
 from tasks.data.suffixes import contradiction
@@ -140,6 +141,10 @@ class Source(StageParams):
             raise ValueError("`template` and `messages_column` both make the text; give one")
         if self.template is not None:
             template_parts(self.template)
+        if self.chat_template is not None:
+            if self.messages_column is None:
+                raise ValueError("`chat_template` writes the messages of `messages_column`: name it too")
+            check_chat_template(self.chat_template)
         if self.format in ("text", "lines", "python_functions"):
             if self.template or self.messages_column:
                 raise ValueError(f"format {self.format} has no columns to make a text of")

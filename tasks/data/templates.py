@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from infra.errors import StageError
+from tasks.chat_template import chat_renderer
 from tasks.data.column_template import template_parts
 from tasks.data.plain_values import in_text
 from tasks.data.sources import Source
 from tasks.data.streams import LONGEST_ROW, too_long
+from tasks.time_limit import TookTooLong
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -74,10 +77,7 @@ def _filled(template: str) -> TextMaker:
 
 
 def _chat(column: str, template: str) -> TextMaker:
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    render = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template).render
+    render = chat_renderer(template)
 
     def make(record: dict[str, Any]) -> Text | str:
         messages = record.get(column)
@@ -89,8 +89,13 @@ def _chat(column: str, template: str) -> TextMaker:
             if not isinstance(message.get("content"), str):
                 return f"message {i + 1} has no content"
         try:
-            return Text(render(messages=messages))
-        except TemplateError as error:
-            return f"the chat template refuses it: {error}"
+            return Text(render(messages))
+        except StageError:
+            raise
+        except TookTooLong as error:
+            return str(error)
+        except Exception as error:
+            # A template is a program of somebody else: whatever it raises is about this row.
+            return f"the chat template refuses it: {error or type(error).__name__}"
 
     return TextMaker([column], make)

@@ -14,8 +14,8 @@ the resamples of the whole, and differences stay paired.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +25,9 @@ from pydantic import Field, field_validator, model_validator
 
 from infra.errors import StageError
 from tasks.data.plain_values import plain, plain_text
+from tasks.regular_expression import compiled, time_limit
 from tasks.stage import Later, StageParams
+from tasks.time_limit import TimeLimit, TookTooLong
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact
@@ -67,14 +69,18 @@ class Slicing(StageParams):
             raise ValueError("`pattern` makes values, `edges` ranges and `listed` two slices: give one")
         if any(low >= high for low, high in pairwise(self.edges)):
             raise ValueError("`edges` must rise")
-        try:
-            re.compile(self.pattern or "")
-        except re.error as error:
-            raise ValueError(f"`pattern` is no regular expression: {error}") from error
+        if self.pattern is not None:
+            try:
+                compiled(self.pattern)
+            except ValueError as error:
+                raise ValueError(f"`pattern` is {error}") from error
         return self
 
-    def slice_of(self, value: Any) -> str:
-        """The slice of a row with this value. Raises TypeError on a value that is neither text, number nor bool."""
+    def slice_of(self, value: Any, limit: TimeLimit | None = None) -> str:
+        """The slice of a row with this value. limit: on the time that its pattern may take.
+
+        Raises TypeError on a value that is neither text, number nor bool, TookTooLong.
+        """
         if value is None or value != value:
             return NO_VALUE
         if not isinstance(value, str | int | float):
@@ -89,7 +95,8 @@ class Slicing(StageParams):
             return "listed" if told in self.listed else "others"
         if self.pattern is None:
             return told
-        found = re.search(self.pattern, told)
+        search = partial(compiled(self.pattern).search, told)
+        found = limit(search) if limit is not None else search()
         return (found[1 if found.re.groups else 0] if found else None) or NO_VALUE
 
     @property
@@ -119,8 +126,15 @@ def read_masks(data: InputArtifact, split: str, slicings: Mapping[str, Slicing])
 
 
 def _masks(name: str, slicing: Slicing, column: Sequence[Any]) -> dict[str, npt.NDArray[np.bool_]]:
+    limit = time_limit(slicing.pattern, f"slices.{name}") if slicing.pattern is not None else None
     try:
-        slices = [slicing.slice_of(value) for value in column]
+        slices = [slicing.slice_of(value, limit) for value in column]
+    except TookTooLong as error:
+        raise StageError(
+            f"column {slicing.by!r} has a text of which its pattern makes no slice: {error}",
+            where=f"slices.{name}.pattern",
+            hint="Write it in another way: a repetition within a repetition may have no end.",
+        ) from error
     except (TypeError, ValueError) as error:
         raise StageError(
             f"column {slicing.by!r} holds {error}, neither text nor numbers",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from pydantic import Field, field_validator
 
+from tasks.regular_expression import compiled, time_limit
 from tasks.stage import StageParams
+from tasks.time_limit import TookTooLong
 
 
 class Regex(StageParams):
@@ -22,10 +24,7 @@ class Regex(StageParams):
     @field_validator("regex")
     @classmethod
     def _one_group(cls, pattern: str) -> str:
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from error
+        groups = compiled(pattern).groups
         if groups != 1:
             raise ValueError(f"it has {groups} groups and needs one, the answer; (?:...) groups without counting")
         return pattern
@@ -35,19 +34,37 @@ Step = Literal["strip", "first_line", "lowercase"] | Regex
 """`strip`: no space at the ends. `first_line`: the first line that is not blank. `lowercase`: as `str.lower` does."""
 
 
-def post_processed(text: str, steps: Sequence[Step]) -> str:
-    """The output after all steps, in their order."""
-    for step in steps:
-        if isinstance(step, Regex):
-            found = re.search(step.regex, text)
-            text = (found[1] or "") if found else ""
-        elif step == "strip":
-            text = text.strip()
-        elif step == "first_line":
-            text = next((line for line in text.splitlines() if line.strip()), "")
-        else:
-            text = text.lower()
-    return text
+class PostProcess:
+    """Takes an output through all steps, in their order. late: outputs in which a pattern took too long to find
+    anything, which is as if it had found nothing.
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.late: set[str] = set()
+        self._steps = [(step, self._search(step) if isinstance(step, Regex) else None) for step in steps]
+
+    def _search(self, step: Regex) -> Callable[[str], re.Match[str] | None]:
+        pattern, limit = compiled(step.regex), time_limit(step.regex, "post_process")
+        return lambda text: limit(lambda: pattern.search(text))
+
+    def __call__(self, output: str) -> str:
+        """Raises StageError where the patterns take too long for many outputs."""
+        text = output
+        for step, search in self._steps:
+            if search is not None:
+                try:
+                    found = search(text)
+                except TookTooLong:
+                    self.late.add(output)
+                    found = None
+                text = (found[1] or "") if found else ""
+            elif step == "strip":
+                text = text.strip()
+            elif step == "first_line":
+                text = next((line for line in text.splitlines() if line.strip()), "")
+            else:
+                text = text.lower()
+        return text
 
 
 def cut_before(text: str, stop: Sequence[str]) -> tuple[str, bool]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
+from tasks.chat_template import check_chat_template
 from tasks.objectives import Batch, Feature, Objective, Predictions, Prompt, SpecialIds, spread
 from tasks.stage import Later
 
@@ -55,6 +56,8 @@ class CausalLM(Objective):
     def _template_of_messages(self) -> CausalLM:
         if self.chat_template is not None and self.messages is None:
             raise ValueError("`chat_template` writes `messages`: name their column too")
+        if self.chat_template is not None:
+            check_chat_template(self.chat_template)
         return self
 
     @property

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 from infra.errors import StageError
 from tasks.evaluation.text_metrics import TextMetric
 from tasks.generation.decoding import Decoding
-from tasks.generation.post_process import Step
+from tasks.generation.post_process import PostProcess, Step
 from tasks.objectives import ObjectiveField, spread
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
@@ -77,13 +77,14 @@ def run(job: Job[Params]) -> dict[str, float]:
     objectives = _objectives(models, params.objective)
     metrics = params.metrics or objectives[models[0].stage].text_metrics
     require_packages(metrics)
+    process = PostProcess(params.post_process)
     examples, outputs, about = _written(job, objectives, data.split or "test")
     primary = metrics[0]
     scored: dict[str, Any] = {}
     predictions: dict[str, Any] = {}
     drawn: dict[str, Any] = {}
     for model in models:
-        statistics = _statistics(outputs[model.stage], examples, metrics, params.post_process)
+        statistics = _statistics(outputs[model.stage], examples, metrics, process)
         point, replicated = replicates(partial(text_metrics, statistics), len(examples), params.resamples, params.seed)
         told = {
             name: estimate(value, replicated[name], len(examples), rises=_rises(name, greater_is_better(name)))
@@ -100,14 +101,19 @@ def run(job: Job[Params]) -> dict[str, float]:
         "models": scored,
         "data": {"stage": data.stage, "split": split, "n": len(examples), "digest": data.manifest.digest},
         "labels": None,
-        "baselines": {"copy": _copied(examples, primary, params.post_process)},
+        "baselines": {"copy": _copied(examples, primary, process)},
         "resamples": params.resamples,
         "seed": params.seed,
     }
     (job.output / "scores.json").write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     save_file(predictions, job.output / "predictions.safetensors")
     save_file(drawn, job.output / "replicates.safetensors")
-    _record(job, examples, outputs, about)
+    _record(job, examples, outputs, about, process)
+    if process.late:
+        job.warn(
+            f"in {len(process.late)} outputs a pattern of `post_process` took too long to find an answer; they "
+            "count as without one"
+        )
     return {f"{primary} {name}": entry["metrics"][primary]["value"] for name, entry in scored.items()}
 
 
@@ -187,14 +193,13 @@ def _written(
 
 
 def _statistics(
-    outputs: Sequence[Output], examples: Sequence[Example], metrics: Sequence[str], steps: Sequence[Step]
+    outputs: Sequence[Output], examples: Sequence[Example], metrics: Sequence[str], process: Callable[[str], str]
 ) -> dict[str, Any]:
     import numpy as np
 
     from tasks.evaluation.text_metrics import text_statistics
-    from tasks.generation.post_process import post_processed
 
-    texts = [post_processed(output.text, steps) for output in outputs]
+    texts = [process(output.text) for output in outputs]
     found = text_statistics(texts, [reference for _, _, reference in examples], metrics)
     return {**found, "unfinished": np.array([not output.finished for output in outputs], np.float64)}
 
@@ -203,14 +208,13 @@ def _rises(name: str, rises: bool) -> bool | None:
     return None if name == "length_ratio" else rises  # 1 is best
 
 
-def _copied(examples: Sequence[Example], metric: str, steps: Sequence[Step]) -> float:
+def _copied(examples: Sequence[Example], metric: str, process: Callable[[str], str]) -> float:
     """The score of answering every prompt with its own text."""
     import numpy as np
 
     from tasks.evaluation.text_metrics import text_metrics, text_statistics
-    from tasks.generation.post_process import post_processed
 
-    texts = [post_processed(text, steps) for _, text, _ in examples]
+    texts = [process(text) for _, text, _ in examples]
     found = text_statistics(texts, [reference for _, _, reference in examples], [metric])
     return float(text_metrics(found, np.ones((1, len(examples))))[metric][0])
 
@@ -220,10 +224,9 @@ def _record(
     examples: Sequence[Example],
     outputs: Mapping[str, Sequence[Output]],
     about: Mapping[str, Mapping[str, Any]],
+    process: Callable[[str], str],
 ) -> None:
     """Evidence for people: every output as it was written, some of them side by side, and how fast it went."""
-
-    from tasks.generation.post_process import post_processed
 
     with (job.records / "outputs.jsonl").open("w", encoding="utf-8") as file:
         for place, (name, text, reference) in enumerate(examples):
@@ -236,10 +239,7 @@ def _record(
     samples = []
     for place in spread(len(examples), SHOWN):
         _, text, reference = examples[place]
-        answers = {
-            f"{model} writes": post_processed(rows[place].text, job.params.post_process)
-            for model, rows in outputs.items()
-        }
+        answers = {f"{model} writes": process(rows[place].text) for model, rows in outputs.items()}
         samples.append({"prompt": text, "reference": reference, **answers})
     for file_name, content in (("samples.json", samples), ("speed.json", dict(about))):
         (job.records / file_name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
+from tasks.chat_template import SECONDS
+from tasks.time_limit import TimeLimit
 from tasks.training.chat_tokens import Tokens, conversation_tokens
 from tasks.training.cross_entropy import IGNORED
 from tasks.training.model_files import require_tokenizer
@@ -156,8 +158,9 @@ def rendered(
     messages: Sequence[dict[str, str]], render: Callable[..., str], template: str | None, *, prompt: bool
 ) -> str:
     """What the template writes for these messages; prompt: and what an answer begins behind."""
+    limit = TimeLimit("the chat template", seconds=SECONDS)
     try:
-        return render(messages, chat_template=template, tokenize=False, add_generation_prompt=prompt)
+        return limit(lambda: render(messages, chat_template=template, tokenize=False, add_generation_prompt=prompt))
     except Exception as error:
         # Whatever a template's expressions do with a message can go wrong here.
         raise StageError(

@@ -57,7 +57,7 @@ FIXED = {
     **{
         f"{stage}.sources.0.{field}": "files and functions have no columns"
         for stage in ("corpus", "functions")
-        for field in ("template", "messages_column", "columns", "id_column", "quoting", "escape")
+        for field in ("template", "messages_column", "chat_template", "columns", "id_column", "quoting", "escape")
     },
     "functions.label.from": "functions have no columns",
     **{
