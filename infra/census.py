@@ -162,6 +162,9 @@ def _read_manifests(store: Store, census: Census, paths: dict[str, Id], before: 
     for path, manifest in zip(trashed, in_threads(look_into_trash, trashed), strict=True):
         if manifest is not None:
             census.trash[path] = manifest
+        elif path not in census.damaged_trash:  # listed, and not there when it was read: as above
+            _, kind, key, *_ = path.split("/")
+            census.unreadable.add((kind, key))
 
 
 def _read_refs(store: Store, census: Census, keep: Keep) -> None:

@@ -22,7 +22,7 @@ from infra.artifacts import Manifest
 from infra.census import Census, Keep, in_threads, in_trash, take, trash_path
 from infra.checkpoints import CheckpointStore
 from infra.config_check import did_you_mean
-from infra.errors import StoreError, StoreUnreachable, UsageError
+from infra.errors import DamagedObject, StoreError, StoreUnreachable, UsageError
 from infra.garbage import Item, Plan, decide, who_shares
 from infra.lineage import SourceFile, read_sources
 from infra.manifest_file import manifest_path
@@ -49,6 +49,7 @@ def collect(store: Store, keep: Keep) -> Plan:
     for path in plan.put_back:
         _put_back(store, second.trash[path], path)
     left = [item for item in plan.from_trash if second.objects[item.path] == first.objects.get(item.path)]
+    left = [item for item in left if item.path not in second.damaged_trash or _stays_damaged(store, item.path)]
     for item in left:
         store.delete(item.path)
     third = take(store, keep, second)
@@ -108,6 +109,15 @@ def _move(store: Store, census: Census, item: Item) -> bool:
         return False
     store.delete(item.path)
     return True
+
+
+def _stays_damaged(store: Store, path: str) -> bool:
+    """Whether a note in the trash is damaged by every reading: what a server says once costs nothing."""
+    try:
+        store.again(lambda: in_trash(store, path), DamagedObject, store.doubts)
+    except DamagedObject:
+        return True
+    return False
 
 
 def _put_back(store: Store, manifest: Manifest, path: str) -> None:

@@ -163,8 +163,16 @@ class Store(Objects):
         return self._fetch(manifest, "payload", wanted, on_progress, partial=only is not None)
 
     def fetch_shared(self, entry: FileEntry) -> Path:
-        """The local, verified file of one shared entry. Raises DamagedFiles."""
-        return fetch_files(self, "files", [entry]) / entry.path
+        """The local, verified file of one shared entry. Raises StoreError where it is damaged."""
+        try:
+            return self.again(lambda: fetch_files(self, "files", [entry]), DamagedFiles, self.glances) / entry.path
+        except DamagedFiles as error:
+            hint = (
+                "Run `forgeline verify --all --set-aside`, which sets aside what has it; then run the pipeline again."
+            )
+            raise StoreError(
+                f"a file of several artifacts is damaged: {error.what}", where=error.where, hint=hint
+            ) from error
 
     def fetch_records(self, manifest: Manifest, *, on_progress: OnProgress | None = None) -> Path | None:
         """As `fetch`, for the evidence kept beside the payload; None where the stage left none."""

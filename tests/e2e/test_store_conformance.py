@@ -26,6 +26,7 @@ from infra.collector import collect, restore
 from infra.errors import CorruptArtifact, LeaseLost, StageError, StoreError
 from infra.store import Store
 from infra.store_s3 import S3Store
+from infra.verification import set_aside, verify_store
 
 pytestmark = pytest.mark.e2e
 REF = ArtifactRef("pretrain", "k1", "d1", "model")
@@ -193,6 +194,18 @@ def test_a_flipped_bit_is_refused_and_the_artifact_can_be_made_again(
     again = commit(store, payload(tmp_path / "out"), "a2")
     assert again.attempt == "a2" and (store.fetch(again) / "weights").exists()
     assert store.quarantine("pretrain", "k1", attempt="a1") is None, "another attempt's artifact is left alone"
+
+
+def test_verification_reads_what_the_store_holds_and_not_the_cache(store: Store, tmp_path: Path) -> None:
+    rows = store.share(payload(tmp_path / "rows", rows="r" * 5000) / "rows", "rows")
+    made = commit(store, payload(tmp_path / "out"), shared=[rows], producer={"stage": "base"})
+    assert store.fetch(made).is_dir() and verify_store(store).damaged == []
+    damage(store, "artifacts/pretrain/k1/a1/payload/weights")
+    damage(store, rows.shared_path)
+    (found,) = verify_store(store).damaged
+    assert "payload/weights: sha256 differs" in found.what and rows.shared_path in found.what
+    assert set_aside(store, found) == "quarantine/pretrain/k1/a1-1/manifest.json"
+    assert verify_store(store).damaged == [] and not store.exists(rows.shared_path)
 
 
 def test_missing_and_truncated_files_are_refused(store: Store, tmp_path: Path) -> None:

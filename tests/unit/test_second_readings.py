@@ -209,6 +209,24 @@ def test_collecting_beside_wrong_answers_takes_nothing_that_is_needed(store: Lyi
     assert everything(store) == before
 
 
+@pytest.mark.parametrize("absent", [True, False])
+def test_what_lies_in_the_trash_and_is_needed_again_outlives_a_wrong_answer(
+    store: Lying, hand: Any, absent: bool
+) -> None:
+    made = hand.commit(store, "m", shared={"rows": "r"}, content="own")
+    hand.age(store, 1)
+    collect(store, hand.NOW)
+    (note,) = store.walk("trash")
+    refs.advance(store, "p/production", made.ref)
+    hand.age(store, 30)
+    for times in (1, 2, 3):
+        store.lie(note, times, absent=absent)
+        collect(store, hand.NOW)
+    store.lie("", 0)
+    collect(store, hand.NOW)
+    assert hand.stands(store, made)
+
+
 def test_what_comes_out_of_the_trash_is_a_manifest(store: Lying, hand: Any) -> None:
     made = hand.commit(store, "m")
     hand.age(store, 1)
