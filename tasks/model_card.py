@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import StageError
+from tasks.data.plain_values import plain_names
 from tasks.objectives import Objective, objective
 
 CARD = "forgeline.json"
@@ -51,8 +52,9 @@ def read_card(folder: Path) -> ModelCard:
         settings = data["objective"]
         if isinstance(settings, str):
             settings = {"name": settings}
-        given = {name: data.get(name) for name in ("labels", "format", "quantization")}
-        return ModelCard(settings, int(data["max_length"]), **given)
+        given = {name: data.get(name) for name in ("format", "quantization")}
+        labels = data.get("labels")
+        return ModelCard(settings, int(data["max_length"]), labels and plain_names(labels), **given)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StageError(
             f"no readable {CARD} beside the model: {error!r}",

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -85,6 +85,12 @@ def _of_bytes(value: bytes) -> str | None:
     if len(value) == 16:
         return str(uuid.UUID(bytes=value))
     raise ValueError(f"{len(value)} bytes that are no text")
+
+
+def plain_names(names: Sequence[str]) -> list[str]:
+    """The classes a model knows, spelled as data have them now; as they are where two of them would become one."""
+    found = [plain_text(name) or name for name in names]
+    return found if len(set(found)) == len(found) else list(names)
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:

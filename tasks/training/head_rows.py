@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import StageError
+from tasks.data.plain_values import plain_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -36,9 +37,9 @@ def class_parameters(model: PreTrainedModel) -> frozenset[str]:
 
 
 def given_names(config: PreTrainedConfig) -> list[str]:
-    """Names of the classes as a config has them, in the order of the rows."""
+    """Names of the classes as a config has them, in the order of the rows, spelled as data have them."""
     names: Any = config.id2label
-    return [str(names[number]) for number in sorted(names)]
+    return plain_names([str(names[number]) for number in sorted(names)])
 
 
 def matched(own: Sequence[str], rows: int, wanted: Sequence[str]) -> list[int | None]:

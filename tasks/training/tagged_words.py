@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
+from tasks.data.plain_values import plain_text
 from tasks.training.cross_entropy import IGNORED
 from tasks.training.model_files import require_tokenizer
 from tasks.training.text_features import CHARACTERS_PER_TOKEN, read_split
@@ -35,7 +36,9 @@ def read_tagged(data: InputArtifact, split: str, words: str, tags: str) -> list[
     table = read_split(data, split, columns=("id", words, tags))
     found = []
     for id, *values in zip(table["id"], table[words], table[tags], strict=True):
-        row = Tagged(id, *(_listed(v, id, name, data.stage) for v, name in zip(values, (words, tags), strict=True)))
+        row_words, given = (_listed(v, id, name, data.stage) for v, name in zip(values, (words, tags), strict=True))
+        # A tag in two spellings is one, as the labels of a dataset are.
+        row = Tagged(id, row_words, [plain_text(tag) or tag for tag in given])
         if len(row.words) != len(row.tags):
             raise StageError(
                 f"{id}: {len(row.words)} words and {len(row.tags)} tags",

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from infra.errors import StageError
 from tasks.data.columns import has_split
+from tasks.data.plain_values import plain_text
 from tasks.training.text_features import read_split
 
 if TYPE_CHECKING:
@@ -126,4 +127,5 @@ def _labels(data: InputArtifact, column: str, name: str, text: object) -> list[s
             where=data.stage,
             hint='Declare it as `json` in the source\'s `columns`; each row is like ["sport", "news"], [] for none.',
         )
-    return found
+    # One class in two spellings is one class, here as in a dataset's own labels.
+    return list(dict.fromkeys(filter(None, map(plain_text, found))))

@@ -205,3 +205,26 @@ def test_a_list_is_no_label_and_its_row_is_set_aside(tmp_path: Path, make: Make)
     job = make(source, label={"from": "column:y"}, max_bad_share=0.5)
     reasons = [json.loads(line)["reason"] for line in (job.records / "quarantine.jsonl").read_text().splitlines()]
     assert reasons == [f"column 'y' holds a {kind}, which is no label" for kind in ("list", "mapping")]
+
+
+def test_sets_of_labels_and_tags_are_spelled_as_labels_are(tmp_path: Path, load: Callable[[str], Any]) -> None:
+    from tasks.training.tagged_words import read_tagged
+    from tasks.training.targets import label_sets
+
+    topics = ["caf\u00e9", "cafe\u0301", " ", "1.0"]
+    row = {"id": "a", "topics": json.dumps(topics), "words": '["x", "cafe\u0301"]', "tags": '["B-cafe\u0301", 3]'}
+    (tmp_path / "train").mkdir()
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "train" / "a.parquet")
+    (tmp_path / "dataset.json").write_text(json.dumps({"splits": {"train": 1}, "labels": None, "columns": list(row)}))
+    data = load("stages/jobs.py").artifact(tmp_path, "dataset")
+    assert label_sets(data, "train", "topics") == [["caf\u00e9", "1"]]
+    (tagged,) = read_tagged(data, "train", "words", "tags")
+    assert (tagged.words, tagged.tags) == (["x", "cafe\u0301"], ["B-caf\u00e9", "3"])
+
+
+def test_the_labels_of_models_made_before_are_spelled_as_data_are_now(tmp_path: Path) -> None:
+    from tasks.model_card import ModelCard, read_card, write_card
+
+    for labels, read in ((["0.0", "cafe\u0301"], ["0", "caf\u00e9"]), (["1", "1.0"], ["1", "1.0"]), (None, None)):
+        write_card(tmp_path, ModelCard(None, 8, labels))
+        assert read_card(tmp_path).labels == read
