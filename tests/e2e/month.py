@@ -10,6 +10,7 @@ platform that will never get there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -62,6 +63,8 @@ class Month:
         reviews.write_corpus(folder)
         self.decided: list[str] = []
         """Flow runs that decisions on new data are known to have started."""
+        self.others: list[subprocess.Popen[bytes]] = []
+        """Workers of the day on which there are four."""
 
     def day(self, number: int, what: str) -> None:
         self.say(f"[{time.monotonic() - self.began:5.0f} s] day {number:2}: {what}")
@@ -201,6 +204,15 @@ class Month:
                 start_new_session=True,
             )  # fmt: skip
 
+    def end_others(self) -> None:
+        for other in self.others:
+            with contextlib.suppress(psutil.NoSuchProcess):  # asked politely, a worker waits for more than a minute
+                family = [psutil.Process(other.pid), *psutil.Process(other.pid).children(recursive=True)]
+                for process in family:
+                    process.kill()
+            other.wait()
+        self.others = []
+
     def kill(self, service: str) -> None:
         """SIGKILL to a service and everything it started."""
         first = psutil.Process(self.services()[service]["session"])
@@ -244,7 +256,7 @@ class Month:
         assert self.trainings() == 1
 
         self.day(9, "200 new reviews arrive, are said so a hundred times, four workers are there: one training")
-        others = [self.worker(number) for number in range(3)]
+        self.others = [self.worker(number) for number in range(3)]
         self.await_("four workers", lambda: len(self.api("POST", "/work_pools/forgeline/workers/filter", {})) >= 4)
         before = self.last_decision()
         write(self.folder, "second", 200, seed=2)
@@ -254,9 +266,7 @@ class Month:
         run = self.ended(self.started(self.decision(before)))
         assert run["state_type"] == "COMPLETED", run["state"]
         self.looks_end()
-        for other in others:
-            os.killpg(other.pid, signal.SIGKILL)  # asked politely, a worker waits for more than a minute
-            other.wait(60)
+        self.end_others()
         self.only_decided()
         assert self.trainings() == 2
 

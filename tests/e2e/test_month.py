@@ -24,4 +24,5 @@ def test_a_month(tmp_path: Path, load: Callable[[str], Any], seaweed: Any, monke
     try:
         month.play()
     finally:
+        month.end_others()
         prefect_server.down(month.home)
