@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
 from infra.artifacts import Manifest
-from infra.errors import DamagedObject, LeaseLost, Preempted, StoreError
+from infra.errors import DamagedObject, LeaseLost, Preempted, StoreError, UsageError
 from infra.process_id import is_dead, is_here, this_process
 from infra.store import Store
 from infra.stored_json import StoredJson
@@ -65,8 +65,16 @@ HOLDER, BEAT = StoredJson("a claim", Holder, WAIT), StoredJson("the heartbeat of
 
 
 def default_lease() -> float:
-    """Seconds without a heartbeat after which a claim may be taken over: FORGELINE_LEASE, or 10."""
-    return float(os.environ.get("FORGELINE_LEASE", LEASE_SECONDS))
+    """Seconds without a heartbeat after which a claim may be taken over: FORGELINE_LEASE, or 10. Raises UsageError."""
+    text = os.environ.get("FORGELINE_LEASE") or str(LEASE_SECONDS)
+    try:
+        lease = float(text)
+    except ValueError:
+        lease = 0.0
+    if not 0 < lease <= LONGEST_LEASE:
+        hint = f"Set seconds, above 0 and at most {LONGEST_LEASE:.0f}; unset, it is {LEASE_SECONDS:.0f}."
+        raise UsageError(f"{text!r} is no lease", where="FORGELINE_LEASE", hint=hint)
+    return lease
 
 
 class Fence:

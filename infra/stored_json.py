@@ -166,5 +166,5 @@ def _finite(text: str) -> float:
 
 
 def _short(value: Any) -> str:
-    text = ascii(value)
+    text = "null" if value is None else ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -14,7 +14,7 @@ from infra import refs
 from infra.artifacts import ArtifactRef, Manifest
 from infra.checkpoints import CheckpointStore
 from infra.config_check import did_you_mean
-from infra.errors import StageError, StoreError, UsageError, WrongReference
+from infra.errors import CorruptArtifact, StageError, StoreError, UsageError, WrongReference
 from infra.keys import content_digest, digest
 from infra.pointed import pointed
 from tasks.chosen_inputs import began_from, bound, champions
@@ -169,8 +169,12 @@ def latest_ref(pipeline: str, stage: str) -> str:
     return f"{pipeline}/{stage}/latest"
 
 
-def make_plan(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
-    """The plan of a pipeline against a store, in execution order. Reads manifests and refs only, never payloads."""
+def make_plan(pipeline: Pipeline, store: Store, *, around_damage: bool = False) -> list[PlannedStage]:
+    """The plan of a pipeline against a store, in execution order. Reads manifests and refs only, never payloads.
+
+    around_damage: a stage whose manifest is damaged is planned as a run would do it: set aside and made again. Without
+    it that raises CorruptArtifact.
+    """
     given, pipeline = pipeline, bound(pipeline, store)
     known = resolve_refs(pipeline, store)
     unneeded = [node for name, node in given.stages.items() if name not in pipeline.stages]
@@ -187,7 +191,7 @@ def make_plan(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
             waiting[node.name] = blocker
             planned.append(PlannedStage(node, "unknown", f"unknown until {blocker}"))
             continue
-        line = _plan_stage(pipeline, node, store, known)
+        line = _plan_stage(pipeline, node, store, known, around_damage)
         planned.append(line)
         if line.artifact is None:
             waiting[node.name] = node.name
@@ -198,9 +202,16 @@ def make_plan(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
     return planned
 
 
-def _plan_stage(pipeline: Pipeline, node: StageNode, store: Store, known: dict[str, ArtifactRef]) -> PlannedStage:
+def _plan_stage(
+    pipeline: Pipeline, node: StageNode, store: Store, known: dict[str, ArtifactRef], around_damage: bool
+) -> PlannedStage:
     resolved = resolve_in(store, node, known)
-    manifest = stored(store, node.stage.kind, resolved)
+    try:
+        manifest = stored(store, node.stage.kind, resolved)
+    except CorruptArtifact as error:
+        if not around_damage:
+            raise
+        return PlannedStage(node, "run", f"its artifact is set aside and made again: {error.what}", resolved.key)
     if manifest is not None:
         return PlannedStage(
             node,

@@ -63,7 +63,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
     pipeline = load(arguments)
     store = Store.open(pipeline.store)
-    lines = make_plan(pipeline, store)
+    lines = make_plan(pipeline, store, around_damage=True)
     expected = estimate_plan(lines, store, pipeline.name)
     say(f"store: {without_credentials(pipeline.store)}")
     known = {name: found.to_json() if found else None for name, found in expected.stages.items()}

@@ -15,7 +15,7 @@ import pytest
 
 from infra import claims
 from infra.claims import Claim, Watch
-from infra.errors import LeaseLost, Preempted
+from infra.errors import LeaseLost, Preempted, UsageError
 from infra.process_id import this_process
 from infra.store import Store
 
@@ -194,3 +194,10 @@ def test_a_heartbeat_that_is_damaged_once_costs_a_living_holder_nothing(store: S
             assert watch.try_acquire() is None
             claim.beat()
             assert watch.try_acquire() is None
+
+
+@pytest.mark.parametrize("text", ["ten", "0", "-1", "nan", "inf", "1e9"])
+def test_a_lease_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("FORGELINE_LEASE", text)
+    with pytest.raises(UsageError, match="is no lease"):
+        claims.default_lease()

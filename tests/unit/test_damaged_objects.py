@@ -1,6 +1,6 @@
 """Every class of object x every kind of damage x every command: no traceback, no wrong fact, no dead end.
 
-FORGELINE_DAMAGES says how many (default 1000 in `make soak`), FORGELINE_DAMAGE_SEED repeats a sequence.
+FORGELINE_DAMAGES says how many (default 500), FORGELINE_DAMAGE_SEED repeats a sequence.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tasks.plan import make_plan
 
 SAMPLE = 22
 
@@ -80,6 +82,21 @@ def test_undamaged_it_does_what_it_should(
     damaged.go_on(copy)
 
 
+def test_a_damaged_manifest_is_planned_as_a_run_would_do_it(damaged: Any, full: Any, tmp_path: Path) -> None:
+    copy = full.copy(tmp_path / "copy")
+    key = next(line.key for line in make_plan(copy.pipeline(), copy.store) if line.node.name == "texts")
+    path = copy.folder / f"store/artifacts/dataset/{key}/manifest.json"
+    path.write_bytes(b"{")
+    code, out, _ = damaged.call(["plan", str(copy.folder / "p.yaml"), "--store", str(copy.folder / "store")])
+    assert (
+        code == 0
+        and "texts   dataset    run" in out
+        and "its artifact is set aside and made again: the manifest" in out
+    )
+    copy.settle()
+    assert copy.actions() <= {"reuse", "skip"}
+
+
 @pytest.mark.parametrize("number", range(SAMPLE))
 def test_damage_stops_nothing_and_misleads_nobody(
     damaged: Any, full: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -97,7 +114,7 @@ def test_every_class_of_object_with_every_kind_of_damage(
     damaged: Any, full: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damaged.quick(monkeypatch, full.folder)
-    count = int(os.environ.get("FORGELINE_DAMAGES", "1000"))
+    count = int(os.environ.get("FORGELINE_DAMAGES", "500"))
     seed = int(os.environ.get("FORGELINE_DAMAGE_SEED", random.SystemRandom().randrange(10**6)))
     with capsys.disabled():
         sys.stderr.write(f"FORGELINE_DAMAGE_SEED={seed} FORGELINE_DAMAGES={count}\n")
