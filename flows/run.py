@@ -22,6 +22,7 @@ from flows.budget import watch_budget
 from flows.live import LiveView
 from flows.monitor import Monitor
 from flows.prefect_settings import log_to_file, prefect_environment
+from flows.repair import plan_around_damage, set_aside, worth_another_round
 from infra.artifacts import ArtifactRef, Manifest
 from infra.budget import Spent
 from infra.errors import CorruptArtifact, GateRefused, InputChanged, Preempted, StoreError
@@ -29,14 +30,13 @@ from infra.folders import writable
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
 from infra.local_garbage import own
-from infra.manifest_file import manifest_path
 from infra.patience import Patience
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
 from tasks.chosen_inputs import bound
 from tasks.execute import StageResult
 from tasks.pipeline import Pipeline
-from tasks.plan import PlannedStage, make_plan, resolve_refs
+from tasks.plan import PlannedStage, resolve_refs
 from tasks.run_context import RunContext
 from tasks.run_record import NOTHING, RunRecord, new_run_id
 from tasks.stage_times import flat
@@ -79,7 +79,7 @@ def run_pipeline(
     deliver(home(), store)
     store.patience = Patience()
     pipeline = bound(pipeline, store)
-    plan = _plan_around_damage(pipeline, store)
+    plan = plan_around_damage(pipeline, store)
     run = new_run_id()
     record = RunRecord(run, pipeline, store, already, home() / "runs" / run)
     began(record)
@@ -94,20 +94,6 @@ def run_pipeline(
         except StoreError as error:  # between the stages; what became of them is told all the same
             record.finish("failed", error)
             return record, error.exit_code
-
-
-def _plan_around_damage(pipeline: Pipeline, store: Store) -> list[PlannedStage]:
-    """The plan; manifests that are damaged are set aside first, so that what they described is made again."""
-    looked: set[tuple[str, str]] = set()
-    while True:
-        try:
-            return make_plan(pipeline, store)
-        except CorruptArtifact as error:
-            id = error.kind, error.key
-            # None: it is in order now, or gone. That may be so once; it is asked again by the plan.
-            if store.quarantine(*id, error.attempt) is None and id in looked:
-                raise
-            looked.add(id)
 
 
 def _settled(plan: list[PlannedStage], record: RunRecord, store: Store, live: LiveView) -> bool:
@@ -125,7 +111,7 @@ def _settled(plan: list[PlannedStage], record: RunRecord, store: Store, live: Li
         for line in plan:
             _note_settled(line, manifests.get(line.node.name), record, store, live)
     except (CorruptArtifact, InputChanged) as error:  # met by what publishes a release: it is made again, or judged
-        live.message(f"{error.where}: {error.what}; {_set_aside(error, store)}")
+        live.message(f"{error.where}: {error.what}; {set_aside(error, store)}")
         record.reuses(dict.fromkeys(artifacts))
         return False
     return True
@@ -208,30 +194,8 @@ def _run_rounds(pipeline: Pipeline, context: RunContext, monitor: Monitor) -> No
         monitor.failures.clear()
         known: dict[str, ArtifactRef] = resolve_refs(pipeline, context.store)
         run_with_prefect(pipeline, known, context, monitor)
-        if context.stopping.is_set() or not _worth_another_round(monitor, context.store):
+        if context.stopping.is_set() or not worth_another_round(monitor, context.store):
             return
-
-
-def _worth_another_round(monitor: Monitor, store: Store) -> bool:
-    """Put artifacts that failed verification aside; True if another round makes them again, or finds other inputs."""
-    failures = list(monitor.failures.values())
-    for error in failures:
-        if isinstance(error, CorruptArtifact | InputChanged):
-            monitor.live.message(f"{error.where}: {error.what}; {_set_aside(error, store)}")
-    return any(isinstance(error, CorruptArtifact | InputChanged) for error in failures)
-
-
-def _set_aside(error: CorruptArtifact | InputChanged, store: Store) -> str:
-    """Set a damaged artifact aside; what became of it, in words."""
-    if isinstance(error, InputChanged):
-        return "planned again"
-    try:
-        moved = store.quarantine(error.kind, error.key, error.attempt)
-    except StoreError as trouble:
-        return f"it stays where it is: {trouble.what}"
-    if moved and store.exists(manifest_path(error.kind, error.key)):
-        return "it is quarantined, and written again from its copy"
-    return "it is quarantined and will be made again" if moved else "read again, it is in order, or made anew already"
 
 
 def _show_ledger(context: RunContext, record: RunRecord) -> None:

@@ -18,7 +18,8 @@ from flows import cli
 from flows.checks.check import examine
 from flows.checks.store import claims as check_claims
 from flows.checks.store import left
-from flows.run import REPAIR_ROUNDS, _plan_around_damage
+from flows.repair import plan_around_damage
+from flows.run import REPAIR_ROUNDS
 from infra import claims, refs
 from infra.checkpoints import CheckpointStore
 from infra.collector import collect
@@ -83,7 +84,7 @@ def of_house(load: Callable[[str], Any]) -> type[Any]:
 
         def _round(self) -> None:
             pipeline = bound(self.pipeline(), self.store)
-            _plan_around_damage(pipeline, self.store)
+            plan_around_damage(pipeline, self.store)
             context: Any = SimpleNamespace(store=self.store, pipeline=pipeline.name, run=RUNS[-1])
             known = resolve_refs(pipeline, self.store)
             for node in pipeline.stages.values():

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import pytest
 
-from flows.run import _plan_around_damage
+from flows.repair import plan_around_damage
 from infra import journal, refs
 from infra.census import take
 from infra.checkpoints import CheckpointStore
@@ -165,7 +165,7 @@ def test_the_plan_of_a_run_outlives_a_page(store: Lying, load: Any, tmp_path: Pa
     house.store = store
     before = everything(store)
     store.lie("artifacts/pretrain", 3)
-    plan = _plan_around_damage(house.pipeline(), store)
+    plan = plan_around_damage(house.pipeline(), store)
     assert {line.action for line in plan} == {"reuse", "skip"} and everything(store) == before
 
 
