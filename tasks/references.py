@@ -56,6 +56,12 @@ def check_references(
                 fitting = [n.name for n in nodes.values() if n.stage.makes in item.types and n.name != node.name]
                 hint = f"; stages that make one: {', '.join(fitting)}" if fitting else ""
                 fault(path, f"{named!r} makes a {made}, but a {' or '.join(item.types)} is needed here{hint}")
+            elif named in nodes and item.trained and getattr(nodes[named].params, "objective", item) is None:
+                fault(
+                    path,
+                    f"the weights of {named!r} were trained for no objective; put a `finetune` stage between, or name "
+                    f"what they were trained for: `{nodes[named].stage.kind}: {{objective: ...}}`",
+                )
             elif wrong := split_fault(item, nodes):
                 fault(path, wrong)
 

@@ -52,16 +52,18 @@ class Input:
     """Field marker: the value names a stage (`base`), one split of it (`functions.test`), or `ref:NAME`.
 
     `ref:NAME or STAGE` is the ref where there is one, else the stage. `types` are the artifact types taken. champion:
-    the value is the bare name of a ref, which may not be there yet (`tasks/chosen_inputs.py`). The field enters the
-    key as the content digest of what it names.
+    the value is the bare name of a ref, which may not be there yet (`tasks/chosen_inputs.py`). trained: a model must
+    have been trained for an objective. The field enters the key as the content digest of what it names.
     """
 
     types: tuple[str, ...]
     champion: bool
+    trained: bool
 
-    def __init__(self, *types: str, champion: bool = False) -> None:
+    def __init__(self, *types: str, champion: bool = False, trained: bool = False) -> None:
         object.__setattr__(self, "types", types)
         object.__setattr__(self, "champion", champion)
+        object.__setattr__(self, "trained", trained)
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,7 @@ class InputField:
     types: tuple[str, ...]
     optional: bool = False
     champion: bool = False
+    trained: bool = False
 
     @property
     def field(self) -> str:
@@ -273,7 +276,8 @@ def input_fields(params: BaseModel, prefix: str = "") -> Iterator[InputField]:
             for i, text in enumerate(value if many else [value]):
                 named = f"ref:{text}" if marker.champion else text
                 place = f"{path}[{i}]" if many else path
-                yield InputField(place, named, marker.types, optional=marker.champion, champion=marker.champion)
+                kind = {"optional": marker.champion, "champion": marker.champion, "trained": marker.trained}
+                yield InputField(place, named, marker.types, **kind)
         else:
             for i, item in enumerate(value if isinstance(value, list | tuple) else [value]):
                 if isinstance(item, BaseModel):

@@ -48,7 +48,9 @@ class Latency(StageParams):
 class Params(StageParams):
     """What is compared on what."""
 
-    models: Annotated[list[str], Input("model", "onnx")] = Field(min_length=1, description="Models, each as it ships.")
+    models: Annotated[list[str], Input("model", "onnx", trained=True)] = Field(
+        min_length=1, description="Models, each as it ships."
+    )
     champion: Annotated[str | None, Input("model", "onnx", champion=True)] = Field(
         None,
         description="Ref of what is in production, judged beside them as `champion` once there is one; on what it was "

@@ -20,7 +20,7 @@ from tasks.stage import Input, Job, Stage, StageParams
 class Params(StageParams):
     """What is exported, and how exact it has to be."""
 
-    model: Annotated[str, Input("model")] = Field(description="Model to export.")
+    model: Annotated[str, Input("model", trained=True)] = Field(description="Model to export.")
     data: Annotated[str | None, Input("dataset", "tokens")] = Field(
         None,
         description="Examples on which the graph is held against the model, with the split (`texts.test`); default "

@@ -35,7 +35,7 @@ SINGLE_WEIGHTS = {*AT_ONCE, *GRADUAL}
 class Params(StageParams):
     """What is pruned, how far, and how it is healed."""
 
-    model: Annotated[str, Input("model")] = Field(description="The model to prune.")
+    model: Annotated[str, Input("model", trained=True)] = Field(description="The model to prune.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples that show what matters.")
     method: Literal["ffn_width", "heads", "layers", "magnitude", "wanda", "sparsegpt", "movement"] = Field(
         "ffn_width",

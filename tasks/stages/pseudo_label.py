@@ -32,7 +32,7 @@ SHOWN = 12
 class Params(StageParams):
     """Who writes, to which prompts, and how."""
 
-    teacher: Annotated[str, Input("model")] = Field(description="The model that writes.")
+    teacher: Annotated[str, Input("model", trained=True)] = Field(description="The model that writes.")
     data: Annotated[str, Input("dataset")] = Field(
         description="Prompts, with the split (`pairs.validation`); default train."
     )

@@ -25,7 +25,7 @@ from tasks.training.deepspeed_config import training_faults
 class Params(GridParams, Healing):
     """What is trained on, for which quantization."""
 
-    model: Annotated[str, Input("model")] = Field(description="The model to start from.")
+    model: Annotated[str, Input("model", trained=True)] = Field(description="The model to start from.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples to learn on.")
     scheme: Literal["dynamic_int8", "int4"] = Field(
         description="The `scheme` of the `quantize` stage that follows; for `static_int8` take `dynamic_int8`, whose "

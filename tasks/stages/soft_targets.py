@@ -19,7 +19,7 @@ from tasks.stage import Input, Job, Stage, StageParams
 class Params(StageParams):
     """Who is asked about what, and how much of the answers is kept."""
 
-    teacher: Annotated[str, Input("model")] = Field(description="The model that is asked.")
+    teacher: Annotated[str, Input("model", trained=True)] = Field(description="The model that is asked.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(
         description="Examples, with the split (`texts.validation`); default train."
     )

@@ -310,3 +310,13 @@ def test_two_releases_of_one_file_do_not_move_one_ref(tmp_path: Path) -> None:
             "of two releases the last to finish would win"
         ]
     assert load(tmp_path, GATED + second.replace("REF", "demo/staging")).stages["second"]
+
+
+def test_weights_of_no_objective_are_told_where_one_is_needed(tmp_path: Path) -> None:
+    given = "  theirs: {pretrained: {folder: x}}\n  out: {export: {model: theirs}}\n"
+    assert faults(tmp_path, GATED + given) == [
+        "p.yaml:25: stages.out.export.model: the weights of 'theirs' were trained for no objective; put a `finetune` "
+        "stage between, or name what they were trained for: `pretrained: {objective: ...}`"
+    ]
+    assert load(tmp_path, GATED + given.replace("folder: x", "folder: x, objective: text_classification")).stages
+    assert load(tmp_path, GATED + given.replace("model: theirs", "model: base")).stages
