@@ -18,7 +18,7 @@ test: .venv/ready-dev
 
 # Kills: at every operation of 24 kinds of save, 20 amid one training, 20 of the whole chain in a folder and 20 on S3;
 # a store that is out for a minute; two machines that share only S3; a Prefect server on Postgres; a search in rounds;
-# thirty thousand odd pipeline files; 500 damaged objects of a store, each before every command.
+# ten thousand odd pipeline files; 500 damaged objects of a store, each before every command.
 soak: .venv/ready-dev
 	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/unit/test_store_file.py -k amid_a_save -s
 	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/e2e/test_training_kills.py -s

@@ -25,7 +25,7 @@ STRANGER = re.compile(r"://|hf:|given")
 """What `plan` would look for outside this machine."""
 QUIET = list(HealthCheck)
 FEW = settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=QUIET)
-MANY = settings(max_examples=6000, deadline=None, database=None, suppress_health_check=QUIET)
+MANY = settings(max_examples=2000, deadline=None, database=None, suppress_health_check=QUIET)
 
 
 @pytest.fixture(scope="module")
