@@ -219,7 +219,8 @@ def _name_candidates(body: Any, groups: dict[str, list[str]]) -> None:
         for name, info in stages()[kind].params.model_fields.items():
             value = params.get(name)
             if isinstance(value, list) and any(isinstance(m, Input) for m in info.metadata):
-                params[name] = [model for given in value for model in groups.get(given, [given])]
+                named = [groups.get(given, [given]) if isinstance(given, str) else [given] for given in value]
+                params[name] = [model for models in named for model in models]
 
 
 def _same_execution(document: Document, name: str, written: dict[str, Any]) -> None:
