@@ -141,7 +141,8 @@ def test_a_run_that_is_due_while_another_goes_on_is_left_out_or_waits(
         asked = {"state": {"type": "PENDING"}, "force": False}
         found.append(ask(api, "POST", f"/flow_runs/{one}/set_state", asked)["state"]["type"])
     assert found == ["PENDING", second]
-    ask(api, "POST", f"/flow_runs/{made[0]}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+    for one in made:  # or the worker takes the one that waits
+        ask(api, "POST", f"/flow_runs/{one}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
 
 
 def test_the_run_of_a_decision_is_started_once_and_what_became_of_it_is_known(api: str, tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_a_run_whose_worker_died_is_crashed_and_makes_room(
     for deployment in ("run", "watch", "run", "run"):
         ask(api, "POST", f"/flow_runs/{taken(deployment)}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
     found = cancelled(partial(ask, api))
-    assert found is not None and found.said == "the last 3 runs were cancelled, and none goes on: died/run"
+    assert found is not None and "died/run" in found.said and "died/watch" not in found.said, found
 
 
 def test_events_that_are_malformed_or_name_nobody(api: str, wanted: Registration) -> None:
