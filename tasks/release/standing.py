@@ -38,8 +38,14 @@ def champion_of(history: Sequence[RefEntry], challengers: Collection[str]) -> Re
     """
     found = next((entry for entry in standing(history) if entry.digest not in challengers), None)
     if history:
-        _require_whole(history, found.number if found else 0)
+        # A roll-back to it says that it stood then, whatever a damaged entry before that was.
+        stood = (one.number for one in history if found and one.artifact == found.artifact and _says_so(one, found))
+        _require_whole(history, max(stood, default=0))
     return found
+
+
+def _says_so(entry: RefEntry, found: RefEntry) -> bool:
+    return entry is found or entry.note.startswith(ROLLED_BACK)
 
 
 def was_rolled_back(history: Sequence[RefEntry], model: ArtifactRef) -> bool:

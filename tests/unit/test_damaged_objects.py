@@ -97,6 +97,16 @@ def test_a_damaged_manifest_is_planned_as_a_run_would_do_it(damaged: Any, full: 
     assert copy.actions() <= {"reuse", "skip"}
 
 
+def test_after_the_roll_back_that_a_damaged_production_asks_for_the_pipeline_runs(
+    damaged: Any, full: Any, tmp_path: Path
+) -> None:
+    copy = full.copy(tmp_path / "copy")
+    newest = damaged.objects(copy.folder)["production"][1]
+    assert newest.parts[-2:] == ("production", "000002.json")
+    newest.write_bytes(b"")
+    damaged.go_on(copy)
+
+
 @pytest.mark.parametrize("number", range(SAMPLE))
 def test_damage_stops_nothing_and_misleads_nobody(
     damaged: Any, full: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
