@@ -101,7 +101,7 @@ def test_a_run_with_nothing_but_a_folder(chain: Any, project: Path, tmp_path: Pa
     store, home = Store.open(str(tmp_path / "store")), tmp_path / "home"
     run = chain.Forgeline(project, store.url, home, TINY_TRACKING="offline")
     result = run.end().must(0)
-    assert set(result.json) == {"run", "status", "stages"} and result.json["status"] == "ok"
+    assert set(result.json) == {"run", "status", "stages", "stopped"} and result.json["status"] == "ok"
     kinds = {stage["kind"] for stage in result.json["stages"]}
     assert len(kinds) == 12 and set(result.actions.values()) == {"run"}
     for stage in result.json["stages"]:
