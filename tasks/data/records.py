@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -104,7 +105,7 @@ def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> It
             names, batches = _arrow(file)
         _check_columns(names, wanted, path)
         for batch in batches:
-            chosen = batch.select(sorted(set(wanted)))
+            chosen = _plain_times(batch.select(sorted(set(wanted))))
             rows = _rows_at_once(chosen.nbytes, len(chosen))
             for begin in range(0, len(chosen), rows):
                 for record in chosen.slice(begin, rows).to_pylist():
@@ -116,6 +117,37 @@ def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> It
             where=f"sources: {path}",
             hint="It may be cut off: fetch it again, or `exclude` it.",
         ) from error
+
+
+def _plain_times(batch: Any) -> Any:
+    """A batch whose times in nanoseconds are in microseconds, or ISO 8601 texts where that would cut them off.
+
+    Python's own datetime has no nanoseconds, and what has them (pandas) need not be installed.
+    """
+    import pyarrow as pa
+
+    for i, field in enumerate(batch.schema):
+        if not pa.types.is_timestamp(field.type) or field.type.unit != "ns":
+            continue
+        coarse = pa.timestamp("us", field.type.tz)
+        try:
+            column = batch.column(i).cast(coarse)
+        except pa.ArrowInvalid:
+            counts = batch.column(i).cast(pa.int64()).to_pylist()
+            times = pa.array([None if n is None else n // 1000 for n in counts], coarse).to_pylist()
+            column = pa.array(
+                [None if n is None else _iso(times[k], n % 1000) for k, n in enumerate(counts)], pa.string()
+            )
+        batch = batch.set_column(i, field.name, column)
+    return batch
+
+
+def _iso(time: datetime, nanoseconds: int) -> str:
+    if not nanoseconds:
+        return time.isoformat()
+    text = time.isoformat(timespec="microseconds")
+    digits = len("2026-01-01T00:00:00.000000")
+    return f"{text[:digits]}{nanoseconds:03}{text[digits:]}"
 
 
 def _rows_at_once(size: int, rows: int) -> int:

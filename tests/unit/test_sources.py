@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tasks.data.file_patterns import compiled, split_root, walk
 from tasks.data.found_files import find_files
 from tasks.data.functions import python_functions
 from tasks.data.reading import Columns, Rejected, Row, read_rows
+from tasks.data.records import records
 from tasks.data.source_digests import hashed, hub_digests
 from tasks.data.sources import Source
 from tasks.stage import identity_params
@@ -309,6 +311,24 @@ def test_columns_that_nobody_asked_for_are_not_looked_at(tmp_path: Path) -> None
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], names=["text", "note", "note"])
     pq.write_table(table, tmp_path / "b.parquet")
     assert [row.text for row in read_file(tmp_path / "b.parquet", format="parquet")] == ["a"]
+
+
+def test_nanoseconds_are_read_whether_or_not_pandas_is_there(tmp_path: Path) -> None:
+    """pyarrow gives them as pandas' timestamps, or raises where there is no pandas: a plain installation has none."""
+    fine = [1_700_000_000_123_456_789, None, -1, 1_700_000_000_000_000_000]
+    columns = {
+        "fine": pa.array(fine, pa.timestamp("ns")),
+        "zoned": pa.array(fine, pa.timestamp("ns", "Europe/Berlin")),
+        "coarse": pa.array([n and n // 1000 * 1000 for n in fine], pa.timestamp("ns")),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    made = Source(files="a.parquet", format="parquet", text_column=None, columns={"fine": "string"})
+    rows = [row for _, row in records(tmp_path / "a.parquet", "a.parquet", made, list(columns), print)]
+    assert [row["fine"] for row in rows] == [
+        "2023-11-14T22:13:20.123456789", None, "1969-12-31T23:59:59.999999999", "2023-11-14T22:13:20",
+    ]  # fmt: skip
+    assert rows[0]["zoned"] == "2023-11-14T23:13:20.123456789+01:00"
+    assert [type(row["coarse"]) for row in rows] == [datetime, type(None), datetime, datetime]
 
 
 def test_parquet_and_arrow(tmp_path: Path) -> None:
