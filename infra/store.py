@@ -39,6 +39,9 @@ from infra.transfer import DamagedFiles, OnProgress, Progress, folder_files, upl
 VARIABLE = re.compile(r"\$\{(?:env:)?([A-Za-z_]\w*)[^}]*\}|(?:^|(?<=/))\$([A-Za-z_]\w*)")
 """A shell's, at the beginning of a folder's name where it has no braces."""
 
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
+"""Names that some S3 server takes; Amazon's rules are narrower."""
+
 
 class Store(Objects):
     """A folder of objects with artifacts in it. Made by `Store.open`."""
@@ -244,7 +247,7 @@ def _store_for(url: str) -> Store:
         from infra.store_s3 import S3Store
 
         bucket, _, prefix = rest.partition("/")
-        if not bucket or "@" in bucket or ":" in bucket:
+        if not BUCKET.fullmatch(bucket):
             raise BadStoreUrl(
                 "not a bucket",
                 where="s3://...",

@@ -278,6 +278,8 @@ print(peak() - before)
     [
         ("ftp://host/x", "unknown store scheme 'ftp'"),
         ("s3://", "not a bucket"),
+        ("s3://[/x", "not a bucket"),
+        ("s3://two words/x", "not a bucket"),
         ("s3://key:secret@bucket/x", "not a bucket"),
         ("file://relative/x", "not a folder"),
         ("file://", "not a folder"),
