@@ -185,7 +185,7 @@ def test_settings_and_overrides_of_a_search_are_those_of_all_its_stages(tmp_path
         (("wide: null", "half: {distill: {data: texts, layers: 2, max_steps: 2}}"), "p.yaml:15: stages.small.search.steps[0].choose.half.distill: two candidates would be called 'small-half'; call their choices otherwise"),
         (("[0.75, 0.5]", str([n / 1000 for n in range(1, 150)])), "p.yaml:12: stages.small.search.steps: more than 200 candidates; take choices out, or give `trials`"),
         (("model: teacher\n      steps", "model: taecher\n      steps"), "p.yaml:11: stages.small.search.model: no stage named 'taecher'; did you mean teacher?"),
-        (("  teacher:\n", "  small-half: {export: {model: theirs}}\n  teacher:\n"), "p.yaml:11: stages.small.search: writes a stage 'small-half', but there is one of that name; call one of them otherwise"),
+        (("  teacher:\n", "  small-half: {export: {model: teacher}}\n  teacher:\n"), "p.yaml:11: stages.small.search: writes a stage 'small-half', but there is one of that name; call one of them otherwise"),
         (("  small:\n", "  small:\n    export: {}\n"), "p.yaml:9: stages.small: a search stands alone, without another kind"),
         (("screen: {data: texts.validation,", "screen: {"), "p.yaml:21: stages.small.search.screen.data: required field is missing"),
     ],

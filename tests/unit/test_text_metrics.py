@@ -12,7 +12,7 @@ from sacrebleu import corpus_bleu, corpus_chrf
 
 from infra.errors import StageError
 from tasks.evaluation.text_metrics import TextMetric, require_packages, text_metrics, text_statistics
-from tasks.generation.post_process import Regex, Step, cut_before, post_processed
+from tasks.generation.post_process import PostProcess, Regex, Step, cut_before
 
 METRICS = get_args(TextMetric)
 OUTPUTS = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him.", "", "Über alles"]
@@ -79,7 +79,7 @@ def test_a_missing_package_is_named_before_anything_is_written(monkeypatch: pyte
     ],
 )
 def test_steps_of_post_processing(steps: list[Step], text: str, expected: str) -> None:
-    assert post_processed(text, steps) == expected
+    assert PostProcess(steps)(text) == expected
 
 
 def test_a_text_is_cut_before_the_first_of_several_strings() -> None:
