@@ -105,7 +105,8 @@ def test_a_run_with_nothing_but_a_folder(chain: Any, project: Path, tmp_path: Pa
     kinds = {stage["kind"] for stage in result.json["stages"]}
     assert len(kinds) == 12 and set(result.actions.values()) == {"run"}
     for stage in result.json["stages"]:
-        assert set(stage) == {"name", "kind", "action", "seconds", "artifact", "metrics"}
+        said = {"name", "kind", "action", "seconds", "artifact", "metrics", "error", "warnings", "refusal"}
+        assert set(stage) == said and not stage["error"] and not stage["refusal"]
         assert store.manifest(stage["kind"], stage["artifact"]["key"]).ref == ArtifactRef(**stage["artifact"])
     production = refs.get(store, "tiny/production")
     int8 = next(stage for stage in result.json["stages"] if stage["name"] == "int8")

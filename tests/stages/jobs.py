@@ -77,7 +77,8 @@ def make_job(
         execution=Execution.model_validate(execution or {}),
         progress=progress,
         tracker=NullTracker(),
-        checkpoints=CheckpointStore(Store.open(str(store or folder / "store")), "kind", "0" * 64),
+        # Whoever launches a job has written into its store before: processes of the job wait for one that is not there.
+        checkpoints=CheckpointStore(Store.open(str(store or folder / "store"), probe=True), "kind", "0" * 64),
         stop_requested=stop_requested,
         rank=rank,
         world_size=world_size,
