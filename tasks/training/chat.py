@@ -83,7 +83,12 @@ def chat_features(
 
 def _breaks_off(text: str, spans: Sequence[Span], ends: Sequence[str]) -> bool:
     """Whether a conversation ends with an answer that no special token closes: its model would never learn to stop."""
-    return bool(spans) and spans[-1][1] == len(text) and not any(text.rstrip().endswith(end) for end in ends if end)
+    return bool(spans) and spans[-1][1] == len(text) and not _closed(text, ends)
+
+
+def _closed(text: str, ends: Sequence[str]) -> bool:
+    """Whether a special token ends the text, blanks aside."""
+    return any(text.rstrip().endswith(end) for end in ends if end)
 
 
 def with_template(tokenizer: PreTrainedTokenizerFast | None, template: str | None) -> PreTrainedTokenizerFast:
@@ -147,9 +152,8 @@ def answer_spans(
                 hint="Where its answers stand cannot be told: use a template that only adds to what it wrote before.",
             )
         answer = until[len(before) :]
-        ended = answer.rstrip()
-        if any(ended.endswith(end) for end in ends if end):
-            answer = ended
+        if _closed(answer, ends):
+            answer = answer.rstrip()
         spans.append((len(before), len(before) + len(answer)))
     return whole, spans
 

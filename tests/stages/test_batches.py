@@ -51,7 +51,7 @@ def test_what_is_made_in_batches_is_what_the_stages_ask_for(jobs: ModuleType, tm
             (tmp_path / folder / f"{i}.jsonl").write_text("".join(lines))
     (tmp_path / "p.yaml").write_text(PIPELINE)
     pipeline = load_pipeline(tmp_path / "p.yaml")
-    store, made = Store.open(str(tmp_path / "store")), dict[str, ArtifactRef]()
+    store, made = Store.open(str(tmp_path / "store"), probe=True), dict[str, ArtifactRef]()
     asked = {}
     for name, node in pipeline.stages.items():
         if node.stage.parts is not None:

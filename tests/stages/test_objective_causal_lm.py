@@ -362,7 +362,11 @@ def test_answers_that_are_cut_off_count_nothing_and_a_split_without_any_is_refus
         ("hello", CHATML, "'row000': it holds no list of messages"),
         ([], CHATML, "it holds no list of messages"),
         ([{"role": "user"}], CHATML, "message 1 has no text as `role` and `content`"),
-        (TALK, "{{ raise_exception('no system here') }}", "refuses its first 4 messages: no system here"),
+        (
+            TALK,
+            "{% if messages %}{{ raise_exception('no system here') }}{% endif %}",
+            "refuses its first 4 messages: no system here",
+        ),
         (TALK, CHANGING, "in another way once message 2 follows"),
         (TALK, None, "the model's tokenizer has no chat template"),
         ([TALK[0]], CHATML, "all labels would be ignored"),
