@@ -93,9 +93,9 @@ def of_house(load: Callable[[str], Any]) -> type[Any]:
                 if manifest is None:
                     claim = claims.wait_for(self.store, node.stage.kind, resolved.key, lease=0.05, poll=0.01)
                     assert isinstance(claim, claims.Claim)
-                    CheckpointStore(self.store, node.stage.kind, resolved.key).latest()
-                    manifest = self.make(node, resolved, passes=True)
-                    claim.release()
+                    with claim:
+                        CheckpointStore(self.store, node.stage.kind, resolved.key).latest()
+                        manifest = self.make(node, resolved, passes=True)
                 known[node.name] = _finish(node, StageResult("reuse", manifest), context).manifest.ref
 
         def _build(self) -> None:
