@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from infra.checkpoints import CheckpointStore
 from infra.errors import CorruptArtifact, UsageError
-from infra.store import Store
+from infra.open_store import open_store
 from infra.transfer import DamagedFiles
 from tasks.plan import make_plan
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def checkpoints_of(pipeline: Pipeline, stage: str) -> CheckpointStore:
     """The checkpoints of a stage of this pipeline as it stands. Raises UsageError where it cannot have any."""
-    store = Store.open(pipeline.store)
+    store = open_store(pipeline.store)
     line = next((line for line in make_plan(pipeline, store) if line.node.name == stage), None)
     if line is None:
         raise UsageError(f"no stage {stage!r}", hint=f"Stages: {', '.join(pipeline.stages)}.")

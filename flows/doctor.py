@@ -20,6 +20,7 @@ from infra.errors import UsageError
 from infra.folders import writable
 from infra.launch.local import LocalLauncher
 from infra.local_garbage import own
+from infra.open_store import open_store
 from infra.store import Store
 from tasks.chosen_inputs import bound
 from tasks.pipeline import Pipeline, StageNode
@@ -83,7 +84,7 @@ def diagnose_resume(pipeline: Pipeline, stage: str | None, steps: int, say: Call
     """Check every stage that trains, or the one named. Raises UsageError if there is none that can be checked."""
     if steps < MIN_STEPS:
         raise UsageError(f"{steps} steps are too few to be killed in between; use {MIN_STEPS} or more", where="--steps")
-    store = Store.open(pipeline.store)
+    store = open_store(pipeline.store)
     nodes, made, not_checked = _checkable(bound(pipeline, store), store, stage)
     folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=writable(home(), HOME).resolve()))
     own(folder)

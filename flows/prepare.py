@@ -23,6 +23,7 @@ from infra.config_check import did_you_mean
 from infra.errors import ForgelineError, SourcesChanged, UsageError
 from infra.folders import writable
 from infra.local_garbage import own
+from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 from tasks.chosen_inputs import bound
@@ -60,7 +61,7 @@ def prepare(
     """
     if importlib.util.find_spec("prefect_dask") is None:
         raise UsageError("this needs Dask, which is not installed", hint="pip install 'forgeline[dask]'")
-    store = Store.open(pipeline.store, probe=True)
+    store = open_store(pipeline.store, probe=True)
     store.patience = Patience()
     pipeline = bound(pipeline, store)
     node, made = _stage(pipeline, stage, store)

@@ -30,6 +30,7 @@ from infra.folders import writable
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
 from infra.local_garbage import own
+from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
@@ -75,7 +76,7 @@ def run_pipeline(
     store that cannot be reached is said at once; else it is waited for.
     """
     opening = Patience(0.0) if attended else Patience()
-    store = opening.call(lambda: Store.open(pipeline.store, probe=True))
+    store = opening.call(lambda: open_store(pipeline.store, probe=True))
     deliver(home(), store)
     store.patience = Patience()
     pipeline = bound(pipeline, store)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from infra.artifacts import ArtifactRef
 from infra.errors import GateRefused
+from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 from tasks.data.parts import input_manifest
@@ -73,7 +74,7 @@ def _trials_of(pipeline: Pipeline) -> Pipeline:
 
 def _results(pipeline: Pipeline, patience: Patience | None) -> dict[str, dict[str, Result]]:
     """Of each search the candidates that were made and judged, or dropped."""
-    store = Store.open(pipeline.store, patience=patience)
+    store = open_store(pipeline.store, patience=patience)
     plan = {line.node.name: line for line in make_plan(_trials_of(pipeline), store)}
     found: dict[str, dict[str, Result]] = {}
     for search in pipeline.searches:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from infra.artifacts import ArtifactRef
 from infra.errors import UsageError
+from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 from tasks import decided_run, watching
@@ -71,7 +72,7 @@ def look(
     """
     nodes = watched(pipeline.deploy, pipeline.stages)
     settings = pipeline.deploy.watch or Watch()
-    store = Store.open(pipeline.store, probe=True)
+    store = open_store(pipeline.store, probe=True)
     store.patience = Patience()
     last = watching.last_entry(store, pipeline.name)
     begun = _start(store, pipeline, last, starter) if last is not None else None

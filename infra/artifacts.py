@@ -13,23 +13,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, TypedDict
 
 from infra.checksum import FORMAT, sealed, unsealed
 from infra.errors import StoreError
+from infra.json_values import check_types
 from infra.keys import content_digest
-from infra.stored_json import check_types
+from infra.relative_path import safe_relative_path
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def safe_relative_path(path: str) -> str:
-    """Return `path` if it stays inside its folder; raise StoreError if it is absolute, climbs, or holds NUL or '\\'."""
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path or "\\" in path or ":" in parts[0]:
-        raise StoreError(f"unsafe path {path!r} in a manifest", hint="Paths must be relative and stay in their folder.")
-    return path
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infra.artifacts import FileEntry, safe_relative_path
+from infra.artifacts import FileEntry
 from infra.cache import fetch_files, forget
 from infra.checksum import sealed, unsealed
 from infra.claims import Fence
 from infra.errors import StoreError, StoreUnreachable
+from infra.json_values import parse_json
 from infra.objects import json_bytes
+from infra.open_store import open_store
 from infra.quarantine import move_aside
+from infra.relative_path import safe_relative_path
 from infra.store import Store
 from infra.stored_bytes import faults
-from infra.stored_json import parse_json
 from infra.transfer import DamagedFiles, OnProgress, Progress, upload_files
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class CheckpointStore:
     @staticmethod
     def from_json(data: dict[str, Any]) -> CheckpointStore:
         """Opened anew: no connection is shared with the process that wrote the JSON."""
-        store = Store.open(data["store"])
+        store = open_store(data["store"])
         fence = Fence.from_json(store, data["fence"]) if data["fence"] else None
         return CheckpointStore(store, data["kind"], data["key"], fence)
 

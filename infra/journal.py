@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 from infra.checksum import unsealed
 from infra.errors import DamagedObject
+from infra.json_values import parse_json
 from infra.quarantine import move_aside
 from infra.refs import checked_name
 from infra.store import Store
-from infra.stored_json import StoredJson, parse_json
+from infra.stored_json import StoredJson
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

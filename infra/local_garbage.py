@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.json_values import parse_json
 from infra.process_id import is_dead, is_here, this_process
-from infra.stored_json import parse_json
 
 OWNER = "process.json"
 UNSAVED = "unsaved.json"

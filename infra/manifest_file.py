@@ -7,9 +7,9 @@ from typing import Any
 from infra.artifacts import FileEntry, Manifest, payload_digest
 from infra.checksum import FORMAT, OtherVersion
 from infra.errors import CorruptArtifact, StoreError
+from infra.json_values import parse_json
 from infra.keys import digest
 from infra.objects import Objects
-from infra.stored_json import parse_json
 
 REMAKE = "Run the pipeline again: the artifact is set aside and made anew."
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infra.artifacts import safe_relative_path
 from infra.errors import StoreError
-from infra.stored_json import parse_json
+from infra.json_values import parse_json
+from infra.relative_path import safe_relative_path
 
 T = TypeVar("T")
 OnBytes = Callable[[int], None]

@@ -1,6 +1,6 @@
 """How long a store that is away is waited for: one budget for everything a process asks of it.
 
-    store = Store.open(url, patience=Patience())     # a job: also while it opens
+    store = open_store(url, patience=Patience())     # a job: also while it opens
 
 A run or a job outlives a server that restarts or a network that is down for a moment: what may be asked twice is asked
 again, with growing, scattered pauses. Only `StoreUnreachable` is waited for; wrong credentials do not get better. The

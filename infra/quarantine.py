@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from infra.artifacts import FileEntry, Manifest
 from infra.errors import CorruptArtifact, StoreUnreachable
@@ -19,17 +18,13 @@ from infra.manifest_file import copy_path, manifest_path, parse_manifest, read_m
 from infra.objects import Objects, checked
 from infra.stored_bytes import artifact_faults, faults, object_fault, strangers
 
-if TYPE_CHECKING:
-    from infra.store import Store
-
-
 log = logging.getLogger(__name__)
 
 
 class Suspect:
     """An artifact that somebody found damaged. `manifest`: as last read; None where it could not be."""
 
-    def __init__(self, store: Store, kind: str, key: str, attempt: str | None) -> None:
+    def __init__(self, store: Objects, kind: str, key: str, attempt: str | None) -> None:
         self.store, self.kind, self.key, self.attempt = store, kind, key, attempt
         self.manifest: Manifest | None = None
         self._doubtful: dict[str, list[FileEntry]] = {}
@@ -72,7 +67,7 @@ class Suspect:
                 self.store.delete(entry.shared_path)
 
 
-def set_artifact_aside(store: Store, kind: str, key: str, attempt: str | None) -> str | None:
+def set_artifact_aside(store: Objects, kind: str, key: str, attempt: str | None) -> str | None:
     """See `Store.quarantine`."""
     suspect = Suspect(store, kind, key, attempt)
 
@@ -86,7 +81,7 @@ def set_artifact_aside(store: Store, kind: str, key: str, attempt: str | None) -
     return place
 
 
-def _write_again(store: Store, kind: str, key: str, damaged: bytes) -> None:
+def _write_again(store: Objects, kind: str, key: str, damaged: bytes) -> None:
     """Write a manifest again from the copy beside its files, if those verify and it is certainly the one that stood."""
     attempts = [name for name in store.list(f"artifacts/{kind}/{key}") if name != "manifest.json"]
     for attempt in attempts:

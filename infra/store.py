@@ -1,6 +1,6 @@
 """The store: artifacts, and the objects beside them, in a folder or an S3 bucket, with the same promises on both.
 
-    store = Store.open("s3://bucket/prefix")        # or "file:///data/store", or a plain folder
+    store = open_store("s3://bucket/prefix")        # or "file:///data/store", or a plain folder
     manifest = store.manifest("pretrain", key)      # None: nothing was committed under this key
     path = store.fetch(manifest)                    # a local folder; every byte verified before it is returned
 
@@ -20,15 +20,13 @@ A process killed at any moment leaves an attempt folder nobody points to, or a c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from infra.artifacts import FileEntry, Manifest, payload_digest
 from infra.cache import fetch_files
-from infra.errors import BadStoreUrl, CorruptArtifact, StageError, StoreError
+from infra.errors import CorruptArtifact, StageError, StoreError
 from infra.keys import file_digest
 from infra.manifest_file import REMAKE, copy_path, read_manifest
 from infra.objects import Objects, checked, json_bytes
@@ -36,33 +34,11 @@ from infra.patience import Patience
 from infra.quarantine import set_artifact_aside
 from infra.transfer import DamagedFiles, OnProgress, Progress, folder_files, upload
 
-VARIABLE = re.compile(r"\$\{(?:env:)?([A-Za-z_]\w*)[^}]*\}|(?:^|(?<=/))\$([A-Za-z_]\w*)")
-"""A shell's, at the beginning of a folder's name where it has no braces."""
-
-BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
-"""Names that some S3 server takes; Amazon's rules are narrower."""
-
 
 class Store(Objects):
-    """A folder of objects with artifacts in it. Made by `Store.open`."""
+    """A folder of objects with artifacts in it. Made by `infra.open_store`."""
 
     patience = Patience(0.0)
-
-    @staticmethod
-    def open(url: str, *, probe: bool = False, patience: Patience | None = None) -> Store:
-        """Open `url`. An S3 server is asked once, so that a wrong address, secret or bucket shows here and not later.
-
-        probe: also write, to prove that the store is writable and honours create-only writes; orchestrators do.
-        patience: how long it is waited for where it does not answer, from now on.
-        Raises StoreError (bad URL, credentials, bucket, permissions, guarantees) or StoreUnreachable.
-        """
-        store = _store_for(url)
-        if patience is not None:
-            store.patience = patience
-        store.check()
-        if probe:
-            store.probe()
-        return store
 
     def manifest(self, kind: str, key: str) -> Manifest | None:
         """The committed artifact under a key, or None. Raises CorruptArtifact if its manifest is damaged.
@@ -215,45 +191,3 @@ class Store(Objects):
         the store fails, or answers otherwise than it holds.
         """
         return set_artifact_aside(self, kind, key, attempt or None)
-
-
-def unfilled(url: str) -> str:
-    """What is wrong with the name of a store in which a shell's variable stands as it was written; else empty."""
-    found = VARIABLE.search(url)
-    if not found:
-        return ""
-    name = found[1] or found[2]
-    return f"nothing is put in for {found[0]}; write ${{env:{name}}} in a pipeline file, or the path"
-
-
-def _store_for(url: str) -> Store:
-    if wrong := unfilled(url):
-        raise BadStoreUrl(wrong, where=url)
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme, rest = "file", url
-    if scheme == "file":
-        from infra.store_file import FileStore
-
-        parts = urlsplit(url)
-        folder = unquote(parts.path) if separator else rest
-        if not folder or (separator and (parts.netloc or not folder.startswith("/"))):
-            raise BadStoreUrl("not a folder", where=url, hint="Write file:///absolute/folder, or a plain folder.")
-        try:
-            return FileStore(Path(folder).expanduser())
-        except RuntimeError as error:
-            raise BadStoreUrl("nobody of that name has a home folder here", where=url) from error
-    if scheme == "s3":
-        from infra.store_s3 import S3Store
-
-        bucket, _, prefix = rest.partition("/")
-        if not BUCKET.fullmatch(bucket):
-            raise BadStoreUrl(
-                "not a bucket",
-                where="s3://...",
-                hint="Write s3://bucket/prefix; credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
-            )
-        return S3Store(bucket, checked(prefix.strip("/")) if prefix.strip("/") else "")
-    raise BadStoreUrl(
-        f"unknown store scheme {scheme!r}", where=url, hint="Use a folder, file:///folder or s3://bucket/prefix."
-    )

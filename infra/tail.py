@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from infra.stored_json import parse_json
+from infra.json_values import parse_json
 
 CHUNK_BYTES = 1 << 20
 

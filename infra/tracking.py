@@ -24,7 +24,7 @@ from pydantic import Field
 
 from infra.errors import StageError
 from infra.execution import Settings
-from infra.stored_json import parse_json
+from infra.json_values import parse_json
 
 Mode = Literal["online", "offline", "disabled"]
 STRICTER: tuple[Mode, ...] = ("online", "offline", "disabled")

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tasks.time_limit import TimeLimit
+from infra.time_limit import TimeLimit
 
 SECONDS = 10.0
 """For one conversation; a template needs some ten microseconds."""

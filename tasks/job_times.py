@@ -12,7 +12,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from infra.stored_json import parse_json
+from infra.json_values import parse_json
 from infra.tail import Tail
 from infra.tracking import Row, parse_line
 from tasks.worker import METRICS_FILE, PHASES_FILE

@@ -29,7 +29,7 @@ from infra.config_check import check, did_you_mean
 from infra.errors import CREDENTIALS, ConfigError, Problem
 from infra.execution import Execution
 from infra.keys import canonical_json
-from infra.store import unfilled
+from infra.open_store import unfilled
 from infra.tracking import TrackingSettings
 from infra.yaml_source import Document, dotted, parse_yaml
 from tasks.deployment import Deploy, check_deployment

@@ -17,10 +17,11 @@ from infra.config_check import did_you_mean
 from infra.errors import CorruptArtifact, StageError, StoreError, UsageError, WrongReference
 from infra.keys import content_digest, digest
 from infra.pointed import pointed
+from infra.sources_read import SourceFile
 from tasks.chosen_inputs import began_from, bound, champions
 from tasks.explain import why_it_runs
 from tasks.pipeline import Pipeline, StageNode
-from tasks.stage import InputField, SourceFile, identity_params
+from tasks.stage import InputField, identity_params
 from tasks.stopped import stopped_by
 
 if TYPE_CHECKING:

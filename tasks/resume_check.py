@@ -28,6 +28,7 @@ from infra.errors import ForgelineError, StageError, TransientError
 from infra.execution import Execution
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
+from infra.open_store import open_store
 from infra.store import Store
 from infra.tracking import TrackingSettings
 from infra.wandb_replay import WandbReplay
@@ -192,7 +193,7 @@ class _Trial:
         return run
 
     def _start(self, folder: Path, execution: Execution, kill_after: int) -> tuple[WatchedRun, Manifest | None]:
-        store = Store.open(str(folder / "store"))
+        store = open_store(str(folder / "store"))
         node = replace(self.node, execution=execution)
         key = resolve_in(self.source, node, self.made).key
         run = WatchedRun(self.launcher, CheckpointStore(store, node.stage.kind, key), kill_after)

@@ -33,8 +33,8 @@ from pydantic import BaseModel, ConfigDict
 
 from infra.artifacts import FileEntry, Manifest
 from infra.execution import Execution
+from infra.sources_read import SourceFile, compare
 from infra.terminal import printable
-from tasks.sources_read import compare
 
 if TYPE_CHECKING:
     from infra.checkpoints import CheckpointStore
@@ -173,14 +173,6 @@ class Job(Generic[P]):
     def input(self, name: str) -> InputArtifact:
         """The single artifact given for field `name`."""
         return self.inputs[name][0]
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file outside the store that a stage reads: its path relative to its root, and the sha256 of its bytes."""
-
-    path: str
-    sha256: str
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,12 @@ from infra.checkpoints import CheckpointStore
 from infra.claims import Fence
 from infra.errors import CorruptArtifact, ForgelineError, InputChanged, StageError, TransientError, error_from_json
 from infra.execution import Execution
+from infra.open_store import open_store
 from infra.patience import Patience
+from infra.sources_read import SourceFile
 from infra.store import Store
 from infra.tracking import JobTracker, Tracker
-from tasks.stage import InputArtifact, Job, SourceFile, Stage, stages
+from tasks.stage import InputArtifact, Job, Stage, stages
 
 METRICS_FILE, PHASES_FILE, EVENTS_FILE = "metrics.jsonl", "phases.json", "events.jsonl"
 EVENT_INTERVAL = 0.25
@@ -155,10 +157,10 @@ def _run(
     stage: Stage[Any] = stages()[spec["kind"]]
     phases = Phases(folder / PHASES_FILE if rank == 0 else None, spec["submitted"])
     stop = Stop(patient=stage.distributed)
-    store = Store.open(spec["store"], patience=Patience())
+    store = open_store(spec["store"], patience=Patience())
     fence = Fence.from_json(store, spec["claim"])
     events = Events(folder / EVENTS_FILE if rank == 0 else Path(os.devnull), after_step)
-    source = store if spec["inputs_store"] == spec["store"] else Store.open(spec["inputs_store"], patience=Patience())
+    source = store if spec["inputs_store"] == spec["store"] else open_store(spec["inputs_store"], patience=Patience())
     inputs, entries = _fetch(source, spec["inputs"], lazy=stage.lazy)
     phases.end("fetched")
     work = folder / f"work-{rank}"

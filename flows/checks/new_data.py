@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flows.checks.check import Check, Finding
+from infra.open_store import open_store
 from infra.store import Store
 from tasks.decided_run import given_up
 
@@ -10,7 +11,7 @@ MEND = "Mend what ended those runs, then run the pipeline: forgeline run FILE."
 
 
 def checks(url: str) -> list[Check]:
-    return [Check("new data", lambda: new_data(Store.open(url)), after="store", overdue="warning")]
+    return [Check("new data", lambda: new_data(open_store(url)), after="store", overdue="warning")]
 
 
 def new_data(store: Store) -> Finding | None:

@@ -17,7 +17,7 @@ from infra.errors import DamagedObject
 from infra.keys import file_digest
 from infra.leftovers import leftovers
 from infra.objects import Objects
-from infra.store import Store
+from infra.open_store import open_store
 from infra.verification import last_verified
 
 SAMPLE = 8_000_000
@@ -41,7 +41,7 @@ def checks(url: str) -> list[Check]:
 
 def round_trip(url: str) -> Finding:
     """Writes, reads and removes an object of some MB, and asks whether create-only writes are honoured."""
-    store = Store.open(url)
+    store = open_store(url)
     Objects.probe(store)  # without the sweep that goes with a run: nothing is changed here
     path = f".probe/{uuid.uuid4().hex}"
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def round_trip(url: str) -> Finding:
 
 def clock(url: str) -> Finding:
     """The store's clock against ours."""
-    store = Store.open(url)
+    store = open_store(url)
     before = time.time()
     now = store.now()
     return clocks("the store's clock", now - (before + time.time()) / 2)
@@ -74,7 +74,7 @@ def clock(url: str) -> Finding:
 
 def claims(url: str) -> Finding:
     """Who works on what, and who was cut off."""
-    store = Store.open(url)
+    store = open_store(url)
     found = open_claims(store, store.now())
     living = [one for one in found if not one.dead]
     dead = [one for one in found if one.dead and one.silent < RECENT and store.manifest(one.kind, one.key) is None]
@@ -95,7 +95,7 @@ def _shown(some: list[OpenClaim]) -> str:
 
 def verified(url: str) -> Finding:
     """When every byte of the store was last compared with what was written, and what was found."""
-    store = Store.open(url)
+    store = open_store(url)
     try:
         last = last_verified(store)
     except DamagedObject as error:
@@ -112,7 +112,7 @@ def verified(url: str) -> Finding:
 
 def left(url: str) -> Finding:
     """Attempts and uploads that killed runs left behind."""
-    store = Store.open(url)
+    store = open_store(url)
     found = leftovers(store, store.now())
     if not found.attempts and not found.uploads:
         return Finding("ok", "nothing that killed runs left behind")

@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flows.commands.parsing import Commands, open_store
+from flows.commands.parsing import Commands, store_of
 from flows.commands.verification import FAILED, progress, told
 from infra.errors import UsageError
 from infra.local_garbage import KEEP_DAYS
@@ -57,7 +57,7 @@ def gc(arguments: argparse.Namespace) -> int:
     from infra.collector import collect, look, restore
     from infra.verification import to_json
 
-    store = open_store(arguments)
+    store = store_of(arguments)
     if arguments.restore:
         kind, slash, key = arguments.restore.partition("/")
         if not (kind and slash and key):

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.commands.parsing import Commands, open_store, say
+from flows.commands.parsing import Commands, say, store_of
 from infra.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def lineage(arguments: argparse.Namespace) -> int:
 
     if bool(arguments.ref) == bool(arguments.impacted_by):
         raise UsageError("name a ref, or --impacted-by a file or digest", hint="One of them; see --help.")
-    store = open_store(arguments)
+    store = store_of(arguments)
     shown = _down(store, arguments.impacted_by) if arguments.impacted_by else _up(store, arguments.ref)
     if arguments.json:
         print(json.dumps(view.to_json(shown), indent=2))

@@ -82,16 +82,16 @@ def loader(arguments: argparse.Namespace) -> Load:
     return lambda results: load_pipeline(arguments.file, arguments.overrides, arguments.store, results)
 
 
-def open_store(arguments: argparse.Namespace) -> Store:
+def store_of(arguments: argparse.Namespace) -> Store:
     """The store of a command without a pipeline file. One that the command did not name is told, on stderr."""
-    from infra.store import Store
+    from infra.open_store import open_store
     from tasks.pipeline import default_store
 
     url = arguments.store or default_store()
     if not arguments.store:
         named = "as $FORGELINE_STORE says" if os.environ.get("FORGELINE_STORE") else f"the default in {Path.cwd()}"
         say(f"store: {without_credentials(url)}, {named}; --store names another")
-    return Store.open(url)
+    return open_store(url)
 
 
 def say(text: str) -> None:

@@ -57,12 +57,12 @@ def print_schema(arguments: argparse.Namespace) -> int:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    from infra.store import Store
+    from infra.open_store import open_store
     from tasks.estimates import estimate_plan
     from tasks.plan import make_plan
 
     pipeline = load(arguments)
-    store = Store.open(pipeline.store)
+    store = open_store(pipeline.store)
     lines = make_plan(pipeline, store, around_damage=True)
     expected = estimate_plan(lines, store, pipeline.name)
     say(f"store: {without_credentials(pipeline.store)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from flows.commands.parsing import Commands, open_store, say
+from flows.commands.parsing import Commands, say, store_of
 from infra.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def promote(arguments: argparse.Namespace) -> int:
     if moved_by_runs(arguments.ref):
         hint = "Name another, such as NAME/production."
         raise UsageError(f"{arguments.ref} is what a stage made last, which every run moves", hint=hint)
-    store, reason = open_store(arguments), arguments.reason
+    store, reason = store_of(arguments), arguments.reason
     model = _model(store, arguments.model)
     if arguments.force:
         if not reason.strip():
@@ -62,7 +62,7 @@ def _model(store: Store, text: str) -> ArtifactRef:
 def rollback(arguments: argparse.Namespace) -> int:
     from tasks.release.promotion import roll_back
 
-    store = open_store(arguments)
+    store = store_of(arguments)
     return _told(store, arguments.ref, roll_back(store, arguments.ref, arguments.to, arguments.reason))
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.commands.parsing import Commands, open_store
+from flows.commands.parsing import Commands, store_of
 from infra.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def show(arguments: argparse.Namespace) -> int:
     from infra import refs
     from tasks.plan import read_ref
 
-    store = open_store(arguments)
+    store = store_of(arguments)
     ref = read_ref(store, arguments.ref)
     manifest = store.manifest(ref.kind, ref.key)
     if manifest is None:
@@ -62,7 +62,7 @@ def show(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     from tasks.run_record import read_run
 
-    store = open_store(arguments)
+    store = store_of(arguments)
     print(write_report(read_run(store, arguments.run), store, arguments.output))
     return 0
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from flows.commands.parsing import Commands, open_store
+from flows.commands.parsing import Commands, store_of
 from infra.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def status(arguments: argparse.Namespace) -> int:
     from tasks.run_record import find_run, list_runs, read_run, state_in
     from tasks.unsaved_records import deliver
 
-    store = open_store(arguments)
+    store = store_of(arguments)
     deliver(home(), store)
     for pipeline, why in given_up(store).items():
         print(f"{pipeline}: new data were not trained on: {why}")
@@ -102,7 +102,7 @@ def logs(arguments: argparse.Namespace) -> int:
     from flows.run_folder import run_folder
     from tasks.run_record import read_run
 
-    store = open_store(arguments)
+    store = store_of(arguments)
     record = read_run(store, arguments.run)
     names = [entry["name"] for entry in record["stages"]]
     if arguments.stage and arguments.stage not in names:
@@ -141,7 +141,7 @@ def cancel(arguments: argparse.Namespace) -> int:
     from flows.cancel import cancel_run
     from tasks.run_record import read_run
 
-    store = open_store(arguments)
+    store = store_of(arguments)
     print(cancel_run(store, read_run(store, arguments.run)))
     return 0
 
@@ -151,7 +151,7 @@ def compare(arguments: argparse.Namespace) -> int:
     from tasks.run_comparison import compare_runs
     from tasks.run_record import read_run
 
-    store = open_store(arguments)
+    store = store_of(arguments)
     records = [read_run(store, name) for name in (arguments.run, arguments.other)]
     stages = compare_runs(records[0], records[1], lambda artifact: undamaged(store, artifact["kind"], artifact["key"]))
     if arguments.json:

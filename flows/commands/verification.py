@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from flows.commands.parsing import Commands, open_store, say
+from flows.commands.parsing import Commands, say, store_of
 from infra.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
     if bool(arguments.ref) == arguments.whole:
         raise UsageError("name a ref, or --all", hint="One of them; see --help.")
-    store = open_store(arguments)
+    store = store_of(arguments)
     if arguments.whole:
         found = verify_store(store, progress)
         _noted(store, lambda: note(store, found))

@@ -26,6 +26,7 @@ from typing import Any
 from infra.artifacts import Manifest
 from infra.errors import InputChanged, TransientError
 from infra.manifest_file import part_key
+from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 
@@ -204,7 +205,7 @@ def _make_apart(kind: PartKind, spec: PartSpec, store_url: str, scratch: Path) -
 @cache
 def opened(store_url: str) -> Store:
     """The store, opened once for all parts that this process makes."""
-    return Store.open(store_url, patience=Patience())
+    return open_store(store_url, patience=Patience())
 
 
 def _single_threaded() -> None:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from infra import source_files
 from infra.errors import StageError, StoreError
 from infra.keys import digest
+from infra.sources_read import SourceFile
 from tasks.data.found_files import FoundFile
 from tasks.data.sources import Source
-from tasks.stage import SourceFile, identity_params
+from tasks.stage import identity_params
 
 
 def hashed(files: Sequence[FoundFile]) -> list[SourceFile]:

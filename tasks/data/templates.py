@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from infra.errors import StageError
+from infra.time_limit import TookTooLong
 from tasks.chat_template import chat_renderer
 from tasks.data.column_template import template_parts
 from tasks.data.plain_values import in_text
 from tasks.data.sources import Source
 from tasks.data.streams import LONGEST_ROW, too_long
-from tasks.time_limit import TookTooLong
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
-from tasks.evaluation.forked import Forked, forked
+from infra.launch.forked import Forked, forked
 from tasks.evaluation.perturbations import Perturbation
 from tasks.evaluation.slices import Masks
 from tasks.evaluation.subject import Subject

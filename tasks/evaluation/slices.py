@@ -24,10 +24,10 @@ import numpy.typing as npt
 from pydantic import Field, field_validator, model_validator
 
 from infra.errors import StageError
+from infra.regular_expression import compiled, time_limit
+from infra.time_limit import TimeLimit, TookTooLong
 from tasks.data.plain_values import plain, plain_text
-from tasks.regular_expression import compiled, time_limit
 from tasks.stage import Later, StageParams
-from tasks.time_limit import TimeLimit, TookTooLong
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact

@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from tasks.regular_expression import compiled, time_limit
+from infra.regular_expression import compiled, time_limit
+from infra.time_limit import TookTooLong
 from tasks.stage import StageParams
-from tasks.time_limit import TookTooLong
 
 
 class Regex(StageParams):

@@ -26,6 +26,7 @@ from infra.artifacts import Manifest
 from infra.errors import StageError
 from infra.keys import digest
 from infra.source_files import SourceLocation
+from infra.sources_read import SourceFile
 from tasks.data.cleaning import Clean
 from tasks.data.column_names import check_columns
 from tasks.data.columns import stored_files
@@ -45,7 +46,7 @@ from tasks.data.source_digests import hashed, hub_digests, listed, with_digests
 from tasks.data.sources import WHOLE_FILE, Source
 from tasks.data.splitting import SPLITS, Split
 from tasks.data.steps import RowSteps
-from tasks.stage import Job, SourceFile, Stage
+from tasks.stage import Job, Stage
 
 if TYPE_CHECKING:
     from infra.store import Store

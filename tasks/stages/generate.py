@@ -149,7 +149,7 @@ def _written(
     """
     import transformers
 
-    from tasks.evaluation.forked import forked
+    from infra.launch.forked import forked
     from tasks.generation.writer import Writer
 
     params, models = job.params, job.inputs["models"]

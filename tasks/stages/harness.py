@@ -23,9 +23,9 @@ from infra import source_files
 from infra.config_check import did_you_mean
 from infra.errors import StageError
 from infra.keys import digest
+from infra.sources_read import SourceFile, snapshot
 from tasks.evaluation.harness_files import require_inside
-from tasks.sources_read import snapshot
-from tasks.stage import Input, InputArtifact, Job, Located, SourceFile, Stage, StageParams
+from tasks.stage import Input, InputArtifact, Job, Located, Stage, StageParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ def _files(folder: Path) -> list[Path]:
 def run(job: Job[Params]) -> dict[str, float]:
     from safetensors.numpy import save_file
 
-    from tasks.evaluation.forked import forked
+    from infra.launch.forked import forked
     from tasks.evaluation.lm_harness import Harness, Settings, require_harness
     from tasks.evaluation.scores import about_model
 

@@ -16,10 +16,10 @@ from pydantic import Field, model_validator
 
 from infra import source_files
 from infra.errors import StageError
+from infra.sources_read import SourceFile, snapshot
 from tasks.data.given_tokenizer import FILES
 from tasks.objectives import ObjectiveField
-from tasks.sources_read import snapshot
-from tasks.stage import Job, Located, SourceFile, Stage, StageParams
+from tasks.stage import Job, Located, Stage, StageParams
 from tasks.training.given_folder import PICKLED, SAFE, weights
 
 HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[0-9a-f]{40})")

@@ -11,10 +11,10 @@ from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from infra.keys import file_digest
+from infra.sources_read import SourceFile, snapshot
 from tasks.data.given_tokenizer import FILES, VOCABULARY
 from tasks.data.tokenizing import CLS, END, MASK, PAD, SENTINEL, SEP, UNKNOWN
-from tasks.sources_read import snapshot
-from tasks.stage import Input, Job, Located, SourceFile, Stage, StageParams
+from tasks.stage import Input, Job, Located, Stage, StageParams
 
 
 class Params(StageParams):

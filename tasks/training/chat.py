@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
+from infra.time_limit import TimeLimit
 from tasks.chat_template import SECONDS
-from tasks.time_limit import TimeLimit
 from tasks.training.chat_tokens import Tokens, conversation_tokens
 from tasks.training.cross_entropy import IGNORED
 from tasks.training.model_files import require_tokenizer

@@ -60,6 +60,6 @@ def memory_mb(device: torch.device) -> float:
     """Memory in use, in MB (10^6 bytes): resident on a CPU; on a GPU the most that tensors held at once."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    from tasks.evaluation.memory import resident_mb
+    from infra.process_memory import resident_mb
 
     return resident_mb()

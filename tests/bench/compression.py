@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.store import Store
+from infra.open_store import open_store
 from tests.bench import machine
 
 ROOT = Path(__file__).parents[2]
@@ -112,9 +112,9 @@ def run(seed: int, folder: Path) -> dict[str, Any]:
     scores: Scores = {}
     for name in ("scores", "decoder_scores"):
         made = stages[name]["artifact"]
-        manifest = Store.open(str(store)).manifest(made["kind"], made["key"])
+        manifest = open_store(str(store)).manifest(made["kind"], made["key"])
         assert manifest is not None, "the run has just made it"
-        found = json.loads((Store.open(str(store)).fetch(manifest) / "scores.json").read_text(encoding="utf-8"))
+        found = json.loads((open_store(str(store)).fetch(manifest) / "scores.json").read_text(encoding="utf-8"))
         scores.setdefault("n", found["data"]["n"])
         for model, values in found["models"].items():
             metric = values["metrics"][found["primary_metric"]]

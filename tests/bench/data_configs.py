@@ -14,6 +14,7 @@ from typing import Any
 
 from infra import refs
 from infra.artifacts import Manifest
+from infra.open_store import open_store
 from infra.store import Store
 from tasks.pipeline import load_pipeline
 from tasks.plan import latest_ref
@@ -37,7 +38,7 @@ def main() -> int:
             file, store = ROOT / f"configs/{name}.yaml", str(Path(folder, "store"))
             command = [sys.executable, "-m", "flows.cli", "run", str(file), "--store", store]
             subprocess.run(command, cwd=ROOT, check=True)
-            pipeline, opened = load_pipeline(file, store=store), Store.open(store)
+            pipeline, opened = load_pipeline(file, store=store), open_store(store)
             parts.append(f"## `configs/{name}.yaml`\n\n{pipeline.description}\n")
             for stage in pipeline.stages:
                 ref = refs.get(opened, latest_ref(pipeline.name, stage))

@@ -56,7 +56,7 @@ class Gate:
             self._pause()
 
     def _pause(self) -> None:
-        from tasks.evaluation.memory import peak_mb
+        from infra.process_memory import peak_mb
 
         stopped = time.perf_counter()
         ended = at_rest(stopped)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from infra.open_store import open_store
 from infra.store import Store
 from tests.bench import machine
 
@@ -138,7 +139,7 @@ def run(cell: str, folder: Path) -> dict[str, Any]:
     if done.returncode not in (0, REFUSED):
         return {**about, "failed": "; ".join(done.stderr.strip().splitlines()[-4:])}
     stages = {stage["name"]: stage for stage in json.loads(done.stdout.splitlines()[-1])["stages"]}
-    return {**about, **figures(stages, Store.open(str(folder / "store")))}
+    return {**about, **figures(stages, open_store(str(folder / "store")))}
 
 
 def figures(stages: dict[str, Any], store: Store) -> dict[str, Any]:

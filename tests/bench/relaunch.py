@@ -32,7 +32,7 @@ from typing import Any, Protocol
 from infra.checkpoints import CheckpointStore
 from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalJob, LocalLauncher
-from infra.store import Store
+from infra.open_store import open_store
 
 ROOT = Path(__file__).parents[2]
 BAR = 0.25
@@ -171,7 +171,7 @@ def save_state(launcher: LocalLauncher, folder: Path) -> Path:
     """A store with a checkpoint that two ranks left on their way."""
     prepare(folder, every=20)
     gang = ForgelineGang(launcher, folder)
-    checkpoints = CheckpointStore(Store.open(str(folder / "store")), "kind", "0" * 64)
+    checkpoints = CheckpointStore(open_store(str(folder / "store")), "kind", "0" * 64)
     try:
         wait_for(checkpoints.steps, gang, "no checkpoint was committed")
     finally:

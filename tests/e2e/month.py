@@ -30,8 +30,8 @@ from typing import Any
 import psutil
 
 from infra import refs
+from infra.open_store import open_store
 from infra.platform import prefect_server
-from infra.store import Store
 from tasks.decided_run import last_start
 from tasks.run_record import list_runs, read_run
 from tasks.watching import SAME_EXAMPLES, Entry, last_entry
@@ -58,7 +58,7 @@ class Month:
             "FORGELINE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         self.env.pop("PREFECT_API_URL", None)
-        self.store = Store.open(self.url)
+        self.store = open_store(self.url)
         shutil.copy(Path(__file__).with_name("month.yaml"), folder / "reviews.yaml")
         reviews.write_corpus(folder)
         self.decided: list[str] = []

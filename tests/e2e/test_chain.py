@@ -23,6 +23,7 @@ import pytest
 from infra import refs
 from infra.artifacts import ArtifactRef
 from infra.checkpoints import CheckpointStore
+from infra.open_store import open_store
 from infra.store import Store
 from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan
@@ -63,7 +64,7 @@ def finished(chain: Any, api: str, project: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture
 def copy(finished: Finished, tmp_path: Path) -> Store:
     """A copy of the finished run's store, to be changed."""
-    return Store.open(str(shutil.copytree(finished.store, tmp_path / "store")))
+    return open_store(str(shutil.copytree(finished.store, tmp_path / "store")))
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def say(text: str) -> None:
 
 def test_a_run_with_nothing_but_a_folder(chain: Any, project: Path, tmp_path: Path) -> None:
     """As `make run`: an ephemeral Prefect server, W&B offline. The second run starts no server at all."""
-    store, home = Store.open(str(tmp_path / "store")), tmp_path / "home"
+    store, home = open_store(str(tmp_path / "store")), tmp_path / "home"
     run = chain.Forgeline(project, store.url, home, TINY_TRACKING="offline")
     result = run.end().must(0)
     assert set(result.json) == {"run", "status", "stages", "stopped"} and result.json["status"] == "ok"
@@ -143,7 +144,7 @@ def test_a_run_on_s3(seaweed: Any, finished: Finished, start: Start, chain: Any,
 
 
 def test_two_runs_at_once_share_the_work(finished: Finished, start: Start, chain: Any, tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"))
     runs = [start(finished.file, store.url) for _ in range(2)]
     one, other = (run.end().must(0).actions for run in runs)
     assert {name: sorted((one[name], other[name])) for name in one} == {name: ["reuse", "run"] for name in one}
@@ -176,7 +177,7 @@ def test_a_run_killed_at_any_moment_is_finished_by_the_next(
     for number in range(KILLS):
         moment = drawn.uniform(0, finished.result.seconds)
         url = seaweed.url(f"killed{number}") if where == "s3" else str(tmp_path / f"store{number}")
-        store, home = Store.open(url), f"home{number}"
+        store, home = open_store(url), f"home{number}"
         run = start(finished.file, store.url, home=home, **environment)
         time.sleep(max(0.0, run.began + moment - time.monotonic()))
         killed = run.kill()

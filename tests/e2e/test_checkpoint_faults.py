@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from infra.errors import StoreError, TransientError
-from infra.store import Store
+from infra.open_store import open_store
 
 pytestmark = pytest.mark.e2e
 LONGEST_POLL = 0.05
@@ -34,7 +34,7 @@ def training(seaweed: Any, s3: Any, load: Any, tmp_path: Path, monkeypatch: pyte
     """Step 1 is stored. The process that stores goes through `s3`, the test reads past it."""
     for name, value in seaweed.env.items():
         monkeypatch.setenv(name, value)
-    made = load("e2e/saving.py").Training(Store.open(seaweed.url("faults")), tmp_path, monkeypatch)
+    made = load("e2e/saving.py").Training(open_store(seaweed.url("faults")), tmp_path, monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.port}")
     made.stored(1)
     yield made
@@ -191,7 +191,7 @@ def test_a_full_disk_is_named_and_the_next_save_works(
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
-    training = load("e2e/saving.py").Training(Store.open(str(disk / "store")), tmp_path, monkeypatch)
+    training = load("e2e/saving.py").Training(open_store(str(disk / "store")), tmp_path, monkeypatch)
     try:
         training.stored(1)
         (disk / "other").write_bytes(bytes(3 << 20))

@@ -27,6 +27,7 @@ import pytest
 from flows.cli import main
 from infra.artifacts import ArtifactRef, Manifest
 from infra.launch.local import LocalLauncher
+from infra.open_store import open_store
 from infra.store import Store
 from tasks.data.columns import describe
 from tasks.data.decontamination import Overlap, runs
@@ -151,7 +152,7 @@ def test_a_config_of_an_objective_is_planned_and_reads_what_its_objective_needs(
     assert families or name in NOT_SCORED, "`make objectives` runs it"
     for overrides in families or [[]]:
         pipeline = load_pipeline(file, overrides, str(tasks / "store"))
-        lines = make_plan(pipeline, Store.open(pipeline.store))
+        lines = make_plan(pipeline, open_store(pipeline.store))
         assert {line.action for line in lines} <= {"run", "reuse", "unknown"}
     wanted = [node for node in pipeline.stages.values() if node.stage.kind == "dataset"]
     found = made(load, file, launcher, [node.name for node in wanted])
@@ -207,7 +208,7 @@ class Made:
 def made(load: Any, file: Path, launcher: LocalLauncher, only: list[str] | None = None) -> Made:
     small = SMALL if "tokenizer: {data" in file.read_text() else []
     pipeline = load_pipeline(file, small, str(file.parent / "store"))
-    store = Store.open(pipeline.store)
+    store = open_store(pipeline.store)
     context = load("e2e/quiet_run.py").quiet_context(pipeline, store, launcher, file.parent / "jobs")
     references: dict[str, ArtifactRef] = {}
     manifests = {}

@@ -14,7 +14,7 @@ import s3fs
 
 from infra import source_files
 from infra.errors import StoreError
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.data.found_files import find_files
 from tasks.data.sources import Source
 from tasks.stages import dataset
@@ -101,5 +101,5 @@ def test_a_bucket_in_the_path_of_the_endpoint_is_named(
         with pytest.raises(StoreError, match=said):
             find_files([Source.model_validate({"files": f"{url}/*.jsonl", "format": "jsonl"})])
         with pytest.raises(StoreError, match=said):
-            Store.open(f"s3://{seaweed.bucket}/store")
+            open_store(f"s3://{seaweed.bucket}/store")
     s3fs.S3FileSystem.clear_instance_cache()

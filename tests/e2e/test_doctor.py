@@ -16,6 +16,7 @@ import pytest
 from flows.doctor import Diagnosis
 from infra.artifacts import ArtifactRef
 from infra.launch.local import LocalLauncher
+from infra.open_store import open_store
 from infra.store import Store
 from tasks.pipeline import StageNode, load_pipeline
 from tasks.plan import make_plan
@@ -84,11 +85,11 @@ def test_every_training_of_a_finished_chain_is_proven(project: Project) -> None:
 
 def test_one_stage_with_its_own_settings_on_a_remote_store(project: Project, seaweed: Any, tmp_path: Path) -> None:
     environment = {**seaweed.env, "FORGELINE_CACHE": str(tmp_path / "cache")}
-    local = Store.open(str(project.store))
+    local = open_store(str(project.store))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        remote = Store.open(seaweed.url("doctor"))
+        remote = open_store(seaweed.url("doctor"))
         for path in (*local.walk("artifacts"), *local.walk("files")):
             remote.put_file(project.store / path, path)
         before = objects(remote)
@@ -121,7 +122,7 @@ def test_one_stage_with_its_own_settings_on_a_remote_store(project: Project, sea
 
 def planned(project: Project, *overrides: str) -> tuple[StageNode, dict[str, ArtifactRef], Store]:
     """The stage `base`, what was made before it, and where that lies."""
-    store = Store.open(str(project.store))
+    store = open_store(str(project.store))
     plan = make_plan(load_pipeline(project.file, list(overrides)), store)
     made = {line.node.name: line.artifact for line in plan if line.artifact}
     return next(line.node for line in plan if line.node.name == "base"), made, store

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from infra.store import Store
+from infra.open_store import open_store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.soak]
 PIPELINE = """
@@ -95,7 +95,7 @@ def test_a_run_outlives_a_server_that_is_away_again_and_again(
 
     def disturb() -> None:
         # The command is refused at once where the store is away when it begins.
-        while not Store.open(url).list("runs"):
+        while not open_store(url).list("runs"):
             if over.wait(0.2):
                 return
         while not over.wait(draw.uniform(*UP)):

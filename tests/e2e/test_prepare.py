@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.store import Store
+from infra.open_store import open_store
 
 pytestmark = pytest.mark.e2e
 FILES = 4
@@ -214,6 +214,6 @@ def test_what_cannot_be_prepared_is_refused(project: Project, tmp_path: Path) ->
 
 def parts(store: str) -> list[Any]:
     """The prepared shards in a store."""
-    opened = Store.open(store)
+    opened = open_store(store)
     found = [opened.manifest("prepared", key) for key in opened.list("artifacts/prepared")]
     return [manifest for manifest in found if manifest is not None]

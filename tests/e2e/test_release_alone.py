@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 
 from infra import refs
 from infra.artifacts import Manifest
+from infra.open_store import open_store
 from infra.store import Store
 from tasks.evaluation.subject import BATCH
 from tasks.model_card import read_card
@@ -128,7 +129,7 @@ def finished(request: pytest.FixtureRequest, load: Any, tmp_path_factory: pytest
     chain.Forgeline(file, str(folder / "store"), folder / "home").end(timeout=3000).must(0)
     data = json.loads(file.read_text())
     examples = data["stages"]["scores"]["evaluate"]["data"].partition(".")[0]
-    return data["name"], Store.open(str(folder / "store")), examples
+    return data["name"], open_store(str(folder / "store")), examples
 
 
 def latest(store: Store, pipeline: str, stage: str) -> Manifest:

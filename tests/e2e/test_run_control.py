@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from infra.checkpoints import CheckpointStore
-from infra.store import Store
+from infra.open_store import open_store
 from infra.tracking import read_metrics
 from tasks.run_record import read_run
 
@@ -36,7 +36,7 @@ class Project:
         data = yaml.safe_load(self.file.read_text())
         data["stages"] = {name: data["stages"][name] for name in STAGES}
         self.file.write_text(yaml.safe_dump(data))
-        self.store, self.home = Store.open(str(folder / "store")), folder / "home"
+        self.store, self.home = open_store(str(folder / "store")), folder / "home"
         self.runs: list[Any] = []
 
     def run(self, *overrides: str) -> Any:

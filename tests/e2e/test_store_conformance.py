@@ -24,6 +24,7 @@ from infra.checkpoints import CheckpointStore
 from infra.checksum import sealed
 from infra.collector import collect, restore
 from infra.errors import CorruptArtifact, LeaseLost, StageError, StoreError
+from infra.open_store import open_store
 from infra.store import Store
 from infra.store_s3 import S3Store
 from infra.verification import set_aside, verify_store
@@ -38,12 +39,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(S3Store, "glances", (0.1,))
     monkeypatch.setattr(S3Store, "doubts", (0.1, 0.1))
     if request.param == "file":
-        yield Store.open(str(tmp_path / "store"), probe=True)
+        yield open_store(str(tmp_path / "store"), probe=True)
         return
     server: Any = request.getfixturevalue("seaweed")
     for name, value in server.env.items():
         monkeypatch.setenv(name, value)
-    yield Store.open(server.url("conformance"), probe=True)
+    yield open_store(server.url("conformance"), probe=True)
 
 
 def at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
@@ -371,7 +372,7 @@ def test_one_of_many_gets_the_claim_and_a_released_one_passes_on(store: Store) -
 def test_a_killed_holder_on_this_machine_is_replaced_at_once(store: Store) -> None:
     code = (
         "import sys, time; from infra import claims; from infra.store import Store\n"
-        "claim = claims.try_acquire(Store.open(sys.argv[1]), 'k', '1', 60.0)\n"
+        "claim = claims.try_acquire(open_store(sys.argv[1]), 'k', '1', 60.0)\n"
         "print(claim.token, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, store.url], stdout=subprocess.PIPE, text=True) as holder:
@@ -436,4 +437,4 @@ def test_a_store_opened_before_a_fork_works_in_the_child(store: Store) -> None:
             os._exit(0)
     os.waitpid(pid, 0)
     assert store.read_bytes("after") == b"parent and child"
-    assert Store.open(store.url).read_bytes("after") == b"parent and child"
+    assert open_store(store.url).read_bytes("after") == b"parent and child"

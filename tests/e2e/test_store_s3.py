@@ -20,6 +20,7 @@ import pytest
 from infra import store_s3
 from infra.artifacts import Manifest
 from infra.errors import CorruptArtifact, StoreError, StoreUnreachable
+from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 
@@ -75,7 +76,7 @@ def faulty(seaweed: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 def test_a_page_instead_of_objects_costs_no_good_artifact(seaweed: Any, faulty: Any, tmp_path: Path) -> None:
     """Of a manifest for a while, of all files for a while, and for good."""
-    store = Store.open(seaweed.url("page"))
+    store = open_store(seaweed.url("page"))
     made = commit(store, tmp_path / "out")
     held = sorted(store.walk("artifacts"))
     for about, answers in (("k/1/manifest.json", 3), ("k/1/", 2), ("k/1/manifest.json", 10**6)):
@@ -102,7 +103,7 @@ def test_a_page_instead_of_objects_costs_no_good_artifact(seaweed: Any, faulty: 
 
 
 def test_one_wrong_answer_is_asked_again_and_never_seen(seaweed: Any, faulty: Any, tmp_path: Path) -> None:
-    store = Store.open(seaweed.url("page-once"))
+    store = open_store(seaweed.url("page-once"))
     made = commit(store, tmp_path / "out")
     for about in ("manifest.json", "payload/weights"):
         wrong = [Page()]
@@ -121,14 +122,14 @@ def test_a_clock_that_is_an_hour_off_is_named(seaweed: Any, monkeypatch: pytest.
     now = auth.get_current_datetime
     monkeypatch.setattr(auth, "get_current_datetime", lambda *how, **more: now(*how, **more) - timedelta(hours=1))
     with pytest.raises(StoreError, match=r"clock.*differ too much\n.*forgeline doctor"):
-        Store.open(seaweed.url())
+        open_store(seaweed.url())
 
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
 def test_wrong_credentials(seaweed: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "nonsense-value")
     with pytest.raises(StoreError, match="credentials") as caught:
-        Store.open(seaweed.url())
+        open_store(seaweed.url())
     assert "AWS_SECRET_ACCESS_KEY" in caught.value.hint and "nonsense-value" not in str(caught.value)
     assert not caught.value.transient
 
@@ -138,12 +139,12 @@ def test_no_credentials(seaweed: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(StoreError, match="no usable S3 credentials"):
-        Store.open(seaweed.url())
+        open_store(seaweed.url())
 
 
 def test_missing_bucket() -> None:
     with pytest.raises(StoreError, match="bucket does not exist"):
-        Store.open("s3://no-such-bucket/x")
+        open_store("s3://no-such-bucket/x")
 
 
 def test_refused_connection_fails_within_seconds(seaweed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +153,7 @@ def test_refused_connection_fails_within_seconds(seaweed: Any, monkeypatch: pyte
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
         started = time.monotonic()
         with pytest.raises(StoreUnreachable, match="did not answer") as caught:
-            Store.open(seaweed.url())
+            open_store(seaweed.url())
     assert time.monotonic() - started < 5 and caught.value.transient
 
 
@@ -162,7 +163,7 @@ def test_a_server_that_never_answers_meets_the_deadline(seaweed: Any, monkeypatc
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
         with pytest.raises(StoreUnreachable):
-            Store.open(seaweed.url())
+            open_store(seaweed.url())
     assert time.monotonic() - started < 6
 
 
@@ -170,9 +171,9 @@ def test_a_server_that_ignores_create_only_is_refused(load: Any, monkeypatch: py
     with load("e2e/careless_s3.py").CarelessS3() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        Store.open("s3://bucket/x")
+        open_store("s3://bucket/x")
         with pytest.raises(StoreError, match="ignores create-only"):
-            Store.open("s3://bucket/x", probe=True)
+            open_store("s3://bucket/x", probe=True)
         assert server.objects == {}, "the probe cleans up"
         server.shutdown()
 
@@ -181,7 +182,7 @@ def test_a_server_that_ignores_create_only_is_refused(load: Any, monkeypatch: py
 
 
 def test_a_create_whose_answer_was_lost_is_still_ours(seaweed: Any, proxy: Any) -> None:
-    store = Store.open(seaweed.url("lost"))
+    store = open_store(seaweed.url("lost"))
     proxy.break_next(b"PUT")
     assert store.create("x/1", b"mine") is True
     assert proxy.broken == 1, "the fault happened"
@@ -189,7 +190,7 @@ def test_a_create_whose_answer_was_lost_is_still_ours(seaweed: Any, proxy: Any) 
 
 
 def test_an_answer_that_breaks_off_is_fetched_again(seaweed: Any, proxy: Any, tmp_path: Path) -> None:
-    store = Store.open(seaweed.url("cut"))
+    store = open_store(seaweed.url("cut"))
     made = commit(store, tmp_path / "out", size=200_000)
     proxy.break_next(rb"GET \S+/weights", after=50_000)
     assert (store.fetch(made) / "weights").read_bytes() == (tmp_path / "out/weights").read_bytes()
@@ -197,9 +198,9 @@ def test_an_answer_that_breaks_off_is_fetched_again(seaweed: Any, proxy: Any, tm
 
 
 def test_a_commit_killed_at_any_time_leaves_nothing_or_everything(seaweed: Any, tmp_path: Path) -> None:
-    commit(Store.open(seaweed.url("warm")), tmp_path / "out", size=9 << 20)
+    commit(open_store(seaweed.url("warm")), tmp_path / "out", size=9 << 20)
     for number, delay in enumerate((0.05, 0.2, 0.5)):
-        store = Store.open(seaweed.url("kill"))
+        store = open_store(seaweed.url("kill"))
         pid = os.fork()
         if pid == 0:
             try:
@@ -216,7 +217,7 @@ def test_a_commit_killed_at_any_time_leaves_nothing_or_everything(seaweed: Any, 
 
 
 def test_parts_left_by_a_killed_upload_are_dropped_when_old(seaweed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store.open(seaweed.url("orphan"))
+    store = open_store(seaweed.url("orphan"))
     store._call("", "_call_s3", "create_multipart_upload", **store._key("artifacts/x"))
 
     def orphans() -> int:
@@ -234,7 +235,7 @@ def test_parts_left_by_a_killed_upload_are_dropped_when_old(seaweed: Any, monkey
 
 
 def test_a_cached_artifact_is_reused_after_verification(seaweed: Any, tmp_path: Path) -> None:
-    store = Store.open(seaweed.url("cache"))
+    store = open_store(seaweed.url("cache"))
     made = commit(store, tmp_path / "out")
     folder = store.fetch(made)
     content = (folder / "weights").read_bytes()
@@ -251,10 +252,10 @@ def test_a_cached_artifact_is_reused_after_verification(seaweed: Any, tmp_path: 
 
 
 def test_fetching_at_once_is_safe(seaweed: Any, tmp_path: Path) -> None:
-    store = Store.open(seaweed.url("twice"))
+    store = open_store(seaweed.url("twice"))
     made = commit(store, tmp_path / "out", size=3_000_000)
     with ThreadPoolExecutor(4) as pool:
-        folders = set(pool.map(lambda _: Store.open(store.url).fetch(made), range(4)))
+        folders = set(pool.map(lambda _: open_store(store.url).fetch(made), range(4)))
     assert len(folders) == 1
     assert (folders.pop() / "weights").read_bytes() == (tmp_path / "out/weights").read_bytes()
 
@@ -265,7 +266,7 @@ def test_a_full_cache_disk_is_named(seaweed: Any, tmp_path: Path, monkeypatch: p
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
-        store = Store.open(seaweed.url("full"))
+        store = open_store(seaweed.url("full"))
         made = commit(store, tmp_path / "out", size=3_000_000)
         monkeypatch.setenv("FORGELINE_CACHE", str(small))
         with pytest.raises(StoreError, match="no space left") as caught:
@@ -280,7 +281,7 @@ def test_a_full_cache_disk_is_named(seaweed: Any, tmp_path: Path, monkeypatch: p
 
 def test_a_server_that_restarts_costs_nothing_but_the_time(seaweed: Any, faulty: Any, tmp_path: Path) -> None:
     """Every operation meets an outage, which ends once the operation waits."""
-    store = Store.open(seaweed.url())
+    store = open_store(seaweed.url())
     (tmp_path / "file").write_bytes(b"streamed")
     told: list[str] = []
 
@@ -314,7 +315,7 @@ def test_a_create_whose_answers_are_lost_for_seconds_is_not_lost_to_itself(
     seaweed: Any, load: Any, faulty: Any
 ) -> None:
     fault = load("e2e/faulty_s3.py").ServerFault(503, "ServiceUnavailable")
-    store = Store.open(seaweed.url(), patience=Patience(60.0))
+    store = open_store(seaweed.url(), patience=Patience(60.0))
     done: list[int] = []
 
     def lose(request: Any) -> Any:

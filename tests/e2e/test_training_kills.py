@@ -20,7 +20,7 @@ import pytest
 from infra.checkpoints import CheckpointStore
 from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalJob, LocalLauncher
-from infra.store import Store
+from infra.open_store import open_store
 
 pytestmark = pytest.mark.e2e
 EVERY = 20
@@ -74,7 +74,7 @@ def kill_all(job: LocalJob) -> None:
 def digests(place: Path) -> dict[str, str]:
     """Of the final weights and of the state after the last step: weights, moments and Adam's step, whoever saved it."""
     (weights,) = place.glob("*/weights.safetensors")
-    saved = CheckpointStore(Store.open(str(place / "store")), "kind", "0" * 64).load(STEPS)
+    saved = CheckpointStore(open_store(str(place / "store")), "kind", "0" * 64).load(STEPS)
     shard = saved.path / "rank-00000-of-00001.safetensors"
     counted = json.dumps({name: saved.state[name] for name in ("step", "updates", "tokens")})
     files = {"weights": weights.read_bytes(), "state": shard.read_bytes(), "counters": counted.encode()}

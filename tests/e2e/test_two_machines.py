@@ -19,7 +19,7 @@ import pytest
 
 from infra import claims
 from infra.checkpoints import CheckpointStore
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan
 
@@ -93,7 +93,7 @@ def test_a_training_killed_on_one_machine_is_finished_on_another(
     isolated = may_have_own_process_ids()
     expected = undisturbed.start(str(tmp_path / "store")).end(300).must(0).json
 
-    store = Store.open(seaweed.url("machines"))
+    store = open_store(seaweed.url("machines"))
     run = first.start(store.url, OWN_PROCESS_IDS if isolated else (), **s3)
     base = next(stage["artifact"]["key"] for stage in expected["stages"] if stage["name"] == "base")
     checkpoints = CheckpointStore(store, "pretrain", base)

@@ -25,6 +25,7 @@ from infra.artifacts import Manifest
 from infra.checkpoints import CheckpointStore
 from infra.launch.local import LocalLauncher
 from infra.launch.network import free_port
+from infra.open_store import open_store
 from infra.store import Store
 from tasks.execute import execute_stage
 from tasks.pipeline import load_pipeline
@@ -47,7 +48,7 @@ class Prepared:
 def prepared(load: Any, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     folder = tmp_path_factory.mktemp("prepared")
     file = load("e2e/chain.py").write_project(folder)
-    store = Store.open(str(folder / "store"))
+    store = open_store(str(folder / "store"))
     pipeline = load_pipeline(file, [f"stages.base.max_steps={STEPS}"], store.url)
     launcher = LocalLauncher(folder / "servers")
     context = load("e2e/quiet_run.py").quiet_context(pipeline, store, launcher, folder / "jobs")
@@ -79,7 +80,7 @@ class Training:
 
     def __init__(self, cluster: Any, prepared: Prepared, folder: Path) -> None:
         self.cluster, self.prepared, self.folder = cluster, prepared, folder
-        self.store = Store.open(str(shutil.copytree(prepared.store, folder / "store")))
+        self.store = open_store(str(shutil.copytree(prepared.store, folder / "store")))
         self.kind, self.key = prepared.job["kind"], prepared.job["key"]
         self.checkpoints = CheckpointStore(self.store, self.kind, self.key)
         claim = claims.try_acquire(self.store, self.kind, self.key)

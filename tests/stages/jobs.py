@@ -11,7 +11,7 @@ from infra.artifacts import Manifest
 from infra.checkpoints import CheckpointStore
 from infra.execution import Execution
 from infra.keys import digest
-from infra.store import Store
+from infra.open_store import open_store
 from infra.tracking import NullTracker
 from tasks.stage import InputArtifact, Job, StageParams, stages
 
@@ -26,7 +26,7 @@ def artifact(path: Path, type: str, *, stage: str = "source", split: str | None 
 
 def stored(store: Path, folder: Path, type: str, *, stage: str = "source", split: str | None = None) -> InputArtifact:
     """An input whose files are committed in the store at `store`, for stages that fetch what they need by themselves."""
-    opened = Store.open(str(store))
+    opened = open_store(str(store))
     key = digest({"folder": str(folder)})
     manifest = opened.commit(kind=type, type=type, key=key, attempt="a", payload_dir=folder, identity={})
     return InputArtifact(stage, opened.fetch(manifest), manifest, split)
@@ -78,7 +78,7 @@ def make_job(
         progress=progress,
         tracker=NullTracker(),
         # Whoever launches a job has written into its store before: processes of the job wait for one that is not there.
-        checkpoints=CheckpointStore(Store.open(str(store or folder / "store"), probe=True), "kind", "0" * 64),
+        checkpoints=CheckpointStore(open_store(str(store or folder / "store"), probe=True), "kind", "0" * 64),
         stop_requested=stop_requested,
         rank=rank,
         world_size=world_size,

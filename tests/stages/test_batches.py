@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from infra.artifacts import ArtifactRef
 from infra.errors import CorruptArtifact, OutOfMemory, StageError
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.data.batches import MOST, PART_COST, WORTH_HANDING_OUT, Batch, batches
 from tasks.data.parts import PartKind, PartSpec, make_part
 from tasks.pipeline import load_pipeline
@@ -51,7 +51,7 @@ def test_what_is_made_in_batches_is_what_the_stages_ask_for(jobs: ModuleType, tm
             (tmp_path / folder / f"{i}.jsonl").write_text("".join(lines))
     (tmp_path / "p.yaml").write_text(PIPELINE)
     pipeline = load_pipeline(tmp_path / "p.yaml")
-    store, made = Store.open(str(tmp_path / "store"), probe=True), dict[str, ArtifactRef]()
+    store, made = open_store(str(tmp_path / "store"), probe=True), dict[str, ArtifactRef]()
     asked = {}
     for name, node in pipeline.stages.items():
         if node.stage.parts is not None:
@@ -82,7 +82,7 @@ def test_what_is_made_in_batches_is_what_the_stages_ask_for(jobs: ModuleType, tm
 def test_every_missing_part_is_in_one_batch_and_small_ones_share(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int]
 ) -> None:
-    store = Store.open(str(tmp_path_factory.mktemp("store")))
+    store = open_store(str(tmp_path_factory.mktemp("store")))
     specs = [PartSpec({"version": 1, "n": i}, {}, size) for i, size in enumerate(sizes)]
     found = batches(IDS, [*specs, *specs], store)
     assert sorted(s.identity["n"] for b in found for s in b.specs) == list(range(len(sizes)))
@@ -95,7 +95,7 @@ def test_every_missing_part_is_in_one_batch_and_small_ones_share(
 
 def test_huge_data_make_a_bounded_number_of_batches(tmp_path: Path) -> None:
     specs = [PartSpec({"version": 1, "n": i}, {}, 100 * WORTH_HANDING_OUT) for i in range(2 * MOST)]
-    assert MOST / 2 <= len(batches(IDS, specs, Store.open(str(tmp_path)))) <= MOST
+    assert MOST / 2 <= len(batches(IDS, specs, open_store(str(tmp_path)))) <= MOST
 
 
 def test_a_part_that_is_there_is_in_no_batch_and_a_damaged_one_is(jobs: ModuleType, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_part_that_is_there_is_in_no_batch_and_a_damaged_one_is(jobs: ModuleTy
 
 
 def test_another_version_of_forgeline_makes_nothing(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"))
     (batch,) = batches(pack.TOKENS, [PartSpec({"version": pack.VERSION + 1}, {"file": "", "tokenizer": ""})], store)
     with pytest.raises(StageError, match=f"ids of version {pack.VERSION + 1} were asked for, but .* {pack.VERSION}"):
         batch.make(tmp_path)

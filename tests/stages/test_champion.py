@@ -18,7 +18,7 @@ from transformers import AutoModelForTokenClassification
 from infra import refs
 from infra.artifacts import Manifest
 from infra.errors import StageError
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.model_card import ModelCard, write_card
 from tasks.stage import InputArtifact
 from tasks.stages import evaluate, gate
@@ -33,7 +33,7 @@ class World:
 
     def __init__(self, tiny: ModuleType, inputs: Path, jobs: ModuleType, folder: Path) -> None:
         self.tiny, self.inputs, self.jobs, self.folder = tiny, inputs, jobs, folder
-        self.store = Store.open(str(folder / "store"))
+        self.store = open_store(str(folder / "store"))
         self.rows = pq.read_table(inputs / "dataset/test/0.parquet")
         older = shutil.copytree(inputs / "dataset", folder / "older")
         pq.write_table(self.rows.slice(0, OLD_ROWS), older / "test/0.parquet")

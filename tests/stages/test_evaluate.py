@@ -22,11 +22,11 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerFast
 
 from infra.errors import StageError
+from infra.launch.forked import forked
 from tasks.compression.onnx_export import export_onnx
 from tasks.data.augmentation import augmented
 from tasks.data.packing import PackedRows
 from tasks.evaluation.bootstrap import resample_weights
-from tasks.evaluation.forked import forked
 from tasks.evaluation.slices import MOST, Slicing, read_masks
 from tasks.model_card import ModelCard, write_card
 from tasks.objectives import objective

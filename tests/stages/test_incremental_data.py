@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from infra.artifacts import Manifest
 from infra.errors import CorruptArtifact, SourcesChanged, StageError
+from infra.open_store import open_store
 from infra.store import Store
 from tasks.data.packing import PackedRows
 from tasks.data.parts import PartKind, PartSpec, make_parts
@@ -198,7 +199,7 @@ def stop_at(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str, 
 def _make(store: str, scratch: str, kill: str) -> None:
     specs = [PartSpec({"number": n}, {"number": n, "kill": kill}, 1) for n in range(6)]
     kind = PartKind("numbers", f"{stop_at.__module__}:stop_at")
-    make_parts(kind, specs, Store.open(store), workers=1, scratch=Path(scratch))
+    make_parts(kind, specs, open_store(store), workers=1, scratch=Path(scratch))
 
 
 def test_a_killed_preparation_goes_on_with_what_is_missing(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_a_killed_preparation_goes_on_with_what_is_missing(tmp_path: Path) -> No
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     kill.unlink()
-    store = Store.open(arguments[0])
+    store = open_store(arguments[0])
     specs = [PartSpec({"number": n}, {"number": n, "kill": str(kill)}, 1) for n in range(6)]
     kind = PartKind("numbers", f"{stop_at.__module__}:stop_at")
     made = make_parts(kind, specs, store, workers=1, scratch=tmp_path / "scratch")

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from transformers import AutoModel
 
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.evaluation.runtime import load_runtime
 from tasks.evaluation.subject import special_ids
 from tasks.model_card import read_card
@@ -36,7 +36,7 @@ def chain(jobs: ModuleType, tiny: ModuleType, tmp_path_factory: pytest.TempPathF
     rows = [{"text": f"{WORDS[i % 12]} {WORDS[i % 7]}", "label": "ab"[i % 2]} for i in range(60)]
     parts = {"train": rows[:40], "validation": rows[40:50], "test": rows[50:]}
     tiny.write_rows(folder / "texts", parts, labels=["a", "b"])
-    store = Store.open(str(folder / "store"))
+    store = open_store(str(folder / "store"))
     made: dict[str, Any] = {}
     card = {"sources": [{"source": "/home/ada/secret/texts.jsonl", "licence": "CC-BY-4.0"}]}
 

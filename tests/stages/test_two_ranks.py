@@ -19,7 +19,7 @@ from infra.checkpoints import CheckpointStore
 from infra.errors import Preempted
 from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalLauncher
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.training.consolidate import consolidate
 
 HERE = Path(__file__).parent
@@ -126,7 +126,7 @@ def test_weights_come_out_of_what_any_number_of_ranks_saved(
     tiny: ModuleType, two: Path, straight: dict[str, torch.Tensor], tmp_path: Path, zero_stage: int
 ) -> None:
     """Loaded by transformers, at the step where two ranks were stopped; tied weights and shapes included."""
-    saved = CheckpointStore(Store.open(str(two / f"stopped-{zero_stage}/store")), "kind", "0" * 64).latest()
+    saved = CheckpointStore(open_store(str(two / f"stopped-{zero_stage}/store")), "kind", "0" * 64).latest()
     assert saved is not None and saved.state["ranks"] == RANKS
     consolidate(saved, tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")

@@ -24,8 +24,8 @@ from infra import claims, refs
 from infra.checkpoints import CheckpointStore
 from infra.collector import collect
 from infra.errors import CorruptArtifact, ForgelineError
+from infra.open_store import open_store
 from infra.process_id import this_process
-from infra.store import Store
 from infra.store_file import FileStore
 from tasks import decided_run, watching
 from tasks.chosen_inputs import bound
@@ -55,7 +55,7 @@ def of_house(load: Callable[[str], Any]) -> type[Any]:
                 super().__init__(folder)
                 self._build()
             else:
-                self.folder, self.store = folder, Store.open(str(folder / "store"))
+                self.folder, self.store = folder, open_store(str(folder / "store"))
 
         def copy(self, folder: Path) -> Any:
             shutil.copytree(self.folder, folder)
@@ -332,7 +332,7 @@ def check_store(full: Any) -> None:
     for check in (
         Check("claims", lambda: check_claims(url)),
         Check("leftovers", lambda: left(url)),
-        Check("new data", lambda: new_data(Store.open(url))),
+        Check("new data", lambda: new_data(open_store(url))),
     ):
         for result in examine([check]):
             if "the check itself failed" in result.finding.said:

@@ -8,7 +8,7 @@ from typing import Any
 
 from infra import refs
 from infra.artifacts import Manifest
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.chosen_inputs import bound
 from tasks.pipeline import Pipeline, load_pipeline
 from tasks.plan import make_plan, resolve_in, resolve_refs, stored
@@ -39,7 +39,7 @@ class House:
         (folder / "data").mkdir()
         (folder / "corpus.txt").write_text("a corpus")
         (folder / "p.yaml").write_text(PIPELINE)
-        self.store = Store.open(str(folder / "store"))
+        self.store = open_store(str(folder / "store"))
         self.data("first")
 
     def data(self, name: str) -> None:

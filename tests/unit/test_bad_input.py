@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from infra.store import Store
+from infra.open_store import open_store
 
 GOOD = """\
 name: demo
@@ -292,7 +292,7 @@ def test_a_page_that_cannot_be_written_is_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    store = Store.open(str(tmp_path / "s"))
+    store = open_store(str(tmp_path / "s"))
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "f").write_text("x")
     made = store.commit(

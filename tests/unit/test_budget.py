@@ -15,6 +15,7 @@ from infra.budget import Budget, Spent
 from infra.errors import ConfigError, Preempted
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
+from infra.open_store import open_store
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
 from tasks.execute import execute_stage
@@ -97,7 +98,7 @@ def context(tmp_path: Path) -> Any:
     yield RunContext(
         run="one",
         pipeline="demo",
-        store=Store.open(str(tmp_path / "store")),
+        store=open_store(str(tmp_path / "store")),
         launcher=launcher,
         slots=Slots(2),
         folder=tmp_path / "run",

@@ -14,8 +14,8 @@ from flows.cli import main
 from infra import refs
 from infra.artifacts import ArtifactRef, Manifest
 from infra.errors import ConfigError, StageError, UsageError
+from infra.open_store import open_store
 from infra.refs import RefConflict
-from infra.store import Store
 from tasks.evaluation.champion import judged_before
 from tasks.plan import make_plan
 from tasks.release.promotion import promote, roll_back
@@ -218,7 +218,7 @@ class Datasets:
     """Datasets of named examples, and a champion that was trained on one of them."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.store, self.count = folder, Store.open(str(folder / "store")), 0
+        self.folder, self.store, self.count = folder, open_store(str(folder / "store")), 0
 
     def dataset(self, rows: dict[str, str], *, test_version: int = 0) -> InputArtifact:
         import pyarrow as pa

@@ -13,12 +13,12 @@ import pytest
 from infra.checkpoint_process import CheckpointProcess, Outcome
 from infra.checkpoints import CheckpointStore
 from infra.errors import TransientError
-from infra.store import Store
+from infra.open_store import open_store
 
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[CheckpointProcess]:
-    made = CheckpointProcess(CheckpointStore(Store.open(str(tmp_path / "store")), "kind", "0" * 64))
+    made = CheckpointProcess(CheckpointStore(open_store(str(tmp_path / "store")), "kind", "0" * 64))
     yield made
     made.close()
 
@@ -53,5 +53,5 @@ def test_a_process_that_was_stopped_costs_its_save_and_no_more(process: Checkpoi
     process.patience = 600.0
     process.save(request(tmp_path, 3, {"shapes": {f"layer.{i}.weight": [1024, 1024] for i in range(20_000)}}))
     assert outcome(process).error is None
-    store = CheckpointStore(Store.open(str(tmp_path / "store")), "kind", "0" * 64)
+    store = CheckpointStore(open_store(str(tmp_path / "store")), "kind", "0" * 64)
     assert store.steps() == [1, 3] and (store.load(3).path / "weights").read_bytes() == bytes([3]) * 1000

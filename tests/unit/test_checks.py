@@ -15,7 +15,7 @@ from flows.checks import machine, store, tracking
 from flows.checks.check import Check, Finding, clocks, examine
 from infra import claims
 from infra.errors import StoreError
-from infra.store import Store
+from infra.open_store import open_store
 
 
 def test_a_check_that_fails_or_hangs_does_not_keep_the_others_from_running() -> None:
@@ -115,15 +115,16 @@ def test_a_store_that_ignores_create_only_is_a_fault(tmp_path: Path, monkeypatch
 TAKE = """
 import sys
 from infra import claims
+from infra.open_store import open_store
 from infra.store import Store
-claims.try_acquire(Store.open(sys.argv[1]), "pretrain", "0123456789abcdef", 60.0)
+claims.try_acquire(open_store(sys.argv[1]), "pretrain", "0123456789abcdef", 60.0)
 print("held", flush=True)
 sys.stdin.read()
 """
 
 
 def test_claims_tell_the_living_from_the_dead(tmp_path: Path) -> None:
-    here = Store.open(str(tmp_path))
+    here = open_store(str(tmp_path))
     claims.try_acquire(here, "evaluate", "released", 60.0).release()
     holder = subprocess.Popen([sys.executable, "-c", TAKE, here.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
@@ -141,7 +142,7 @@ def test_claims_tell_the_living_from_the_dead(tmp_path: Path) -> None:
 
 
 def test_leftovers_are_attempts_that_nothing_names_and_nobody_works_on(tmp_path: Path) -> None:
-    here, out = Store.open(str(tmp_path / "store")), tmp_path / "out"
+    here, out = open_store(str(tmp_path / "store")), tmp_path / "out"
     out.mkdir()
     (out / "weights").write_bytes(b"w" * 100)
     for key in ("done", "twice"):

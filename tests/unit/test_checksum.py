@@ -16,13 +16,14 @@ from infra.checksum import CHECKSUM, OtherVersion, checksum_of, sealed, unsealed
 from infra.errors import CorruptArtifact
 from infra.keys import digest
 from infra.manifest_file import parse_manifest
+from infra.open_store import open_store
 from infra.store import Store
 from infra.transfer import DamagedFiles
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store.open(str(tmp_path / "store"))
+    return open_store(str(tmp_path / "store"))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from infra import claims
 from infra.claims import Claim, Watch
 from infra.errors import LeaseLost, Preempted, UsageError
+from infra.open_store import open_store
 from infra.process_id import this_process
 from infra.store import Store
 
@@ -23,8 +24,9 @@ HOLDER = """
 import sys, time
 from infra import claims
 from infra.errors import LeaseLost
+from infra.open_store import open_store
 from infra.store import Store
-claim = claims.try_acquire(Store.open(sys.argv[1]), "k", "1", float(sys.argv[2]))
+claim = claims.try_acquire(open_store(sys.argv[1]), "k", "1", float(sys.argv[2]))
 print(claim.token, flush=True)
 sys.stdin.readline()
 try:
@@ -37,7 +39,7 @@ except LeaseLost:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store.open(str(tmp_path / "store"))
+    return open_store(str(tmp_path / "store"))
 
 
 def holder(store: Store, lease: float) -> subprocess.Popen[str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from infra.errors import StageError
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.data.csv_records import MANY, VERY_MANY, CsvRows
 from tasks.data.prepare import COUNTS, Preparation, prepare_shard
 from tasks.data.reading import Columns, Rejected, Row, read_rows
@@ -207,7 +207,7 @@ def test_a_shard_counts_every_line_and_keeps_what_is_said(tmp_path: Path) -> Non
         "files": [{"location": str(tmp_path / "a.csv"), "path": "a.csv", "sha256": sha}],
     }
     (tmp_path / "part").mkdir()
-    prepare_shard(arguments, tmp_path / "part", Store.open(str(tmp_path / "store")))
+    prepare_shard(arguments, tmp_path / "part", open_store(str(tmp_path / "store")))
     counts = json.loads((tmp_path / "part" / COUNTS).read_text())
     assert (counts["units"], counts["rejected_count"], counts["rows"]) == (60, 1, 59)
     assert counts["rejected"][0]["line"] == 7

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from flows.registration import registration
 from infra.durations import UNITS, seconds
 from infra.errors import ConfigError, UsageError
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.parameter_form import form, overrides
 from tasks.pipeline import Pipeline, load_pipeline
 from tasks.plan import make_plan
@@ -58,7 +58,7 @@ def test_what_is_wrong_is_said_at_its_line(tmp_path: Path, deploy: str, says: st
 def test_it_is_no_part_of_any_identity(tmp_path: Path) -> None:
     plain = pipeline(tmp_path)
     told = pipeline(tmp_path, "deploy: {schedules: [{interval: 6h}], watch: {quiet: 0s}, overlap: skip}\n")
-    store = Store.open(plain.store)
+    store = open_store(plain.store)
     assert [line.key for line in make_plan(plain, store)] == [line.key for line in make_plan(told, store)]
     assert all(
         identity_params(a.params) == identity_params(b.params)

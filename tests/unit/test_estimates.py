@@ -13,7 +13,7 @@ import pytest
 from flows import cli
 from infra import refs
 from infra.keys import digest
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.estimates import LAST_RUNS, Estimate, estimate, estimate_plan
 from tasks.pipeline import Pipeline, load_pipeline
 from tasks.plan import make_plan
@@ -48,7 +48,7 @@ def pipeline(tmp_path: Path) -> Pipeline:
 @pytest.fixture
 def made(pipeline: Pipeline, tmp_path: Path) -> Any:
     """Leaves an artifact of a stage as an earlier run would have."""
-    store, count = Store.open(pipeline.store), iter(range(1000))
+    store, count = open_store(pipeline.store), iter(range(1000))
 
     def make(stage: str, run: float, *, fetch: float = 0.0, steps: float = 0.0, resumed_at: float = 0.0) -> None:
         node, number = pipeline.stages[stage], next(count)
@@ -70,7 +70,7 @@ def made(pipeline: Pipeline, tmp_path: Path) -> Any:
 
 
 def test_a_stage_takes_what_it_took(pipeline: Pipeline, made: Any) -> None:
-    store, node = Store.open(pipeline.store), pipeline.stages["words"]
+    store, node = open_store(pipeline.store), pipeline.stages["words"]
     assert estimate(store, "demo", node) is None
     for seconds in (900.0, *[2.0, 8.0, 3.0, 4.0, 1.0][-LAST_RUNS:]):
         made("words", seconds, fetch=1.0)
@@ -79,7 +79,7 @@ def test_a_stage_takes_what_it_took(pipeline: Pipeline, made: Any) -> None:
 
 
 def test_a_training_takes_what_its_steps_took(pipeline: Pipeline, made: Any) -> None:
-    store, node = Store.open(pipeline.store), pipeline.stages["base"]
+    store, node = open_store(pipeline.store), pipeline.stages["base"]
     made("base", 50.0, fetch=2.0, steps=100)
     assert estimate(store, "demo", node) == Estimate(102.0, 102.0, 102.0, 1), "of twice the steps"
     assert estimate(store, "demo", node, step=150) == Estimate(27.0, 27.0, 27.0, 1), "of the steps that are left"
@@ -89,7 +89,7 @@ def test_a_training_takes_what_its_steps_took(pipeline: Pipeline, made: Any) -> 
 
 
 def test_the_plan_adds_up_the_longest_way_and_says_what_it_does_not_know(pipeline: Pipeline, made: Any) -> None:
-    store = Store.open(pipeline.store)
+    store = open_store(pipeline.store)
 
     def plan() -> Any:
         return estimate_plan(make_plan(pipeline, store), store, "demo")

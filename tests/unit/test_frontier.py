@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from infra.artifacts import ArtifactRef
 from infra.errors import StageError
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.model_card import ModelCard, write_card
 from tasks.release.requirements import read_replicates
 from tasks.stages import frontier, promote
@@ -131,7 +131,7 @@ def test_names_that_were_not_evaluated_are_told(jobs: Any, tmp_path: Path) -> No
 
 
 def test_what_was_chosen_is_promoted_without_being_named(jobs: Any, tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"))
     (tmp_path / "model").mkdir()
     write_card(tmp_path / "model", ModelCard({"name": "text_classification"}, 32, ["a", "b"], "onnx"))
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), str(tmp_path / "model/model.onnx"))

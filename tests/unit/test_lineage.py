@@ -17,6 +17,7 @@ from infra.artifacts import Manifest
 from infra.checksum import sealed
 from infra.impact import impact
 from infra.lineage import ancestors, changes, find, previous
+from infra.open_store import open_store
 from infra.store import Store
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
@@ -24,7 +25,7 @@ A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store.open(str(tmp_path / "store"))
+    return open_store(str(tmp_path / "store"))
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from infra.artifacts import ArtifactRef, Manifest
 from infra.budget import Budget
 from infra.errors import ConfigError
 from infra.execution import Execution
+from infra.open_store import open_store
 from infra.store import Store
 from infra.tracking import TrackingSettings
 from tasks.objectives import Objective, objective_class
@@ -237,7 +238,7 @@ def build(folder: Path) -> Quickstart:
     for package in [*data["stages"]["functions"]["dataset"]["label"]["keep"], "http"]:
         (folder / "source" / package).mkdir(parents=True)
         (folder / "source" / package / "one.py").write_text(f"def {package}():\n    return 1\n")
-    store = Store.open(str(folder / "store"))
+    store = open_store(str(folder / "store"))
     quickstart = Quickstart(folder, data, store)
     (folder / "quickstart.yaml").write_text(text)
     pipeline = quickstart.load_text(text)

@@ -15,7 +15,7 @@ import pytest
 
 from infra.artifacts import Manifest
 from infra.errors import StageError
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.stages import dataset
 
 Make = Callable[..., Any]
@@ -112,7 +112,7 @@ def as_input(job: Any, tmp_path: Path, stage: str, split: str | None = None) -> 
     """The dataset a job made, as what another decontaminates against."""
     from tasks.stage import InputArtifact
 
-    manifest: Manifest = Store.open(str(tmp_path / "store")).commit(
+    manifest: Manifest = open_store(str(tmp_path / "store")).commit(
         kind="dataset", type="dataset", key=stage[0] * 64, attempt="a", payload_dir=job.output, shared=job.shared,
         identity={"stage": stage},
     )  # fmt: skip

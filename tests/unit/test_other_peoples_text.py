@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from flows import cli
 from flows.live import LiveView
 from infra import refs
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.model_card import ModelCard, write_card
 from tasks.prefect_task import verdict_page
 from tasks.release.model_page import model_page
@@ -45,7 +45,7 @@ def verdict() -> dict[str, Any]:
 
 
 def test_the_card_of_a_model_holds_the_sections_it_is_made_of_and_no_others(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"))
     (tmp_path / "records").mkdir()
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "dataset.json").write_text("{}")
@@ -103,7 +103,7 @@ def test_the_table_of_a_terminal_passes_no_escape_sequence_of_others() -> None:
 def test_what_commands_print_is_printable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = Store.open(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"))
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "f").write_text("x")
     made = store.commit(

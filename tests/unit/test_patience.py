@@ -13,8 +13,8 @@ import pytest
 
 from infra import claims, patience
 from infra.errors import StoreError, StoreUnreachable
+from infra.open_store import open_store
 from infra.patience import Patience
-from infra.store import Store
 from infra.store_file import FileStore
 
 
@@ -114,7 +114,7 @@ def test_giving_up_ends_calls_that_wait_now() -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
-    store = Store.open(str(tmp_path / "store"), probe=True)
+    store = open_store(str(tmp_path / "store"), probe=True)
     assert isinstance(store, FileStore)
     store.write_bytes("a/b", b"bytes")
     return store
@@ -159,11 +159,11 @@ def _back_when_asked(store: FileStore, away: Path) -> None:
 def test_a_job_waits_for_a_store_it_cannot_open_yet(store: FileStore, tmp_path: Path) -> None:
     store.root.rename(tmp_path / "away")
     with pytest.raises(StoreUnreachable, match="is gone"):
-        Store.open(str(store.root), patience=Patience(0.05))
+        open_store(str(store.root), patience=Patience(0.05))
     given = Patience(60.0)
     store.patience = given
     threading.Thread(target=_back_when_asked, args=(store, tmp_path / "away")).start()
-    assert Store.open(str(store.root), patience=given).read_bytes("a/b") == b"bytes"
+    assert open_store(str(store.root), patience=given).read_bytes("a/b") == b"bytes"
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])

@@ -17,6 +17,7 @@ from flows import cli
 from infra import refs
 from infra.artifacts import ArtifactRef, FileEntry, Manifest, payload_digest
 from infra.errors import CorruptArtifact, GateRefused, InputChanged, StageError
+from infra.open_store import open_store
 from infra.store import Store
 from tasks.model_card import ModelCard, write_card
 from tasks.stages import promote
@@ -28,7 +29,7 @@ MODEL = ArtifactRef("quantize", "b" * 64, payload_digest([FILE]), "onnx")
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """With the model in it."""
-    made = Store.open(str(tmp_path / "store"))
+    made = open_store(str(tmp_path / "store"))
     (tmp_path / "made").mkdir()
     (tmp_path / "made/model").write_bytes(b"m")
     manifest = made.commit(

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from flows import cli
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.objectives import objective, objective_names
 from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan
@@ -44,7 +44,7 @@ def test_its_pipeline_and_its_example_stage_can_be_planned(
     data["stages"]["scratch"] = data["stages"]["teacher"]
     file.write_text(yaml.safe_dump(data))
     with readme.registered(tmp_path):
-        lines = make_plan(load_pipeline(file), Store.open(str(tmp_path / "store")))
+        lines = make_plan(load_pipeline(file), open_store(str(tmp_path / "store")))
     soup = next(line for line in lines if line.node.name == "soup")
     assert soup.node.needs == ("teacher", "scratch") and soup.action == "unknown"
 

@@ -10,7 +10,7 @@ import pytest
 from infra import refs
 from infra.artifacts import ArtifactRef
 from infra.errors import UsageError
-from infra.store import Store
+from infra.open_store import open_store
 from infra.store_file import FileStore
 
 REF = ArtifactRef("k", "1", "d", "model")
@@ -25,7 +25,7 @@ class LateListing(FileStore):
 
 @pytest.mark.parametrize("name", ["a/latest", "production", "2026-11-02", "_x/a.b-c", "a/b/c/d"])
 def test_names_people_use(tmp_path: Path, name: str) -> None:
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     refs.advance(store, name, REF)
     assert refs.names(store) == [name]
 
@@ -34,14 +34,14 @@ def test_names_people_use(tmp_path: Path, name: str) -> None:
     "name", ["", "/a", "a/", "a//b", "../x", "a/../b", ".hidden", "a b", "a/000001.json", "ü", "x" * 101]
 )
 def test_names_that_cannot_be_refs(tmp_path: Path, name: str) -> None:
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     for use in (lambda: refs.get(store, name), lambda: refs.advance(store, name, REF)):
         with pytest.raises(UsageError, match="cannot be the name"):
             use()
 
 
 def test_a_ref_inside_another_refs_folder_is_its_own(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     refs.advance(store, "a", REF)
     refs.advance(store, "a/b", ArtifactRef("k", "2", "d", "model"))
     assert refs.get(store, "a").key == "1" and refs.get(store, "a/b").key == "2"
@@ -56,7 +56,7 @@ def test_a_listing_that_lags_behind_misleads_nobody(tmp_path: Path) -> None:
 
 
 def test_an_entry_says_who_when_and_why(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     entry = refs.set(store, "r", REF, expected=0, note="gate passed", by="run-1")
     assert (entry.note, entry.by, entry.number, entry.artifact) == ("gate passed", "run-1", 1, REF)
     assert entry.at.endswith("+00:00") and refs.get(store, "r") == entry
@@ -68,7 +68,7 @@ DAMAGE = [b"", b"null", b"[]", b'{"name": "r"}', b"\xff\xfe", b'{"a": NaN}', b"[
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_entry_is_named_with_what_to_do(tmp_path: Path, damage: bytes) -> None:
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     refs.advance(store, "r", REF)
     refs.advance(store, "r", ArtifactRef("k", "2", "d", "model"))
     store.write_bytes("refs/r/000002.json", damage)
@@ -86,7 +86,7 @@ def test_a_damaged_entry_is_named_with_what_to_do(tmp_path: Path, damage: bytes)
 
 
 def test_every_flipped_bit_of_an_entry_is_found(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     entry = refs.advance(store, "r", ArtifactRef("pretrain", "a" * 64, "b" * 64, "model"), note="x")
     data = store.read_bytes("refs/r/000001.json")
     for place in range(len(data)):
@@ -101,14 +101,14 @@ def test_every_flipped_bit_of_an_entry_is_found(tmp_path: Path) -> None:
 
 
 def test_an_entry_of_an_older_version_has_no_checksum(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     entry = refs.advance(store, "r", REF, note="x")
     store.write_json("refs/r/000001.json", asdict(entry))
     assert refs.get(store, "r") == entry
 
 
 def test_a_damaged_latest_is_written_anew(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     refs.advance(store, "p/s/latest", REF)
     store.write_bytes("refs/p/s/latest/000001.json", b"")
     with pytest.raises(refs.DamagedRef, match="Run its pipeline again"):

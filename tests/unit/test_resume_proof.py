@@ -16,7 +16,7 @@ from infra.checkpoints import CheckpointStore
 from infra.errors import StageError
 from infra.keys import file_digest
 from infra.launch.launcher import JobSpec
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.pipeline import StageNode, load_pipeline
 from tasks.resume_check import on_other_ranks, shortened
 from tasks.resume_proof import Trained, compare
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_never_comes_ends_the_wait(tmp_path: Path, monkeypatch
         def logs(self) -> str:
             return "no space left"
 
-    checkpoints = CheckpointStore(Store.open(str(tmp_path / "store")), "pretrain", "k")
+    checkpoints = CheckpointStore(open_store(str(tmp_path / "store")), "pretrain", "k")
     run = WatchedRun(None, checkpoints, kill_after=4)  # type: ignore[arg-type]
     run.spec, run.job = JobSpec("base", tmp_path), Job()  # type: ignore[assignment]
     run.notify("base", poll=True)

@@ -10,8 +10,8 @@ import pytest
 
 from infra import refs
 from infra.errors import UsageError
+from infra.open_store import open_store
 from infra.refs import RefConflict
-from infra.store import Store
 from infra.store_file import FileStore
 from tasks.release.promotion import roll_back
 
@@ -68,7 +68,7 @@ def interfere(house: Any, ref: str, act: Callable[[], object]) -> None:
 
 
 def plainly(house: Any) -> None:
-    house.store = Store.open(str(house.folder / "store"))
+    house.store = open_store(str(house.folder / "store"))
 
 
 def test_a_roll_back_by_two_is_not_undone_though_the_champion_is_another(house: Any) -> None:
@@ -132,7 +132,7 @@ def test_a_roll_back_killed_before_either_move_is_made_whole_by_the_same_command
 def test_a_promotion_that_meets_a_roll_back_leaves_weights_and_release_of_one(house: Any, ref: str) -> None:
     reign(house, "first", "second")
     house.data("third")
-    other = Store.open(str(house.folder / "store"))
+    other = open_store(str(house.folder / "store"))
     interfere(house, ref, lambda: roll_back(other, REF, 1, ""))
     with pytest.raises(RefConflict):
         house.run()

@@ -17,6 +17,7 @@ import pytest
 from flows import cli
 from infra.errors import DamagedObject, UsageError
 from infra.ledger import BUCKETS
+from infra.open_store import open_store
 from infra.process_id import start_time, this_process
 from infra.store import Store
 from tasks.run_format import RECORDS
@@ -29,7 +30,7 @@ WAITS = "import sys, time; print('up', flush=True); time.sleep(60)"
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("FORGELINE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FORGELINE_STORE", str(tmp_path / "store"))
-    return Store.open(str(tmp_path / "store"))
+    return open_store(str(tmp_path / "store"))
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ from infra import claims
 from infra.errors import SourcesChanged, StageError
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
-from infra.store import Store
+from infra.open_store import open_store
+from infra.sources_read import SourceFile, compare, snapshot
 from infra.wandb_replay import WandbReplay
 from tasks.data.tokenizing import save_tokenizer, train_bpe
 from tasks.execute import LOOKS, execute_stage
 from tasks.pipeline import Pipeline, load_pipeline
 from tasks.plan import resolve
 from tasks.run_context import RunContext
-from tasks.sources_read import compare, snapshot
-from tasks.stage import SourceFile, stages
+from tasks.stage import stages
 
 PIPELINE = """
 name: race
@@ -59,7 +59,7 @@ def context(pipeline: Pipeline, launcher: LocalLauncher, tmp_path: Path) -> RunC
     return RunContext(
         run="one",
         pipeline="race",
-        store=Store.open(pipeline.store),
+        store=open_store(pipeline.store),
         launcher=launcher,
         slots=Slots(2),
         folder=tmp_path / "run",

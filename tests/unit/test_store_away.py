@@ -20,6 +20,7 @@ from flows.live import LiveView
 from flows.monitor import Monitor
 from infra.artifacts import ArtifactRef
 from infra.errors import ForgelineError
+from infra.open_store import open_store
 from infra.process_id import this_process
 from infra.store import Store
 from tasks.execute import execute_stage
@@ -145,7 +146,7 @@ def test_an_outage_of_seconds_ends_no_run(world: World) -> None:
     code, told, err = world.run()
     assert (code, outcome(told)) == (3, [("rows", "run"), ("words", "failed")]) and TOO_LARGE in err
     assert world.disk.left == 3
-    assert read_run(Store.open(str(world.disk.folder)), "latest")["status"] == "failed"
+    assert read_run(open_store(str(world.disk.folder)), "latest")["status"] == "failed"
 
 
 def test_a_store_that_is_gone_at_the_end_takes_no_last_words(
@@ -163,7 +164,7 @@ def test_a_store_that_is_gone_at_the_end_takes_no_last_words(
     assert kept.exists()
 
     world.disk.come_back()
-    store = Store.open(str(world.disk.folder))
+    store = open_store(str(world.disk.folder))
     assert read_run(store, told["run"])["status"] == "running"
     assert cli.main(["status"]) == 0
     assert f"{told['run']}: failed" in capfd.readouterr().out and not kept.exists()
@@ -192,7 +193,7 @@ def test_a_record_of_another_store_is_left_alone(world: World, tmp_path: Path) -
     kept.write_text(json.dumps({"store": "s3://another/one", "run": "one", "record": "{}"}))
     (tmp_path / "home/runs/two").mkdir()
     (tmp_path / "home/runs/two" / UNSAVED).write_text("torn")
-    store = Store.open(str(world.disk.folder))
+    store = open_store(str(world.disk.folder))
     alive = json.dumps({"status": "running", "process": this_process()})
     keep(tmp_path / "home/runs/three", store, "three", alive.encode())
     assert deliver(tmp_path / "home", store) == [] and kept.exists(), "three lives and stores its record itself"

@@ -19,6 +19,7 @@ from infra import refs
 from infra.artifacts import ArtifactRef, Manifest
 from infra.checkpoints import CheckpointStore
 from infra.errors import StoreError
+from infra.open_store import open_store
 from infra.store import Store
 
 KILLED = 9
@@ -75,7 +76,7 @@ def killed_before_operation(number: int, root: Path, work: Callable[[], Any]) ->
 def every_kill(tmp_path: Path, prepare: Callable[[Store], None], work: Callable[[Store], Any]) -> Any:
     """Yields the store after a kill at operation 1, 2, ... of `work`, until it is no longer reached."""
     for number in range(1, 500):
-        store = Store.open(str(tmp_path / f"store{number}"))
+        store = open_store(str(tmp_path / f"store{number}"))
         prepare(store)
         killed = killed_before_operation(number, tmp_path / f"store{number}", lambda store=store: work(store))
         yield store
@@ -204,7 +205,7 @@ def in_child(work: Callable[[], None], prepare: Callable[[], None]) -> str:
 
 
 def test_no_space_is_named_and_leaves_no_debris(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"))
     folder = out(tmp_path / "out")
     (folder / "weights").write_bytes(bytes(3 << 20))
     said = in_child(
@@ -220,7 +221,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
-        store = Store.open(str(disk / "store"))
+        store = open_store(str(disk / "store"))
         folder = out(tmp_path / "out")
         (folder / "weights").write_bytes(bytes(3 << 20))
         with pytest.raises(StoreError, match="no space left"):
@@ -232,19 +233,19 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 
 def test_a_read_only_folder_is_refused_when_opened_for_writing(tmp_path: Path) -> None:
-    Store.open(str(tmp_path / "store"), probe=True).write_bytes("x", b"1")
+    open_store(str(tmp_path / "store"), probe=True).write_bytes("x", b"1")
     # A child that gives up root must still reach the folder; pytest makes its folders private.
     for parent in takewhile(lambda path: path != Path(tempfile.gettempdir()), (tmp_path, *tmp_path.parents)):
         parent.chmod(0o755)
     for path in (tmp_path / "store", *(tmp_path / "store").rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     said = in_child(
-        lambda: Store.open(str(tmp_path / "store"), probe=True),
+        lambda: open_store(str(tmp_path / "store"), probe=True),
         lambda: os.setuid(NOBODY) if os.getuid() == 0 else None,
     )
     assert said.startswith("StoreError") and "not writable" in said and str(tmp_path / "store") in said
     read = in_child(
-        lambda: Store.open(str(tmp_path / "store")).read_json("x"),
+        lambda: open_store(str(tmp_path / "store")).read_json("x"),
         lambda: os.setuid(NOBODY) if os.getuid() == 0 else None,
     )
     assert read == "nothing was raised", "reading from it is fine"
@@ -257,9 +258,10 @@ def test_a_large_upload_takes_no_more_memory(tmp_path: Path) -> None:
     code = """
 import re, sys
 from pathlib import Path
+from infra.open_store import open_store
 from infra.store import Store
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
-store, before = Store.open(sys.argv[1]), peak()
+store, before = open_store(sys.argv[1]), peak()
 made = store.commit(kind="k", type="t", key="1", attempt="a", payload_dir=Path(sys.argv[2]), identity={})
 store.fetch(made)
 print(peak() - before)
@@ -289,33 +291,33 @@ print(peak() - before)
 )
 def test_bad_urls_say_what_is_possible(url: str, said: str) -> None:
     with pytest.raises(StoreError, match=said) as caught:
-        Store.open(url)
+        open_store(url)
     assert caught.value.hint and "secret" not in str(caught.value).replace("AWS_SECRET", "")
 
 
 def test_a_folder_store_url_opens_the_same_store_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    store = Store.open("a folder/with ü")
+    store = open_store("a folder/with ü")
     store.write_bytes("x", b"1")
     monkeypatch.chdir("/")
-    assert store.url.startswith("file:///") and Store.open(store.url).read_bytes("x") == b"1"
+    assert store.url.startswith("file:///") and open_store(store.url).read_bytes("x") == b"1"
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="not a folder"):
-        Store.open(str(tmp_path / "file"))
+        open_store(str(tmp_path / "file"))
     with pytest.raises(StoreError, match="file is where a folder should be"):
-        Store.open(str(tmp_path / "file/store"), probe=True)
+        open_store(str(tmp_path / "file/store"), probe=True)
 
 
 def test_opening_a_store_to_read_leaves_no_trace(tmp_path: Path) -> None:
-    Store.open(str(tmp_path / "store")).manifest("k", "1")
+    open_store(str(tmp_path / "store")).manifest("k", "1")
     assert not (tmp_path / "store").exists()
 
 
 def test_leftovers_of_killed_writers_are_swept_when_old(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"), probe=True)
+    store = open_store(str(tmp_path / "store"), probe=True)
     old, new = tmp_path / "store/.tmp/old", tmp_path / "store/.tmp/new"
     old.write_text("")
     new.write_text("")
@@ -325,7 +327,7 @@ def test_leftovers_of_killed_writers_are_swept_when_old(tmp_path: Path) -> None:
 
 
 def test_a_file_nobody_listed_beside_the_payload_is_refused(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"))
     made = commit(store, out(tmp_path / "out"))
     (tmp_path / "store/artifacts/k/1/a/payload/adapter.json").write_text("{}")
     with pytest.raises(StoreError, match=r"adapter.json: not in the manifest"):

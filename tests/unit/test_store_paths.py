@@ -8,9 +8,9 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.artifacts import safe_relative_path
 from infra.errors import StoreError
 from infra.objects import checked
+from infra.relative_path import safe_relative_path
 
 pieces = st.sampled_from(["..", ".", "", "/", "a", "..a", "a..", "\\", "\0", "c:", "~", "a b", "%2e%2e", "ü"])
 hostile = st.one_of(st.text(max_size=30), st.lists(pieces, max_size=6).map("/".join))

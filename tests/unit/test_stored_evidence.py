@@ -12,6 +12,7 @@ import pytest
 from infra import refs
 from infra.artifacts import Manifest
 from infra.errors import CorruptArtifact, StoreError
+from infra.open_store import open_store
 from infra.store import Store
 from tasks.release.report import render_report
 from tasks.release.stored_evidence import evidence_loader
@@ -31,7 +32,7 @@ def commit(store: Store, folder: Path, type_: str, files: dict[str, Any], record
 
 
 def test_the_report_of_a_store_shows_release_history_and_curves(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"))
     model = commit(store, tmp_path, "model", {"config.json": {}, "model.safetensors": "w" * 100}, {"train.jsonl": 0})
     other = commit(store, tmp_path, "onnx", {"model.onnx": "w"}, {})
     release = commit(store, tmp_path, "release", {"release.json": {"ref": "p/production", "model": {}}}, {})
@@ -52,7 +53,7 @@ def test_the_report_of_a_store_shows_release_history_and_curves(tmp_path: Path) 
 
 
 def test_bytes_that_were_changed_are_not_shown(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"))
     verdict = commit(store, tmp_path, "verdict", {"verdict.json": {"passed": False}}, {})
     file = tmp_path / "store" / verdict.ref.prefix / "a/payload/verdict.json"
     file.chmod(0o644)
@@ -62,6 +63,6 @@ def test_bytes_that_were_changed_are_not_shown(tmp_path: Path) -> None:
 
 
 def test_an_artifact_that_was_removed_is_said_to_be_gone(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"))
     with pytest.raises(StoreError, match="no longer in the store"):
         evidence_loader(store)({"kind": "pretrain", "key": "1" * 64, "digest": "", "type": "model"})

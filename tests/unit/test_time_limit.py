@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from infra import time_limit
 from infra.errors import ConfigError, StageError
-from tasks import time_limit
+from infra.time_limit import TimeLimit, TookTooLong
 from tasks.chat_template import chat_renderer, check_chat_template
 from tasks.data.reading import Columns, Rejected, Row, read_rows
 from tasks.data.sources import Source
 from tasks.evaluation.slices import Slicing, _masks
 from tasks.generation.post_process import PostProcess, Regex
 from tasks.pipeline import load_pipeline
-from tasks.time_limit import TimeLimit, TookTooLong
 
 CATASTROPHE, WRONG = r"(a+)+$", "a" * 60 + "b"
 ENDLESS = (
@@ -196,14 +196,14 @@ def test_patterns_that_cannot_be_compiled(pattern: str, said: str) -> None:
 
 
 def test_an_output_on_which_a_pattern_never_ends_has_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.regular_expression.SECONDS", 0.05)
+    monkeypatch.setattr("infra.regular_expression.SECONDS", 0.05)
     process = PostProcess([Regex(regex=r"^((?:a+)+)$"), "strip"])
     assert [process(text) for text in ("aaa", WRONG, "b", WRONG)] == ["aaa", "", "", ""]
     assert process.late == {WRONG}
 
 
 def test_a_slice_whose_pattern_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.regular_expression.SECONDS", 0.05)
+    monkeypatch.setattr("infra.regular_expression.SECONDS", 0.05)
     slicing = Slicing(by="text", pattern=CATASTROPHE)
     assert set(_masks("long", slicing, ["aa", "b"])) == {"aa", "(none)"}
     with pytest.raises(StageError, match=r"(?s)slices\.long\.pattern: column 'text'.*\(a\+\)\+\$ takes more than"):

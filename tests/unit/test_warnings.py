@@ -11,6 +11,7 @@ import pytest
 
 from flows import cli
 from infra import claims, refs
+from infra.open_store import open_store
 from infra.store import Store
 from tasks import worker
 from tasks.pipeline import load_pipeline
@@ -38,7 +39,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def made_by_a_job(folder: Path) -> Store:
     """Run the pipeline's stage as a job process does."""
     pipeline = load_pipeline(folder / "p.yaml")
-    node, store = pipeline.stages["rows"], Store.open(pipeline.store)
+    node, store = pipeline.stages["rows"], open_store(pipeline.store)
     resolved = resolve_in(store, node, {})
     claim = claims.try_acquire(store, "dataset", resolved.key)
     assert claim is not None

@@ -19,7 +19,7 @@ from flows.checks.new_data import new_data
 from flows.watch import look
 from infra.artifacts import ArtifactRef
 from infra.errors import StageError, UsageError
-from infra.store import Store
+from infra.open_store import open_store
 from tasks import decided_run
 from tasks.decided_run import MOST, STARTS, Fate, given_up
 from tasks.pipeline import Pipeline, load_pipeline
@@ -77,7 +77,7 @@ class House:
 
     def make(self, pipeline: Pipeline) -> dict[str, ArtifactRef]:
         """The dataset stages, run here."""
-        store, made = Store.open(pipeline.store), dict[str, ArtifactRef]()
+        store, made = open_store(pipeline.store), dict[str, ArtifactRef]()
         for node in pipeline.stages.values():
             resolved = resolve(node, made)
             found = store.manifest(node.stage.kind, resolved.key)
@@ -275,7 +275,7 @@ def test_a_run_that_failed_is_begun_again_a_bounded_number_of_times_and_then_sai
     assert [house.look(), house.look()] == ["gave up", "gave up"]
     assert f"{STARTS} runs were started for it and none did its work (the last: failed: crashed)" in house.last.reason
     assert [attempt for _, attempt in house.runs.started] == list(range(1, STARTS + 1))
-    store = Store.open(house.pipeline().store)
+    store = open_store(house.pipeline().store)
     assert given_up(store) == {"fresh": house.last.reason}
     finding = new_data(store)
     assert finding is not None and (finding.level, house.last.reason in finding.said) == ("fault", True)
@@ -316,7 +316,7 @@ def test_how_a_run_ended_is_asked_once(house: House, state: Any) -> None:
 def record(house: House, status: str, *, without: str = "", overrides: tuple[str, ...] = ()) -> None:
     """A run that somebody started by hand, on the data of the last decision."""
     pipeline = replace(house.pipeline(), overrides=overrides)
-    store = Store.open(pipeline.store)
+    store = open_store(pipeline.store)
     entry = last_entry(store, "fresh")
     assert entry is not None
     kept = {name: node for name, node in pipeline.stages.items() if name != without}
@@ -341,11 +341,11 @@ def test_a_decision_that_was_given_up_is_settled_by_a_run_of_the_whole_pipeline_
     record(house, "failed")
     record(house, "ok", without="tokens")  # what a look makes of the data
     record(house, "ok", overrides=("stages.tokens.vocab_size=400",))
-    Store.open(house.pipeline().store).write_bytes("runs/20990101-000000-9999/run.json", b'{"status": "ok"')
+    open_store(house.pipeline().store).write_bytes("runs/20990101-000000-9999/run.json", b'{"status": "ok"')
     assert house.look() == "gave up"
     record(house, "ok")
     assert [house.look(), house.look()] == ["unchanged", "unchanged"]
-    assert given_up(Store.open(house.pipeline().store)) == {}
+    assert given_up(open_store(house.pipeline().store)) == {}
 
 
 def test_data_that_were_given_up_are_trained_on_with_the_next_that_arrive(house: House) -> None:
@@ -358,12 +358,12 @@ def test_data_that_were_given_up_are_trained_on_with_the_next_that_arrive(house:
     assert house.look() == "started", "one is enough, though ten are asked for"
     assert house.last.reason == "1 new example, and those before them were not trained on"
     assert house.runs.started[-1][1] == 1
-    assert given_up(Store.open(house.pipeline().store)) == {}
+    assert given_up(open_store(house.pipeline().store)) == {}
 
 
 def test_a_start_noted_by_an_earlier_version_counts(house: House) -> None:
     house.look()
-    store = Store.open(house.pipeline().store)
+    store = open_store(house.pipeline().store)
     for number in (1, 2, 3):
         store.write_bytes(f"journals/fresh/watch-starts-1/{number:06d}.json", b'{"flow_run": 7}')
     start = decided_run.last_start(store, "fresh", last_entry(store, "fresh") or pytest.fail())

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from infra.checkpoints import CheckpointStore
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.training.batch import split_batch
 from tasks.training.checkpoint import Checkpoints, TrainingState
 from tasks.training.engine import Engine
@@ -62,7 +62,7 @@ class _Three:
         )
         self.checkpoints = Checkpoints(job, ranks, self.engine, anchor_every=1_000_000)
         # The same folder store, under another key.
-        self.synchronous = CheckpointStore(Store.open(str(folder / "store")), "kind", "1" * 64)
+        self.synchronous = CheckpointStore(open_store(str(folder / "store")), "kind", "1" * 64)
         self.state = TrainingState(1_000_000)
         self.copies: dict[str, torch.Tensor] = {}
         self.serialise_seconds: list[float] = []

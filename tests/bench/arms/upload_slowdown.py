@@ -14,7 +14,7 @@ from pathlib import Path
 
 from infra.checkpoints import CheckpointStore
 from infra.errors import Preempted
-from infra.store import Store
+from infra.open_store import open_store
 from tasks.objectives import objective
 from tasks.training.loop import train
 from tests.bench.arms.forgeline_train import training_params
@@ -61,7 +61,7 @@ def run(workload: Workload, gate: Gate, folder: Path) -> dict[str, float]:
         store=folder / "store",
     )
     if url := os.environ.get("FORGELINE_BENCH_STORE"):
-        checkpoints = CheckpointStore(Store.open(url), "kind", "0" * 64)
+        checkpoints = CheckpointStore(open_store(url), "kind", "0" * 64)
         job = dataclasses.replace(job, checkpoints=checkpoints)
     try:
         train(job, workload.model(), objective("causal_lm"), workload.features(), [], params)

@@ -18,8 +18,8 @@ import yaml
 
 from infra.artifacts import Manifest
 from infra.launch.local import LocalLauncher
+from infra.open_store import open_store
 from infra.source_files import SETTLED_NS
-from infra.store import Store
 from tasks.data.packing import best_fit, mapped_ids, one_to_a_row, save_plan
 from tasks.execute import execute_stage
 from tasks.pipeline import load_pipeline
@@ -75,7 +75,7 @@ class Arm:
 
     def work(self) -> None:
         pipeline = load_pipeline(self.file)
-        store = Store.open(pipeline.store, probe=True)
+        store = open_store(pipeline.store, probe=True)
         run = self.folder / "runs" / str(time.time_ns())
         context = quiet_context(pipeline, store, self.launcher, run, slots=len(os.sched_getaffinity(0)))
         plan = make_plan(pipeline, store)
@@ -87,7 +87,7 @@ class Arm:
 
     def outcome(self) -> dict[str, Any]:
         """survivors: families of each split; and how long the packing alone takes on these lengths."""
-        store = Store.open(str(self.store))
+        store = open_store(str(self.store))
         data, tokens = (store.fetch(self.made[name]) for name in ("data", "tokens"))
         survivors = {
             split: sorted(

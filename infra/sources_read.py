@@ -8,17 +8,22 @@ word, and none whose key says something else. `tasks/execute.py` then makes the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from infra import source_files
 from infra.errors import SourcesChanged, StageError
 
-if TYPE_CHECKING:
-    from tasks.stage import SourceFile
-
 NAMED = 3
 """Changed files that an error names."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file outside the store that a stage reads: its path relative to its root, and the sha256 of its bytes."""
+
+    path: str
+    sha256: str
 
 
 def compare(keyed: Sequence[SourceFile], read: Sequence[SourceFile]) -> None:
@@ -40,8 +45,6 @@ def snapshot(files: Mapping[str, Path], folder: Path) -> list[SourceFile]:
 
     Raises SourcesChanged on one that is gone, StageError on one that cannot be read.
     """
-    from tasks.stage import SourceFile
-
     found = []
     for name, path in files.items():
         target = folder / name

@@ -6,7 +6,7 @@ import re
 import warnings
 from functools import lru_cache
 
-from tasks.time_limit import TimeLimit
+from infra.time_limit import TimeLimit
 
 SECONDS = 2.0
 """For one text; microseconds are usual."""
