@@ -1,4 +1,4 @@
-"""Knowledge distillation: the loss that pulls a student to its teacher, and a student cut from the teacher's layers."""
+"""Knowledge distillation: what a student minimises, and a student cut from the teacher's layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from infra.errors import StageError
 from tasks.compression.layer_subset import with_layers
 from tasks.compression.soft_targets import SoftTargets
 from tasks.compression.taps import Taps
-from tasks.compression.top_k import TopK
 from tasks.training.layers import layer_stacks
 from tasks.training.model_inputs import model_inputs
 
@@ -21,35 +20,6 @@ if TYPE_CHECKING:
 
     from tasks.objectives import Objective
     from tasks.training.settings import TeacherParams
-
-
-def distillation(
-    logits: torch.Tensor,
-    teacher_logits: torch.Tensor | TopK,
-    temperature: float,
-    weights: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """T^2 * KL(teacher || student) at temperature T, summed over the rows of logits [N, C] (Hinton et al., 2015).
-
-    weights: how much each row counts, [N]; None: one. T^2 keeps the gradient's size independent of T. Accumulated in
-    fp32. Of a teacher's largest logits, over these and the rest together (`tasks/compression/top_k.py`).
-    """
-    if isinstance(teacher_logits, TopK):
-        own, given = teacher_logits.both(logits.float(), temperature)
-    else:
-        own, given = logits.float() / temperature, teacher_logits.float() / temperature
-    student, teacher = F.log_softmax(own, dim=-1), F.log_softmax(given, dim=-1)
-    if weights is None:
-        return F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
-    rows = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-    return (rows * weights).sum() * temperature**2
-
-
-def two_way_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """`distillation` where each logit is a choice of its own between yes (its sigmoid) and no, summed over all."""
-    student, teacher = logits.float().flatten(), teacher_logits.float().flatten()
-    # A sigmoid is the softmax of (x, 0).
-    return distillation(F.pad(student[:, None], (0, 1)), F.pad(teacher[:, None], (0, 1)), temperature)
 
 
 def as_teacher(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """A teacher's outputs on disk: written once, read by every student.
 
-    000000.safetensors ...   logits [rows, C] or [rows]; or of each row the largest k (`tasks/compression/top_k.py`):
+    000000.safetensors ...   logits [rows, C] or [rows]; or of each row the largest k (`tasks/losses/top_k.py`):
                              logits [rows, k], ids int32 [rows, k], rest [rows]
                              counts int64 [examples]: how many of the rows, which stand in order, each example has
     soft_targets.json        {"temperature": that of `rest`}
@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from infra.errors import StageError
-from tasks.compression.top_k import TopK
+from tasks.losses.top_k import TopK
 from tasks.objectives import SpecialIds
 from tasks.training.model_inputs import model_inputs
 

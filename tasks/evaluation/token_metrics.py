@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.training.cross_entropy import IGNORED
+from tasks.losses.cross_entropy import IGNORED
 
 Array = npt.NDArray[np.float64]
 

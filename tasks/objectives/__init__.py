@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-    from tasks.compression.top_k import TopK
+    from tasks.losses.top_k import TopK
     from tasks.stage import InputArtifact
     from tasks.training.ranks import Ranks
 
@@ -248,7 +248,7 @@ class Objective(StageParams):
         self, logits: torch.Tensor, targets: torch.Tensor | TopK, batch: Batch, temperature: float
     ) -> torch.Tensor:
         """`soft_loss` against a teacher's `soft_targets`."""
-        from tasks.compression.distill import distillation
+        from tasks.losses.distillation import distillation
 
         return distillation(self.soft_targets(logits, batch)[0], targets, temperature)
 

@@ -99,7 +99,7 @@ class CausalLM(Objective):
     def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
         import torch
 
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
         from tasks.training.text_features import pad_token_ids
 
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
@@ -122,21 +122,21 @@ class CausalLM(Objective):
         return {**batch, "position_ids": positions}
 
     def units(self, batch: Batch) -> int:
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
 
         return int((batch["labels"][:, 1:] != IGNORED).sum())
 
     def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
         import torch.nn.functional as F
 
-        from tasks.training.cross_entropy import IGNORED, summed_cross_entropy
+        from tasks.losses.cross_entropy import IGNORED, summed_cross_entropy
 
         # Shifting the labels and not the logits saves a copy of the largest tensor there is.
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
         return summed_cross_entropy(logits.flatten(0, 1), targets.flatten()), int((targets != IGNORED).sum())
 
     def soft_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
 
         counted = batch["labels"][:, 1:] != IGNORED
         return logits[:, :-1][counted], counted.sum(1)
@@ -150,7 +150,7 @@ class CausalLM(Objective):
         import torch
         import torch.nn.functional as F
 
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
 
         targets = torch.from_numpy(np.ascontiguousarray(batch["labels"][:, 1:])).long()
         scores = torch.from_numpy(np.ascontiguousarray(logits, dtype=np.float32))[:, :-1]
@@ -251,7 +251,7 @@ def _documents(feature: Feature) -> list[npt.NDArray[np.int64]]:
 
 def _pairs(feature: Feature) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """(tokens, those that follow) of an example, where the second is to be predicted; never across documents."""
-    from tasks.training.cross_entropy import IGNORED
+    from tasks.losses.cross_entropy import IGNORED
 
     if "labels" in feature:
         (row,), counted = _documents(feature), feature["labels"][1:] != IGNORED
@@ -261,7 +261,7 @@ def _pairs(feature: Feature) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np
 
 def _prompt(feature: Feature, room: int) -> npt.NDArray[np.int64]:
     """What a sample begins with: of a conversation all before the first answer, else the first tokens of a document."""
-    from tasks.training.cross_entropy import IGNORED
+    from tasks.losses.cross_entropy import IGNORED
 
     row = _documents(feature)[0]
     if "labels" not in feature:

@@ -104,7 +104,7 @@ class MaskedLM(TokenLabels):
         return {"input_ids": read, "labels": labels, "vocabulary": feature["vocabulary"]}
 
     def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
         from tasks.training.text_features import pad_token_ids
 
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
@@ -112,7 +112,7 @@ class MaskedLM(TokenLabels):
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
-        from tasks.training.cross_entropy import IGNORED, summed_cross_entropy
+        from tasks.losses.cross_entropy import IGNORED, summed_cross_entropy
 
         counted = batch["labels"] != IGNORED
         return summed_cross_entropy(logits[counted], batch["labels"][counted]), int(counted.sum())
@@ -140,7 +140,7 @@ class MaskedLM(TokenLabels):
         import numpy as np
 
         from tasks.evaluation.token_metrics import unigram_nats
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
 
         seen = np.concatenate([np.asarray(f["input_ids"], np.int64) for f in train])
         hidden = np.concatenate([f["labels"] for f in heldout])
@@ -151,7 +151,7 @@ class MaskedLM(TokenLabels):
         import numpy as np
         import torch
 
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
 
         chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
         batch = self.collate(chosen, SpecialIds.of(model.config))

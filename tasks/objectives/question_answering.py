@@ -145,7 +145,7 @@ class QuestionAnswering(Objective):
     def soft_loss(
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
     ) -> torch.Tensor:
-        from tasks.compression.distill import distillation
+        from tasks.losses.distillation import distillation
 
         return distillation(self._scores(logits, batch), self._scores(teacher_logits, batch), temperature) / 2
 

@@ -147,7 +147,7 @@ class SentenceEmbedding(Objective):
         """Of the distributions over a group's positives, so that teacher and student may differ in hidden size."""
         import torch
 
-        from tasks.compression.distill import distillation
+        from tasks.losses.distillation import distillation
 
         total = torch.zeros((), device=logits.device)
         pairs = zip(self.similarities(logits, batch), self.similarities(teacher_logits, batch), strict=True)

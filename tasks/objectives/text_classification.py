@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from tasks.compression.top_k import TopK
+    from tasks.losses.top_k import TopK
     from tasks.stage import InputArtifact
 
 SHOWN = 8
@@ -238,7 +238,7 @@ class TextClassification(Objective):
         """
         import torch.nn.functional as F
 
-        from tasks.compression.distill import distillation, two_way_distillation
+        from tasks.losses.distillation import distillation, two_way_distillation
 
         student = self.scores(logits, batch)
         if self.problem == "single_label":

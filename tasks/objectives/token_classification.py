@@ -128,7 +128,7 @@ class TokenClassification(TokenLabels):
         """`labels` [B, T]: of pieces, -100 where none is learned. `starts`, `tags` [B, W]: of words, -1 where none."""
         import torch
 
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
         from tasks.training.tagged_words import padded
         from tasks.training.text_features import pad_token_ids
 
@@ -144,7 +144,7 @@ class TokenClassification(TokenLabels):
         """Summed over labelled pieces; class weights change no units: their mean over the training words is 1."""
         import torch.nn.functional as F
 
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
 
         total = F.cross_entropy(
             logits.flatten(0, 1).float(),

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from infra.errors import StageError
 from infra.time_limit import TimeLimit
 from tasks.chat_template import SECONDS
+from tasks.losses.cross_entropy import IGNORED
 from tasks.training.chat_tokens import Tokens, conversation_tokens
-from tasks.training.cross_entropy import IGNORED
 from tasks.training.model_files import require_tokenizer
 from tasks.training.text_features import CHARACTERS_PER_TOKEN, bytes_of_tokens, end_of_text, read_split
 

@@ -51,7 +51,7 @@ class EncoderDecoder(TokenLabels):
         import numpy as np
         import torch
 
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
         from tasks.training.text_features import pad_token_ids
 
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
@@ -71,7 +71,7 @@ class EncoderDecoder(TokenLabels):
     def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
         import torch.nn.functional as F
 
-        from tasks.training.cross_entropy import IGNORED, summed_cross_entropy
+        from tasks.losses.cross_entropy import IGNORED, summed_cross_entropy
 
         scores, targets = logits.flatten(0, 1), batch["labels"].flatten()
         if not self.label_smoothing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tasks.training.cross_entropy import IGNORED
+from tasks.losses.cross_entropy import IGNORED
 from tasks.training.vocabulary import Vocabulary, Words
 
 Ids = npt.NDArray[np.int64]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from infra.errors import StageError
 from tasks.data.plain_values import plain_text
-from tasks.training.cross_entropy import IGNORED
+from tasks.losses.cross_entropy import IGNORED
 from tasks.training.model_files import require_tokenizer
 from tasks.training.text_features import CHARACTERS_PER_TOKEN, read_split
 

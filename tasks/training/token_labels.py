@@ -14,12 +14,12 @@ class TokenLabels(Objective):
     """An objective whose logits [B, T, C] stand beside `labels` [B, T]."""
 
     def units(self, batch: Batch) -> int:
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
 
         return int((batch["labels"] != IGNORED).sum())
 
     def soft_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        from tasks.training.cross_entropy import IGNORED
+        from tasks.losses.cross_entropy import IGNORED
 
         counted = batch["labels"] != IGNORED
         return logits[counted], counted.sum(1)

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import StageError
-from tasks.compression.distill import chosen_layers, distillation, student_from
+from tasks.compression.distill import chosen_layers, student_from
+from tasks.losses.distillation import distillation
 from tasks.model_card import ModelCard, read_card
 from tasks.objectives import objective
 from tasks.stage import stages

@@ -17,9 +17,9 @@ from transformers import AutoModelForMaskedLM
 
 from infra.errors import Preempted, StageError
 from tasks.data.tokenizing import save_tokenizer, train_tokenizer
+from tasks.losses.cross_entropy import IGNORED
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.masked_lm import MaskedLM
-from tasks.training.cross_entropy import IGNORED
 from tasks.training.features import heldout_features
 from tasks.training.loop import train
 from tasks.training.masking import masked, word_numbers

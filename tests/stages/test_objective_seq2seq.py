@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from infra.errors import StageError
+from tasks.losses.cross_entropy import IGNORED
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.seq2seq import Seq2Seq
-from tasks.training.cross_entropy import IGNORED
 from tasks.training.model_files import load_tokenizer
 from tasks.training.model_inputs import model_inputs
 from tasks.training.vocabulary import Vocabulary

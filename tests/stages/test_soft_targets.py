@@ -17,9 +17,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 
 from infra.errors import StageError
 from tasks.compression import soft_targets as storage
-from tasks.compression.distill import as_teacher, distillation
+from tasks.compression.distill import as_teacher
 from tasks.compression.soft_targets import Form, SoftTargets, write_soft_targets
-from tasks.compression.top_k import TopK
+from tasks.losses.distillation import distillation
+from tasks.losses.top_k import TopK
 from tasks.model_card import ModelCard, write_card
 from tasks.objectives import SpecialIds, objective
 from tasks.stages import distill, soft_targets

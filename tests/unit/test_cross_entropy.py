@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.training.cross_entropy import IGNORED, summed_cross_entropy
+from tasks.losses.cross_entropy import IGNORED, summed_cross_entropy
 
 
 def both(logits: torch.Tensor, targets: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
