@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
-from tasks.evaluation.bootstrap import interval
-from tasks.evaluation.direction import greater_is_better
+from tasks.metrics.bootstrap import interval
+from tasks.metrics.direction import greater_is_better
 from tasks.evaluation.slices import Masks, slice_name
 from tasks.release.model_files import shipped_bytes
 

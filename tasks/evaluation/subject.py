@@ -15,8 +15,8 @@ import torch
 
 from infra.errors import StageError
 from infra.process_memory import peak_mb, reset_peak, resident_mb
-from tasks.evaluation.bootstrap import replicates
-from tasks.evaluation.class_names import columns, with_class_names
+from tasks.metrics.bootstrap import replicates
+from tasks.metrics.class_names import columns, with_class_names
 from tasks.evaluation.perturbations import Perturbation, changed_texts, robustness
 from tasks.evaluation.runtime import TorchRuntime, import_runtime, load_runtime
 from tasks.evaluation.scores import rises

@@ -95,7 +95,7 @@ class Objective(StageParams):
     """Whether the model's head has a row for each of several classes, which have names."""
 
     text_metrics: ClassVar[tuple[str, ...]] = ()
-    """Metrics of `tasks/evaluation/text_metrics.py` by which texts are judged, the one that people compare first."""
+    """Metrics of `tasks/metrics/written_text.py` by which texts are judged, the one that people compare first."""
 
     training_options: ClassVar[frozenset[str]] = frozenset()
     """Options that change what is learned and not how it is judged: models that differ in them can be compared."""
@@ -268,7 +268,7 @@ class Objective(StageParams):
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Metric name -> [R] values, one for each row of example weights [R, N] (ones: the point estimate).
 
-        A metric of class 3 alone is called `name@#3` (`tasks/evaluation/class_names.py` puts the label there).
+        A metric of class 3 alone is called `name@#3` (`tasks/metrics/class_names.py` puts the label there).
         """
         raise NotImplementedError
 

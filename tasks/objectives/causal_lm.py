@@ -163,7 +163,7 @@ class CausalLM(Objective):
 
     def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
         """The likeliest token of each that is counted, [U]."""
-        from tasks.evaluation.token_metrics import likeliest
+        from tasks.metrics.tokens import likeliest
 
         return likeliest(logits[:, :-1], batch["labels"][:, 1:])
 
@@ -171,7 +171,7 @@ class CausalLM(Objective):
         """Nats a token, its exponential, the same in bits; and bits a byte, which compares tokenizers too."""
         import numpy as np
 
-        from tasks.evaluation.ranking import ratio
+        from tasks.metrics.ranking import ratio
 
         total, tokens = (weights @ predictions[name].astype(np.float64) for name in ("nll", "tokens"))
         nats = ratio(total, tokens, np.nan)
@@ -183,8 +183,8 @@ class CausalLM(Objective):
         return found
 
     def baselines(self, train: Sequence[Feature], heldout: Sequence[Feature]) -> dict[str, float]:
-        """Nats a token of models that count: see `tasks/evaluation/count_models.py`."""
-        from tasks.evaluation.count_models import count_model_losses
+        """Nats a token of models that count: see `tasks/metrics/count_models.py`."""
+        from tasks.metrics.count_models import count_model_losses
 
         return count_model_losses(*([pair for f in features for pair in _pairs(f)] for features in (train, heldout)))
 

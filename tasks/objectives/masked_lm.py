@@ -119,19 +119,19 @@ class MaskedLM(TokenLabels):
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """See `token_scores`."""
-        from tasks.evaluation.token_metrics import token_scores
+        from tasks.metrics.tokens import token_scores
 
         return token_scores(logits, batch["labels"])
 
     def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
         """The likeliest token of each that is hidden, [U]."""
-        from tasks.evaluation.token_metrics import likeliest
+        from tasks.metrics.tokens import likeliest
 
         return likeliest(logits, batch["labels"])
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Nats a hidden token, its exponential, and the share of hidden tokens told right."""
-        from tasks.evaluation.token_metrics import token_metrics
+        from tasks.metrics.tokens import token_metrics
 
         return token_metrics(predictions, weights)
 
@@ -139,7 +139,7 @@ class MaskedLM(TokenLabels):
         """Nats a hidden token of the training tokens' frequencies, without special tokens."""
         import numpy as np
 
-        from tasks.evaluation.token_metrics import unigram_nats
+        from tasks.metrics.tokens import unigram_nats
         from tasks.losses.cross_entropy import IGNORED
 
         seen = np.concatenate([np.asarray(f["input_ids"], np.int64) for f in train])

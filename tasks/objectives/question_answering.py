@@ -154,7 +154,7 @@ class QuestionAnswering(Objective):
         [B], of no answer over the best span; `exact_match`, `f1`: float64 [B]; `answerable`: bool [B]."""
         import numpy as np
 
-        from tasks.evaluation.squad import best, exact_match, token_f1
+        from tasks.metrics.squad import best, exact_match, token_f1
         from tasks.training.question_windows import spelled
 
         begin, end, null_score = self.best_spans(logits, batch)
@@ -234,7 +234,7 @@ class QuestionAnswering(Objective):
 
     def baselines(self, train: Sequence[Feature], heldout: Sequence[Feature]) -> dict[str, float]:
         """F1 of never answering, and of answering with the sentence that shares the most words with the question."""
-        from tasks.evaluation.squad import best, likeliest_sentence, token_f1
+        from tasks.metrics.squad import best, likeliest_sentence, token_f1
 
         def mean(answers: Sequence[str]) -> float:
             return sum(best(token_f1, a, f["answers"]) for a, f in zip(answers, heldout, strict=True)) / len(heldout)

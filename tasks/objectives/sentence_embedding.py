@@ -174,8 +174,8 @@ class SentenceEmbedding(Objective):
         }
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
-        from tasks.evaluation.regression import spearman
-        from tasks.evaluation.retrieval import ranks_of_own, retrieval_metrics
+        from tasks.metrics.regression import spearman
+        from tasks.metrics.retrieval import ranks_of_own, retrieval_metrics
 
         anchors, positives = predictions["anchors"], predictions["positives"]
         found = retrieval_metrics(ranks_of_own(anchors, positives), weights)
@@ -187,7 +187,7 @@ class SentenceEmbedding(Objective):
         """tfidf: cosine similarity of the counts of token ids, each weighted by its rarity in the training split."""
         import numpy as np
 
-        from tasks.evaluation.retrieval import retrieval_metrics, tfidf_ranks
+        from tasks.metrics.retrieval import retrieval_metrics, tfidf_ranks
 
         known, anchors, positives = (
             [np.asarray(feature[name], np.int64) for features, name in found for feature in features]

@@ -116,7 +116,7 @@ class TextClassification(Objective):
 
     def _names(self, data: InputArtifact) -> Sequence[str]:
         """The classes in the order that numbers them: the model's, else the data's. StageError where they differ."""
-        from tasks.evaluation.class_names import same_labels
+        from tasks.metrics.class_names import same_labels
         from tasks.training.targets import label_names
         from tasks.training.text_features import dataset_labels
 
@@ -271,9 +271,9 @@ class TextClassification(Objective):
         return (scores > 0).astype(np.int64) if self.problem == "multi_label" else scores.argmax(1)
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
-        from tasks.evaluation.classification import classification_metrics
-        from tasks.evaluation.multi_label import multi_label_metrics
-        from tasks.evaluation.regression import regression_metrics
+        from tasks.metrics.classification import classification_metrics
+        from tasks.metrics.multi_label import multi_label_metrics
+        from tasks.metrics.regression import regression_metrics
 
         known: Any = {"multi_label": multi_label_metrics, "regression": regression_metrics}
         compute = known.get(self.problem, classification_metrics)
@@ -287,7 +287,7 @@ class TextClassification(Objective):
         """
         import numpy as np
 
-        from tasks.evaluation.regression import spearman
+        from tasks.metrics.regression import spearman
         from tasks.training.targets import always_named
 
         truth = np.array([f["label"] for f in heldout])

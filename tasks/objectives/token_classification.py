@@ -80,7 +80,7 @@ class TokenClassification(TokenLabels):
 
     def _of(self, counts: Mapping[str, int], data: InputArtifact) -> tuple[str, ...]:
         """The classes for these tags. Raises StageError if they are not of the scheme, or under two."""
-        from tasks.evaluation.tagging import OUTSIDE, is_bio
+        from tasks.metrics.tagging import OUTSIDE, is_bio
 
         for tag in sorted(counts) if self.scheme == "bio" else ():
             if not is_bio(tag):
@@ -103,7 +103,7 @@ class TokenClassification(TokenLabels):
         import numpy as np
 
         from tasks.data.columns import has_split
-        from tasks.evaluation.tagging import continuations
+        from tasks.metrics.tagging import continuations
         from tasks.training.tagged_words import labelled, read_tagged, word_pieces
 
         # The weights are of the training split, which data that a model is only judged on may lack: no loss there.
@@ -175,7 +175,7 @@ class TokenClassification(TokenLabels):
     def _counted(self, truth: npt.NDArray[np.int64], guesses: npt.NDArray[np.int64]) -> Predictions:
         import numpy as np
 
-        from tasks.evaluation.tagging import span_counts, tag_counts, word_counts
+        from tasks.metrics.tagging import span_counts, tag_counts, word_counts
 
         guesses = np.where(truth >= 0, guesses, -1)
         if self.scheme == "bio":
@@ -183,7 +183,7 @@ class TokenClassification(TokenLabels):
         return {**word_counts(truth, guesses), **tag_counts(truth, guesses, len(self._labels))}
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
-        from tasks.evaluation.tagging import span_types, tagging_metrics
+        from tasks.metrics.tagging import span_types, tagging_metrics
 
         if self.scheme == "bio":
             return tagging_metrics(predictions, span_types(self._labels), weights, "span_")
@@ -215,7 +215,7 @@ class TokenClassification(TokenLabels):
         """Eight heldout texts spread over the split: the words, and how they are tagged in truth and by the model."""
         import torch
 
-        from tasks.evaluation.tagging import marked
+        from tasks.metrics.tagging import marked
         from tasks.training.model_inputs import model_inputs
 
         def told(feature: Feature, tags: Sequence[int]) -> str:

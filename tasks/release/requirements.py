@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from tasks.evaluation.champion import NAME
-from tasks.evaluation.direction import greater_is_better
+from tasks.metrics.direction import greater_is_better
 from tasks.release.outcome_sentence import outcome_sentence
 from tasks.release.slices import does_not_apply, every_slice, too_few
 from tasks.stage import StageParams

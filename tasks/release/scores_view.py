@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tasks.evaluation.direction import greater_is_better
+from tasks.metrics.direction import greater_is_better
 from tasks.release import charts
 from tasks.release.evidence import as_list, as_object
 from tasks.release.readable import (

@@ -124,7 +124,7 @@ def _given(job: Job[Params], objective: Objective, tokenizer: PreTrainedTokenize
     """The student that was named, with the teacher's classes. Raises StageError where the two do not go together."""
     from transformers import AutoConfig
 
-    from tasks.evaluation.class_names import same_labels
+    from tasks.metrics.class_names import same_labels
     from tasks.model_card import read_card
     from tasks.training.architecture import check_length
     from tasks.training.model_files import load_model, load_tokenizer, set_pad_token

@@ -151,7 +151,7 @@ def _agree(models: list[InputArtifact]) -> tuple[Objective, list[str] | None]:
     Options that only training sees may differ, and so may the order in which models number the classes: the first one's
     numbers them for all. That the data have the same is seen by each model's process.
     """
-    from tasks.evaluation.class_names import same_labels
+    from tasks.metrics.class_names import same_labels
     from tasks.evaluation.scores import require_distinct
     from tasks.model_card import read_card
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 
 from infra.errors import StageError
-from tasks.evaluation.text_metrics import TextMetric
+from tasks.metrics.written_text import TextMetric
 from tasks.generation.decoding import Decoding
 from tasks.generation.post_process import PostProcess, Step
 from tasks.objectives import ObjectiveField, spread
@@ -68,10 +68,10 @@ class Params(StageParams):
 def run(job: Job[Params]) -> dict[str, float]:
     from safetensors.numpy import save_file
 
-    from tasks.evaluation.bootstrap import replicates
-    from tasks.evaluation.direction import greater_is_better
+    from tasks.metrics.bootstrap import replicates
+    from tasks.metrics.direction import greater_is_better
     from tasks.evaluation.scores import about_model, estimate
-    from tasks.evaluation.text_metrics import require_packages, text_metrics
+    from tasks.metrics.written_text import require_packages, text_metrics
 
     params, data, models = job.params, job.input("data"), job.inputs["models"]
     objectives = _objectives(models, params.objective)
@@ -197,7 +197,7 @@ def _statistics(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from tasks.evaluation.text_metrics import text_statistics
+    from tasks.metrics.written_text import text_statistics
 
     texts = [process(output.text) for output in outputs]
     found = text_statistics(texts, [reference for _, _, reference in examples], metrics)
@@ -212,7 +212,7 @@ def _copied(examples: Sequence[Example], metric: str, process: Callable[[str], s
     """The score of answering every prompt with its own text."""
     import numpy as np
 
-    from tasks.evaluation.text_metrics import text_metrics, text_statistics
+    from tasks.metrics.written_text import text_metrics, text_statistics
 
     texts = [process(text) for _, text, _ in examples]
     found = text_statistics(texts, [reference for _, _, reference in examples], [metric])

@@ -155,7 +155,7 @@ def _estimate(measure: Measure, params: Params) -> tuple[dict[str, Any], npt.NDA
 
     Elsewhere the interval is 1.96 of the harness's standard errors to each side.
     """
-    from tasks.evaluation.bootstrap import replicates
+    from tasks.metrics.bootstrap import replicates
     from tasks.evaluation.scores import estimate
 
     each = measure.each

@@ -83,20 +83,20 @@ class EncoderDecoder(TokenLabels):
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """See `token_scores`; `bytes`: int64 [B], of the targets' texts, where known."""
-        from tasks.evaluation.token_metrics import token_scores
+        from tasks.metrics.tokens import token_scores
 
         found = token_scores(logits, batch["labels"])
         return {**found, "bytes": batch["target_bytes"]} if "target_bytes" in batch else found
 
     def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
         """The likeliest of each target token, [U]."""
-        from tasks.evaluation.token_metrics import likeliest
+        from tasks.metrics.tokens import likeliest
 
         return likeliest(logits, batch["labels"])
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Of target tokens, each given those before it: see `token_metrics`."""
-        from tasks.evaluation.token_metrics import token_metrics
+        from tasks.metrics.tokens import token_metrics
 
         return token_metrics(predictions, weights)
 
@@ -104,7 +104,7 @@ class EncoderDecoder(TokenLabels):
         """Nats a target token of the training targets' token frequencies."""
         import numpy as np
 
-        from tasks.evaluation.token_metrics import unigram_nats
+        from tasks.metrics.tokens import unigram_nats
 
         seen, wanted = (np.concatenate([f["target_ids"] for f in features]) for features in (train, heldout))
         return {"unigram": unigram_nats(seen, wanted)}

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from infra.errors import ForgelineError, OutOfMemory, Preempted, StageError
 from infra.launch.watchdog import Watchdog
-from tasks.evaluation.class_names import config_labels, with_class_names
+from tasks.metrics.class_names import config_labels, with_class_names
 from tasks.objectives import Feature, Objective, SpecialIds
 from tasks.stage import Job
 from tasks.training.batch import BatchSplit, split_batch

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from pydantic import ConfigDict, PrivateAttr
 
-from tasks.evaluation.class_names import with_class_names
+from tasks.metrics.class_names import with_class_names
 from tasks.objectives import Batch, Feature, Objective, SpecialIds
 from tasks.training.evaluate import validate
 from tasks.training.multitask_model import task_part

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tasks.evaluation.direction import greater_is_better
+from tasks.metrics.direction import greater_is_better
 from tasks.stage import Job
 from tasks.training.journal import Journal
 from tasks.training.throughput import ModelFlops, memory_mb

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
-from tasks.evaluation.class_names import config_labels, with_class_names
+from tasks.metrics.class_names import config_labels, with_class_names
 from tasks.objectives import Feature, Objective, SpecialIds
 from tasks.training.evaluate import validate
 from tasks.training.model_inputs import model_inputs

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from infra.errors import StageError
-from tasks.evaluation.direction import greater_is_better
+from tasks.metrics.direction import greater_is_better
 
 if TYPE_CHECKING:
     from tasks.objectives import Objective

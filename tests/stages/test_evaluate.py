@@ -26,7 +26,7 @@ from infra.launch.forked import forked
 from tasks.compression.onnx_export import export_onnx
 from tasks.data.augmentation import augmented
 from tasks.data.packing import PackedRows
-from tasks.evaluation.bootstrap import resample_weights
+from tasks.metrics.bootstrap import resample_weights
 from tasks.evaluation.slices import MOST, Slicing, read_masks
 from tasks.model_card import ModelCard, write_card
 from tasks.objectives import objective

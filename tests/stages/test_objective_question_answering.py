@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForQuestionAnswering
 
 from infra.errors import StageError
-from tasks.evaluation.squad import best, exact_match, likeliest_sentence, normalized, token_f1
+from tasks.metrics.squad import best, exact_match, likeliest_sentence, normalized, token_f1
 from tasks.losses.distillation import distillation
 from tasks.objectives import SpecialIds
 from tasks.objectives.question_answering import QuestionAnswering

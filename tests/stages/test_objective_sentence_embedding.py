@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoModel
 
 from infra.errors import Preempted, StageError
-from tasks.evaluation.retrieval import ranks_of_own, retrieval_metrics
+from tasks.metrics.retrieval import ranks_of_own, retrieval_metrics
 from tasks.objectives import SpecialIds
 from tasks.objectives.sentence_embedding import SentenceEmbedding
 from tasks.training.batch import BatchSplit, split_batch
@@ -220,7 +220,7 @@ def test_ranks_by_hand_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     queries = np.array([[3, 2, 1, 0], [3, 2, 1, 0], [1, 1, 1, 1], [0, 0, 2, 1]], np.float32)
     # Third: all four are alike, so that drawing lots gives 2.5 on average.
     assert ranks_of_own(queries, items).tolist() == [1, 2, 2.5, 2]
-    monkeypatch.setattr("tasks.evaluation.retrieval.BLOCK", 3)
+    monkeypatch.setattr("tasks.metrics.retrieval.BLOCK", 3)
     assert ranks_of_own(queries, items).tolist() == [1, 2, 2.5, 2]
     found = retrieval_metrics(np.array([1, 2, 2.5, 20]), np.array([[1.0, 1, 1, 1], [2, 0, 0, 1]]))
     assert found["mrr"] == pytest.approx([(1 + 0.5 + 0.4 + 0.05) / 4, (2 + 0.05) / 3])

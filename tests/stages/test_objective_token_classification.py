@@ -18,8 +18,8 @@ from sklearn.metrics import precision_recall_fscore_support as tag_scores
 from transformers import AutoModelForTokenClassification
 
 from infra.errors import StageError
-from tasks.evaluation.direction import greater_is_better
-from tasks.evaluation.tagging import spans
+from tasks.metrics.direction import greater_is_better
+from tasks.metrics.tagging import spans
 from tasks.model_card import ModelCard, read_card
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.token_classification import TokenClassification

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.evaluation import bootstrap
-from tasks.evaluation.bootstrap import interval, replicates, resample_weights
-from tasks.evaluation.direction import greater_is_better
+from tasks.metrics import bootstrap
+from tasks.metrics.bootstrap import interval, replicates, resample_weights
+from tasks.metrics.direction import greater_is_better
 
 
 def mean_of(values: np.ndarray) -> object:

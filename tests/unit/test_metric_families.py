@@ -20,12 +20,12 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from tasks.evaluation.calibration import brier_score, expected_calibration_error
-from tasks.evaluation.class_names import with_class_names
-from tasks.evaluation.classification import classification_metrics
-from tasks.evaluation.direction import greater_is_better
-from tasks.evaluation.multi_label import multi_label_metrics
-from tasks.evaluation.regression import regression_metrics
+from tasks.metrics.calibration import brier_score, expected_calibration_error
+from tasks.metrics.class_names import with_class_names
+from tasks.metrics.classification import classification_metrics
+from tasks.metrics.direction import greater_is_better
+from tasks.metrics.multi_label import multi_label_metrics
+from tasks.metrics.regression import regression_metrics
 
 
 def resamples(count: int, rows: int) -> np.ndarray[Any, Any]:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from infra.errors import StageError
-from tasks.evaluation.bootstrap import replicates, resample_weights
-from tasks.evaluation.classification import classification_metrics
-from tasks.evaluation.direction import greater_is_better
+from tasks.metrics.bootstrap import replicates, resample_weights
+from tasks.metrics.classification import classification_metrics
+from tasks.metrics.direction import greater_is_better
 from tasks.evaluation.perturbations import robustness
 from tasks.evaluation.slices import Slicing, within
 from tasks.release.requirements import Requirement, judge

@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf
 
 from infra.errors import StageError
-from tasks.evaluation.text_metrics import TextMetric, require_packages, text_metrics, text_statistics
+from tasks.metrics.written_text import TextMetric, require_packages, text_metrics, text_statistics
 from tasks.generation.post_process import PostProcess, Regex, Step, cut_before
 
 METRICS = get_args(TextMetric)

@@ -47,7 +47,7 @@ def require_packages(metrics: Sequence[str]) -> None:
 
 def text_statistics(outputs: Sequence[str], references: Sequence[str], metrics: Sequence[str]) -> Statistics:
     """One row an example: int64 [N, 10] for `bleu` and [N, 18] for `chrf`, float64 [N] for the others, lengths [N]."""
-    from tasks.evaluation.squad import exact_match, token_f1
+    from tasks.metrics.squad import exact_match, token_f1
 
     pairs = list(zip(outputs, references, strict=True))
     found: Statistics = {

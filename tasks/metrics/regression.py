@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tasks.evaluation.ranking import weighted_ranks
+from tasks.metrics.ranking import weighted_ranks
 
 Array = npt.NDArray[np.float64]
 

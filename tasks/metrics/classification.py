@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tasks.evaluation.calibration import brier_score, expected_calibration_error
-from tasks.evaluation.class_names import of_class
-from tasks.evaluation.ranking import macro_ranking, ratio
+from tasks.metrics.calibration import brier_score, expected_calibration_error
+from tasks.metrics.class_names import of_class
+from tasks.metrics.ranking import macro_ranking, ratio
 
 Array = npt.NDArray[np.float64]
 
