@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.data.functions import Function, python_functions
+from tasks.data.reading.functions import Function, python_functions
 
 SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "lib2to3", "pydoc_data"}
 CHARACTERS = range(64, 800)

@@ -23,8 +23,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_dask.task_runners import DaskTaskRunner
 
 from infra.errors import ForgelineError, StageError, TransientError, UsageError
-from tasks.data.batches import Batch
-from tasks.data.parts import KILLED, KILLED_HINT, SINGLE_THREADED
+from tasks.data.parts.batches import Batch
+from tasks.data.parts.parts import KILLED, KILLED_HINT, SINGLE_THREADED
 from tasks.prefect_task import worth_another_attempt
 
 CONNECT_SECONDS = 5

@@ -27,7 +27,7 @@ from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 from tasks.chosen_inputs import bound
-from tasks.data.batches import Batch, batches
+from tasks.data.parts.batches import Batch, batches
 from tasks.execute import LOOKS
 from tasks.pipeline import Pipeline, StageNode
 from tasks.plan import make_plan, resolve_refs

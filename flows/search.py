@@ -15,7 +15,7 @@ from infra.errors import GateRefused
 from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
-from tasks.data.parts import input_manifest
+from tasks.data.parts.parts import input_manifest
 from tasks.pipeline import Pipeline, StageNode
 from tasks.plan import make_plan
 from tasks.search import Results

@@ -118,7 +118,7 @@ def links(manifest: Manifest) -> tuple[Link, ...]:
 
 
 def is_part(manifest: Manifest) -> bool:
-    """Whether it is a part of data (`tasks/data/parts.py`): no stage made it, and all its files are shared."""
+    """Whether it is a part of data (`tasks/data/parts/parts.py`): no stage made it, and all its files are shared."""
     return not manifest.producer and all(entry.shared for entry in manifest.payload)
 
 

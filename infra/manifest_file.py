@@ -73,5 +73,5 @@ def _made_of(key: str, kind: str, identity: dict[str, Any]) -> bool:
 
 
 def part_key(kind: str, identity: dict[str, Any]) -> str:
-    """The key of a part of data (`tasks/data/parts.py`)."""
+    """The key of a part of data (`tasks/data/parts/parts.py`)."""
     return digest({"part": kind, **identity})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from infra.config_check import did_you_mean
-from tasks.data.splitting import SPLITS
+from tasks.data.selection.splitting import SPLITS
 from tasks.stage import InputField
 
 if TYPE_CHECKING:

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict
 
 from infra.artifacts import FileEntry, Manifest
 from infra.execution import Execution
+from infra.manifest_file import part_key
 from infra.sources_read import SourceFile, compare
 from infra.terminal import printable
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from infra.checkpoints import CheckpointStore
     from infra.store import Store
     from infra.tracking import Tracker
-    from tasks.data.parts import PartKind, PartSpec
 
 
 MEGABYTE = 1_000_000
@@ -176,6 +176,30 @@ class Job(Generic[P]):
 
 
 @dataclass(frozen=True)
+class PartKind:
+    """What is made: the artifact kind, and `module:function` that makes one part.
+
+    worth_a_process: bytes of input for which another process is worth its start, about a second.
+    """
+
+    kind: str
+    function: str
+    worth_a_process: int = 16 << 20
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """One part: `identity` is all that its content depends on; `arguments` say where things lie; `size` in bytes."""
+
+    identity: dict[str, Any]
+    arguments: dict[str, Any] = field(hash=False)
+    size: int = 0
+
+    def key(self, kind: PartKind) -> str:
+        return part_key(kind.kind, self.identity)
+
+
+@dataclass(frozen=True)
 class Fault:
     """Something wrong with params that pydantic cannot see; `path` is the field's path below the params."""
 
@@ -195,7 +219,8 @@ class Stage(Generic[P]):
         (`Job.has_read`).
     check: faults between params and execution settings, found before anything is launched.
     splits: the splits that its dataset can have rows in; None: those of its input `data`.
-    parts: the parts its `run` asks for first, which other machines may have made before (`tasks/data/batches.py`).
+    parts: the parts its `run` asks for first, which other machines may have made before
+        (`tasks/data/parts/batches.py`).
     refuses: its artifact can say no (a gate, through metric `passed`); dependants then do not run.
     publish: called in the orchestrator once the artifact is committed, to move a ref.
     """

@@ -10,9 +10,9 @@ from infra.checkpoints import CheckpointStore
 from infra.errors import ForgelineError
 from infra.store import Store
 from infra.tracking import NullTracker
-from tasks.data.parts import PartKind, PartSpec, input_manifest
+from tasks.data.parts.parts import input_manifest
 from tasks.pipeline import StageNode
-from tasks.stage import InputArtifact, Job
+from tasks.stage import InputArtifact, Job, PartKind, PartSpec
 
 
 def parts_of(

@@ -147,7 +147,7 @@ class Fresh:
 
 def fresh_since(store: Store, last: Entry, datasets: dict[str, ArtifactRef]) -> Fresh:
     """The examples of `datasets` against those of the last decision."""
-    from tasks.data.new_rows import new_rows
+    from tasks.data.dataset.new_rows import new_rows
 
     found, gone = {}, 0
     for name, ref in datasets.items():
@@ -191,9 +191,9 @@ def worth_a_run(
 
 def _drift(store: Store, last: Entry, fresh: dict[str, list[dict[str, Any]]]) -> list[str]:
     """What differs between the new examples and those the last run had, of each dataset with enough of both."""
-    from tasks.data.columns import stored_files
-    from tasks.data.drift import differences, sample
-    from tasks.data.new_rows import rows
+    from tasks.data.dataset.layout import stored_files
+    from tasks.data.dataset.new_rows import rows
+    from tasks.data.drift.texts import differences, sample
     from tasks.stages.compare import Sizes
 
     found = []

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from infra import refs
 from infra.errors import StageError
-from tasks.data.columns import stored_files
-from tasks.data.new_rows import rows
+from tasks.data.dataset.layout import stored_files
+from tasks.data.dataset.new_rows import rows
 from tasks.model_card import read_card
 
 if TYPE_CHECKING:

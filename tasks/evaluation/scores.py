@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
+from tasks.evaluation.slices import Masks, slice_name
 from tasks.metrics.bootstrap import interval
 from tasks.metrics.direction import greater_is_better
-from tasks.evaluation.slices import Masks, slice_name
 from tasks.release.model_files import shipped_bytes
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import torch
 
 from infra.errors import StageError
 from infra.process_memory import peak_mb, reset_peak, resident_mb
-from tasks.metrics.bootstrap import replicates
-from tasks.metrics.class_names import columns, with_class_names
 from tasks.evaluation.perturbations import Perturbation, changed_texts, robustness
 from tasks.evaluation.runtime import TorchRuntime, import_runtime, load_runtime
 from tasks.evaluation.scores import rises
 from tasks.evaluation.slices import Masks, slice_name, within
+from tasks.metrics.bootstrap import replicates
+from tasks.metrics.class_names import columns, with_class_names
 from tasks.model_card import read_card
 from tasks.objectives import SpecialIds
 from tasks.training.features import drawn_once

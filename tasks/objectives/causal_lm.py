@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.chat_template import check_chat_template
+from tasks.data.reading.chat_template import check_chat_template
 from tasks.objectives import Batch, Feature, Objective, Predictions, Prompt, SpecialIds, spread
 from tasks.stage import Later
 

@@ -139,8 +139,8 @@ class MaskedLM(TokenLabels):
         """Nats a hidden token of the training tokens' frequencies, without special tokens."""
         import numpy as np
 
-        from tasks.metrics.tokens import unigram_nats
         from tasks.losses.cross_entropy import IGNORED
+        from tasks.metrics.tokens import unigram_nats
 
         seen = np.concatenate([np.asarray(f["input_ids"], np.int64) for f in train])
         hidden = np.concatenate([f["labels"] for f in heldout])

@@ -102,7 +102,7 @@ class TokenClassification(TokenLabels):
     ) -> Sequence[Feature]:
         import numpy as np
 
-        from tasks.data.columns import has_split
+        from tasks.data.dataset.layout import has_split
         from tasks.metrics.tagging import continuations
         from tasks.training.tagged_words import labelled, read_tagged, word_pieces
 

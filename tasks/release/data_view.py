@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tasks.data.splitting import SPLITS
+from tasks.data.selection.splitting import SPLITS
 from tasks.release.charts import Series, line_chart
 from tasks.release.evidence import Evidence, as_list, as_object, json_object
 from tasks.release.readable import is_number, number, percent

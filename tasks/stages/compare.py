@@ -19,7 +19,7 @@ from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
 
 class Sizes(StageParams):
-    """How large a difference must be to count, 0 to 1; see `tasks/data/drift.py`."""
+    """How large a difference must be to count, 0 to 1; see `tasks/data/drift/texts.py`."""
 
     length: float = Field(0.1, ge=0, le=1, description="Largest distance between the distributions of lengths.")
     label: float = Field(0.1, ge=0, le=1, description="Share of examples whose label would have to change.")
@@ -42,7 +42,7 @@ class Params(StageParams):
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.data.drift import differences
+    from tasks.data.drift.texts import differences
 
     params = job.params
     old, new = _rows(job.input("against"), params), _rows(job.input("data"), params)
@@ -61,15 +61,15 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 
 def _counts(data: InputArtifact) -> dict[str, int]:
-    from tasks.data.columns import describe
+    from tasks.data.dataset.layout import describe
 
     return dict(describe(data.path)["splits"])
 
 
 def _rows(data: InputArtifact, params: Params) -> list[dict[str, Any]]:
     """The sampled rows. Raises StageError where there are too few to say anything."""
-    from tasks.data.columns import describe, iterate_columns, split_files
-    from tasks.data.drift import sample
+    from tasks.data.dataset.layout import describe, iterate_columns, split_files
+    from tasks.data.drift.texts import sample
 
     description = describe(data.path)
     columns = [name for name in ("id", "text", "label") if name in description["columns"]]

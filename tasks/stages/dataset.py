@@ -1,9 +1,9 @@
 """dataset: files -> examples, cleaned, deduplicated, labelled and split, with every dropped row accounted for.
 
-Every shard of the sources is prepared once, wherever and whenever it is first met (`tasks/data/prepare.py`); which rows
-are in is decided over all shards together from their sketches (`tasks/data/selection.py`); and the rows chosen of a
-shard are written once for each choice (`tasks/data/pieces.py`). All of these are kept in the store by their content:
-new data costs what is new.
+Every shard of the sources is prepared once, wherever and whenever it is first met (`tasks/data/parts/prepare.py`);
+which rows are in is decided over all shards together from their sketches (`tasks/data/selection/selection.py`); and the
+rows chosen of a shard are written once for each choice (`tasks/data/parts/pieces.py`). All of these are kept in the
+store by their content: new data costs what is new.
 
 Evidence in `records/`: `sources.json` (each file's path and sha256), `counts.json` (rows in and out of each step and
 why), `quarantine.jsonl` (each file or row that could not be read: path, line, reason), `card.json` (the data card).
@@ -27,33 +27,33 @@ from infra.errors import StageError
 from infra.keys import digest
 from infra.source_files import SourceLocation
 from infra.sources_read import SourceFile
-from tasks.data.cleaning import Clean
-from tasks.data.column_names import check_columns
-from tasks.data.columns import stored_files
-from tasks.data.decontamination import Decontaminate
-from tasks.data.dedup import Dedup
-from tasks.data.found_files import FoundFile, find_files, hub_files, links_not_followed
-from tasks.data.labels import Label, check_known
-from tasks.data.parts import PartKind, PartSpec, artifact_location
-from tasks.data.pieces import VERSION as PIECES_VERSION
-from tasks.data.pieces import packed
+from tasks.data.dataset.layout import stored_files
+from tasks.data.parts.parts import artifact_location
+from tasks.data.parts.pieces import VERSION as PIECES_VERSION
+from tasks.data.parts.pieces import packed
+from tasks.data.parts.prepare import COUNTS, ROWS, SIGNATURES, SKETCH, Preparation
+from tasks.data.parts.prepare import VERSION as PREPARED_VERSION
+from tasks.data.parts.shards import Shard, shards_of
 from tasks.data.plain_values import plain_text
-from tasks.data.prepare import COUNTS, ROWS, SIGNATURES, SKETCH, Preparation
-from tasks.data.prepare import VERSION as PREPARED_VERSION
-from tasks.data.quality import Quality
-from tasks.data.shards import Shard, shards_of
-from tasks.data.source_digests import hashed, hub_digests, listed, with_digests
-from tasks.data.sources import WHOLE_FILE, Source
-from tasks.data.splitting import SPLITS, Split
-from tasks.data.steps import RowSteps
-from tasks.stage import Job, Stage
+from tasks.data.reading.column_names import check_columns
+from tasks.data.reading.found_files import FoundFile, find_files, hub_files, links_not_followed
+from tasks.data.reading.source_digests import hashed, hub_digests, listed, with_digests
+from tasks.data.reading.sources import WHOLE_FILE, Source
+from tasks.data.selection.decontamination import Decontaminate
+from tasks.data.selection.dedup import Dedup
+from tasks.data.selection.splitting import SPLITS, Split
+from tasks.data.steps.cleaning import Clean
+from tasks.data.steps.labels import Label, check_known
+from tasks.data.steps.quality import Quality
+from tasks.data.steps.steps import RowSteps
+from tasks.stage import Job, PartKind, PartSpec, Stage
 
 if TYPE_CHECKING:
     from infra.store import Store
 
-PREPARED = PartKind("prepared", "tasks.data.prepare:prepare_shard")
+PREPARED = PartKind("prepared", "tasks.data.parts.prepare:prepare_shard")
 COLUMN_FIELDS = ("text_column", "messages_column", "id_column")
-PIECES = PartKind("rows", "tasks.data.pieces:take_rows", worth_a_process=64 << 20)
+PIECES = PartKind("rows", "tasks.data.parts.pieces:take_rows", worth_a_process=64 << 20)
 
 
 class Params(RowSteps):
@@ -114,11 +114,11 @@ def parts(job: Job[Params]) -> tuple[PartKind, list[PartSpec]]:
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.data.card import data_card
-    from tasks.data.frozen import check_frozen
-    from tasks.data.known import PreparedShard
-    from tasks.data.parts import fetch_parts, make_parts
-    from tasks.data.selection import Rules, select
+    from tasks.data.dataset.card import data_card
+    from tasks.data.dataset.frozen import check_frozen
+    from tasks.data.parts.parts import fetch_parts, make_parts
+    from tasks.data.selection.known import PreparedShard
+    from tasks.data.selection.selection import Rules, select
 
     params, store = job.params, job.store
     files, shards, specs = _shards(job)
@@ -186,7 +186,7 @@ def _signatures(part: Manifest, store: Store) -> Path:
 
 def _shards(job: Job[Params]) -> tuple[list[FoundFile], list[Shard], list[PartSpec]]:
     """The files, the shards they make, and how each of these is prepared."""
-    from tasks.data.runs import known_runs
+    from tasks.data.parts.runs import known_runs
 
     params = job.params
     files = [*with_digests([*files_of(params), *_hub(params)]), *_of_stages(job)]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.data.columns import has_split
+from tasks.data.dataset.layout import has_split
 from tasks.evaluation.champion import NAME, SINCE
 from tasks.evaluation.perturbations import Perturbation
 from tasks.evaluation.slices import Slicing
@@ -151,8 +151,8 @@ def _agree(models: list[InputArtifact]) -> tuple[Objective, list[str] | None]:
     Options that only training sees may differ, and so may the order in which models number the classes: the first one's
     numbers them for all. That the data have the same is seen by each model's process.
     """
-    from tasks.metrics.class_names import same_labels
     from tasks.evaluation.scores import require_distinct
+    from tasks.metrics.class_names import same_labels
     from tasks.model_card import read_card
 
     require_distinct(models)

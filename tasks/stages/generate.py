@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 
 from infra.errors import StageError
-from tasks.metrics.written_text import TextMetric
 from tasks.generation.decoding import Decoding
 from tasks.generation.post_process import PostProcess, Step
+from tasks.metrics.written_text import TextMetric
 from tasks.objectives import ObjectiveField, spread
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
@@ -68,9 +68,9 @@ class Params(StageParams):
 def run(job: Job[Params]) -> dict[str, float]:
     from safetensors.numpy import save_file
 
+    from tasks.evaluation.scores import about_model, estimate
     from tasks.metrics.bootstrap import replicates
     from tasks.metrics.direction import greater_is_better
-    from tasks.evaluation.scores import about_model, estimate
     from tasks.metrics.written_text import require_packages, text_metrics
 
     params, data, models = job.params, job.input("data"), job.inputs["models"]

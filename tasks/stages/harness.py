@@ -155,8 +155,8 @@ def _estimate(measure: Measure, params: Params) -> tuple[dict[str, Any], npt.NDA
 
     Elsewhere the interval is 1.96 of the harness's standard errors to each side.
     """
-    from tasks.metrics.bootstrap import replicates
     from tasks.evaluation.scores import estimate
+    from tasks.metrics.bootstrap import replicates
 
     each = measure.each
     if each is None:

@@ -1,9 +1,9 @@
 """pack: documents -> token ids and rows of at most `context` tokens, ready for a language model.
 
 Training rows are packed by best fit and name where each document in them begins; held-out documents get rows of their
-own (`tasks/data/packing.py`). Every file of the dataset is tokenized once and kept, so new data costs its own tokens;
-the metrics say how many documents the fast tokenizer's ids were compared for, and how many the tokenizers library
-encoded (`tasks/data/encoding.py`).
+own (`tasks/data/tokens/packing.py`). Every file of the dataset is tokenized once and kept, so new data costs its own
+tokens; the metrics say how many documents the fast tokenizer's ids were compared for, and how many the tokenizers
+library encoded (`tasks/data/tokens/encoding.py`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pydantic import Field
 
 from infra.artifacts import FileEntry
 from infra.errors import StageError
-from tasks.data.columns import stored_files
-from tasks.data.parts import PartKind, PartSpec, artifact_location
-from tasks.data.tokens import IDS, LENGTHS, VERSION
-from tasks.stage import Input, Job, Stage, StageParams
+from tasks.data.dataset.layout import stored_files
+from tasks.data.parts.parts import artifact_location
+from tasks.data.tokens.ids import IDS, LENGTHS, VERSION
+from tasks.stage import Input, Job, PartKind, PartSpec, Stage, StageParams
 
-TOKENS = PartKind("ids", "tasks.data.tokens:tokenize_file", worth_a_process=64 << 20)
+TOKENS = PartKind("ids", "tasks.data.tokens.ids:tokenize_file", worth_a_process=64 << 20)
 
 
 class Params(StageParams):
@@ -51,9 +51,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     import numpy as np
     from safetensors.numpy import load_file
 
-    from tasks.data.packing import best_fit, one_to_a_row, save_plan
-    from tasks.data.parts import fetch_parts, make_parts
-    from tasks.data.tokenizing import load_tokenizer
+    from tasks.data.parts.parts import fetch_parts, make_parts
+    from tasks.data.tokens.packing import best_fit, one_to_a_row, save_plan
+    from tasks.data.tokens.tokenizing import load_tokenizer
 
     context, wanted = job.params.context, _files(job)
     folder = job.store.fetch(job.input("tokenizer").manifest)

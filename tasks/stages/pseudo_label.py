@@ -76,7 +76,7 @@ def _write_dataset(job: Job[Params], objective: Objective, split: str, texts: li
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from tasks.data.columns import split_files
+    from tasks.data.dataset.layout import split_files
 
     source, column = job.input("data").path, objective.reference_column
     shutil.copytree(source, job.output, dirs_exist_ok=True)

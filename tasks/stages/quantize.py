@@ -185,7 +185,7 @@ def _fidelity(job: Job[Params]) -> dict[str, float]:
     import json
 
     from tasks.compression.fidelity import fidelity
-    from tasks.data.columns import has_split
+    from tasks.data.dataset.layout import has_split
     from tasks.evaluation.runtime import OnnxRuntime
 
     source, data, least = job.input("model"), job.input("data"), job.params.min_agreement

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from infra.errors import StageError
 from infra.time_limit import TimeLimit
-from tasks.chat_template import SECONDS
+from tasks.data.reading.chat_template import SECONDS
 from tasks.losses.cross_entropy import IGNORED
 from tasks.training.chat_tokens import Tokens, conversation_tokens
 from tasks.training.model_files import require_tokenizer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infra.errors import StageError
 from tasks.data.augmentation import Augment, augmented
-from tasks.data.columns import has_split
+from tasks.data.dataset.layout import has_split
 from tasks.objectives import Feature, Objective
 from tasks.training.text_features import read_split
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.errors import StageError
-from tasks.data.packing import PackedRows
+from tasks.data.tokens.packing import PackedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

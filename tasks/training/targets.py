@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
-from tasks.data.columns import has_split
+from tasks.data.dataset.layout import has_split
 from tasks.data.plain_values import plain_text
 from tasks.training.text_features import read_split
 

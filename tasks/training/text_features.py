@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from infra.errors import StageError
-from tasks.data.columns import split_files
+from tasks.data.dataset.layout import split_files
 from tasks.training.model_files import require_tokenizer
 
 if TYPE_CHECKING:

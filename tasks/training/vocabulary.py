@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
-from tasks.data.tokenizing import SENTINEL
+from tasks.data.tokens.tokenizing import SENTINEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.data.dedup import NearDuplicates, bands, first_of_near, signatures
+from tasks.data.selection.dedup import NearDuplicates, bands, first_of_near, signatures
 
 SHORTEST, LONGEST = 400, 40_000
 ALIKE = NearDuplicates(threshold=0.25)

@@ -58,7 +58,7 @@ def texts(megabytes: float) -> tuple[Path, float]:
 @cache
 def tokenizer(algorithm: str) -> Path:
     """Folder of a tokenizer trained on a tenth of the corpus."""
-    from tasks.data.tokenizing import save_tokenizer, train_tokenizer
+    from tasks.data.tokens.tokenizing import save_tokenizer, train_tokenizer
 
     folder = Path(_folder().name, algorithm)
     folder.mkdir()

@@ -29,8 +29,8 @@ from infra.artifacts import ArtifactRef, Manifest
 from infra.launch.local import LocalLauncher
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.data.columns import describe
-from tasks.data.decontamination import Overlap, runs
+from tasks.data.dataset.layout import describe
+from tasks.data.selection.decontamination import Overlap, runs
 from tasks.execute import execute_stage
 from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan

@@ -15,8 +15,8 @@ import s3fs
 from infra import source_files
 from infra.errors import StoreError
 from infra.open_store import open_store
-from tasks.data.found_files import find_files
-from tasks.data.sources import Source
+from tasks.data.reading.found_files import find_files
+from tasks.data.reading.sources import Source
 from tasks.stages import dataset
 
 pytestmark = pytest.mark.e2e

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from infra.artifacts import ArtifactRef
 from infra.errors import CorruptArtifact, OutOfMemory, StageError
 from infra.open_store import open_store
-from tasks.data.batches import MOST, PART_COST, WORTH_HANDING_OUT, Batch, batches
-from tasks.data.parts import PartKind, PartSpec, make_part
+from tasks.data.parts.batches import MOST, PART_COST, WORTH_HANDING_OUT, Batch, batches
+from tasks.data.parts.parts import make_part
 from tasks.pipeline import load_pipeline
+from tasks.stage import PartKind, PartSpec
 from tasks.stage_parts import parts_of
 from tasks.stages import dataset, pack
 
@@ -35,7 +36,7 @@ stages:
   tokens:
     pack: {data: corpus, tokenizer: tokenizer, context: 16}
 """
-IDS = PartKind("ids", "tasks.data.tokens:tokenize_file")
+IDS = PartKind("ids", "tasks.data.tokens.ids:tokenize_file")
 
 
 @pytest.fixture(autouse=True)

@@ -25,9 +25,9 @@ from infra.errors import StageError
 from infra.launch.forked import forked
 from tasks.compression.onnx_export import export_onnx
 from tasks.data.augmentation import augmented
-from tasks.data.packing import PackedRows
-from tasks.metrics.bootstrap import resample_weights
+from tasks.data.tokens.packing import PackedRows
 from tasks.evaluation.slices import MOST, Slicing, read_masks
+from tasks.metrics.bootstrap import resample_weights
 from tasks.model_card import ModelCard, write_card
 from tasks.objectives import objective
 from tasks.release.model_files import copy_companions, shipped_bytes

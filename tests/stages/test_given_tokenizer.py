@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infra.errors import StageError
-from tasks.data import tokenizing
-from tasks.data.encoding import Encoder
 from tasks.data.given_tokenizer import ROLES, bring_tokenizer
+from tasks.data.tokens.encoding import Encoder
+from tasks.data.tokens.ids import tokenizing
 from tasks.objectives import SpecialIds, class_head, objective
 from tasks.stages import pretrained
 from tasks.training.model_files import load_tokenizer

@@ -22,10 +22,11 @@ from infra.artifacts import Manifest
 from infra.errors import CorruptArtifact, SourcesChanged, StageError
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.data.packing import PackedRows
-from tasks.data.parts import PartKind, PartSpec, make_parts
-from tasks.data.splitting import SPLITS
-from tasks.data.tokenizing import load_tokenizer, save_tokenizer, train_bpe
+from tasks.data.parts.parts import make_parts
+from tasks.data.selection.splitting import SPLITS
+from tasks.data.tokens.packing import PackedRows
+from tasks.data.tokens.tokenizing import load_tokenizer, save_tokenizer, train_bpe
+from tasks.stage import PartKind, PartSpec
 from tasks.stages import compare, dataset, pack
 
 WORDS = [
@@ -238,7 +239,7 @@ def test_a_damaged_part_is_made_anew(jobs: ModuleType, tmp_path: Path) -> None:
 @pytest.fixture
 def meddled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a file of 30 rows, which is another one while it is read, and afterwards what it was."""
-    from tasks.data import prepare
+    from tasks.data.parts.parts import prepare
 
     data = write(tmp_path / "data", "a.jsonl", [f"text {k}" for k in range(30)])
     plain, whole = prepare.read_rows, (data / "a.jsonl").read_bytes()

@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from transformers import AutoModelForMaskedLM
 
 from infra.errors import Preempted, StageError
-from tasks.data.tokenizing import save_tokenizer, train_tokenizer
+from tasks.data.tokens.tokenizing import save_tokenizer, train_tokenizer
 from tasks.losses.cross_entropy import IGNORED
 from tasks.objectives import SpecialIds, objective
 from tasks.objectives.masked_lm import MaskedLM

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForQuestionAnswering
 
 from infra.errors import StageError
-from tasks.metrics.squad import best, exact_match, likeliest_sentence, normalized, token_f1
 from tasks.losses.distillation import distillation
+from tasks.metrics.squad import best, exact_match, likeliest_sentence, normalized, token_f1
 from tasks.objectives import SpecialIds
 from tasks.objectives.question_answering import QuestionAnswering
 from tasks.stage import stages

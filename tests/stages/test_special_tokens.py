@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from infra.errors import ConfigError, StageError
-from tasks.data.encoding import Encoder
+from tasks.data.tokens.encoding import Encoder
 from tasks.stages import tokenizer
 from tasks.training.architecture import check_length, longest_text, new_model
 

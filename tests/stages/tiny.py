@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from tasks.data.packing import best_fit, one_to_a_row, save_plan
+from tasks.data.tokens.packing import best_fit, one_to_a_row, save_plan
 from tasks.model_card import ModelCard, write_card
 from tasks.objectives import SpecialIds
 from tasks.stage import stages

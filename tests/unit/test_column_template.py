@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import ConfigError
-from tasks.data.column_template import template_parts
-from tasks.data.reading import Columns, Rejected, Row, read_rows
-from tasks.data.sources import Source
+from tasks.data.reading.column_template import template_parts
+from tasks.data.reading.rows import Columns, Rejected, Row, read_rows
+from tasks.data.reading.sources import Source
 from tasks.pipeline import load_pipeline
 
 PIPELINE = """\
@@ -51,7 +51,7 @@ def test_validate_refuses_all_but_plain_columns(tmp_path: Path, template: str, s
 
 
 def test_a_text_of_columns_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.data.templates.LONGEST_ROW", 1000)
+    monkeypatch.setattr("tasks.data.reading.templates.LONGEST_ROW", 1000)
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"q": "x" * 300}) + "\n" + json.dumps({"q": "{a} %s {"}) + "\n")
     source = Source.model_validate({"files": str(file), "format": "jsonl", "template": "{q}{{{q}}}" * 2})

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from infra.errors import StageError
 from infra.open_store import open_store
-from tasks.data.csv_records import MANY, VERY_MANY, CsvRows
-from tasks.data.prepare import COUNTS, Preparation, prepare_shard
-from tasks.data.reading import Columns, Rejected, Row, read_rows
-from tasks.data.sources import Source
-from tasks.data.steps import RowSteps
+from tasks.data.parts.prepare import COUNTS, Preparation, prepare_shard
+from tasks.data.reading.csv_records import MANY, VERY_MANY, CsvRows
+from tasks.data.reading.rows import Columns, Rejected, Row, read_rows
+from tasks.data.reading.sources import Source
+from tasks.data.steps.steps import RowSteps
 
 Read = list[tuple[int, list[str] | str]]
 

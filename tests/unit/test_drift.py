@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.data.drift import Difference, judged, lengths, ngrams, novelty, shares
+from tasks.data.drift.texts import Difference, judged, lengths, ngrams, novelty, shares
 
 COMMON = [f"word{i}" for i in range(300)]
 

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from tasks.data.encoding import EVERY, Encoder, unsure_characters
-from tasks.data.tokenizing import train_bpe, train_tokenizer
+from tasks.data.tokens.encoding import EVERY, Encoder, unsure_characters
+from tasks.data.tokens.tokenizing import train_bpe, train_tokenizer
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 CODE = [path.read_text(encoding="utf-8") for path in sorted((STDLIB / "json").glob("*.py"))]

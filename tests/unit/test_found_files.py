@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from infra.errors import ConfigError, StageError, StoreError
 from infra.source_files import digests, local_copy
-from tasks.data.file_patterns import keeps, split_root, walk
-from tasks.data.found_files import find_files, links_not_followed
-from tasks.data.source_digests import hashed
-from tasks.data.sources import Source
+from tasks.data.reading.file_patterns import keeps, split_root, walk
+from tasks.data.reading.found_files import find_files, links_not_followed
+from tasks.data.reading.source_digests import hashed
+from tasks.data.reading.sources import Source
 from tasks.pipeline import load_pipeline
 
 

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data import names
-from tasks.data.names import GivenNames
-from tasks.data.reading import Columns, Row, read_rows
-from tasks.data.sources import Source
+from tasks.data.reading.names import GivenNames
+from tasks.data.reading.rows import Columns, Row, names, read_rows
+from tasks.data.reading.sources import Source
 
 A, B = "ca978112ca1bbdca", "3e23e8160039594a"
 some = st.one_of(st.integers(1, 40), st.integers(0, 40).map(lambda high: high << 32 | 7))

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data.packing import _ascending, best_fit
+from tasks.data.tokens.packing import _ascending, best_fit
 
 Stretch = tuple[int, int, int]
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.data.labels import Label, spelling_warnings
 from tasks.data.plain_values import alike, plain
+from tasks.data.steps.labels import Label, spelling_warnings
 
 UUID = uuid.UUID("f81d4fae-7dec-11d0-a765-00a0c91e6bf6")
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.decimals(-1e9, 1e9, places=3)

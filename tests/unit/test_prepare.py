@@ -13,7 +13,7 @@ from flows import prepare as preparing
 from flows.prepare import prepare
 from infra.errors import SourcesChanged, UsageError
 from infra.keys import file_digest
-from tasks.data.batches import Batch
+from tasks.data.parts.batches import Batch
 from tasks.execute import LOOKS
 from tasks.pipeline import Pipeline, load_pipeline
 

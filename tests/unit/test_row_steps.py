@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.data.card_numbers import ISSUERS, luhn
-from tasks.data.cleaning import Clean, length_fault, repair
-from tasks.data.decontamination import Overlap, runs
-from tasks.data.language import LANGUAGES, Language, detector, language_fault
-from tasks.data.pii import masker
-from tasks.data.quality import c4, gopher_fault, repetition_fault
-from tasks.data.reading import Row
-from tasks.data.steps import Bad, Labels, RowSteps, row_steps, walk_through
+from tasks.data.reading.rows import Row
+from tasks.data.selection.decontamination import Overlap, runs
+from tasks.data.steps.card_numbers import ISSUERS, luhn
+from tasks.data.steps.cleaning import Clean, length_fault, repair
+from tasks.data.steps.language import LANGUAGES, Language, detector, language_fault
+from tasks.data.steps.pii import masker
+from tasks.data.steps.quality import c4, gopher_fault, repetition_fault
+from tasks.data.steps.steps import Bad, Labels, RowSteps, row_steps, walk_through
 
 PROSE = (
     "The committee met on Monday to talk about the new bridge over the river. Most of the people who live nearby have "

@@ -17,8 +17,9 @@ from infra.errors import CorruptArtifact, InputChanged, StoreUnreachable, WrongR
 from infra.store import Store
 from infra.store_file import FileStore
 from infra.stored_json import StoredJson
-from tasks.data.parts import PartKind, PartSpec, existing
+from tasks.data.parts.parts import existing
 from tasks.plan import read_ref
+from tasks.stage import PartKind, PartSpec
 from tasks.worker import _fetch
 
 PAGE = b"<html>We are back in a minute.</html>"

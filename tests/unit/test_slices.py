@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from infra.errors import StageError
+from tasks.evaluation.perturbations import robustness
+from tasks.evaluation.slices import Slicing, within
 from tasks.metrics.bootstrap import replicates, resample_weights
 from tasks.metrics.classification import classification_metrics
 from tasks.metrics.direction import greater_is_better
-from tasks.evaluation.perturbations import robustness
-from tasks.evaluation.slices import Slicing, within
 from tasks.release.requirements import Requirement, judge
 from tasks.stage import identity_params
 

@@ -21,13 +21,13 @@ from pydantic import ValidationError
 
 from infra.errors import StageError
 from infra.source_files import digests, local, local_copy
-from tasks.data.file_patterns import compiled, split_root, walk
-from tasks.data.found_files import find_files
-from tasks.data.functions import python_functions
-from tasks.data.reading import Columns, Rejected, Row, read_rows
-from tasks.data.records import records
-from tasks.data.source_digests import hashed, hub_digests
-from tasks.data.sources import Source
+from tasks.data.reading.file_patterns import compiled, split_root, walk
+from tasks.data.reading.found_files import find_files
+from tasks.data.reading.functions import python_functions
+from tasks.data.reading.records import records
+from tasks.data.reading.rows import Columns, Rejected, Row, read_rows
+from tasks.data.reading.source_digests import hashed, hub_digests
+from tasks.data.reading.sources import Source
 from tasks.stage import identity_params
 from tasks.stages import dataset
 
@@ -394,7 +394,7 @@ def test_an_endless_line_is_set_aside_without_being_held(
 ) -> None:
     import tracemalloc
 
-    monkeypatch.setattr("tasks.data.streams.LONGEST_ROW", 1 << 20)
+    monkeypatch.setattr("tasks.data.reading.streams.LONGEST_ROW", 1 << 20)
     good = {"text": b"", "lines": b"ok", "jsonl": b'{"text": "ok"}', "csv": b"ok"}[format]
     with (tmp_path / "a").open("wb") as stream:
         stream.write(b"text\n" if format == "csv" else b"")
@@ -482,7 +482,7 @@ def test_hub_datasets_are_named_by_a_commit(tmp_path: Path, monkeypatch: pytest.
     source = Source.model_validate({"files": f"hf://datasets/org/name@{commit}/data/*.csv", "format": "csv"})
     assert find_files([source]) == [] and len(hub_digests([source])) == 1
     code = (
-        "import sys; from tasks.data.found_files import *; "
+        "import sys; from tasks.data.reading.found_files import *; "
         f"print([f.path for f in hub_files(Source(files={source.files!r}, format='csv'), 'here')])"
     )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}

@@ -19,7 +19,7 @@ from infra.launch.slots import Slots
 from infra.open_store import open_store
 from infra.sources_read import SourceFile, compare, snapshot
 from infra.wandb_replay import WandbReplay
-from tasks.data.tokenizing import save_tokenizer, train_bpe
+from tasks.data.tokens.tokenizing import save_tokenizer, train_bpe
 from tasks.execute import LOOKS, execute_stage
 from tasks.pipeline import Pipeline, load_pipeline
 from tasks.plan import resolve

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from infra.errors import StageError
-from tasks.data import dedup
-from tasks.data.dedup import (
+from tasks.data.hashing import long_hash, short_hash
+from tasks.data.selection.dedup import (
     NearDuplicates,
     bands,
     first_of_equal,
@@ -21,9 +21,9 @@ from tasks.data.dedup import (
     repeated,
     signatures,
 )
-from tasks.data.hashing import long_hash, short_hash
-from tasks.data.labels import Label, capped, check_classes, check_known
-from tasks.data.splitting import TEST, VALIDATION, Split, assign_stratified, point_of, split_of
+from tasks.data.selection.selection import dedup
+from tasks.data.selection.splitting import TEST, VALIDATION, Split, assign_stratified, point_of, split_of
+from tasks.data.steps.labels import Label, capped, check_classes, check_known
 from tasks.data.words import runs_of_words
 
 WORDS = [f"word{i}" for i in range(20)]

@@ -11,8 +11,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf
 
 from infra.errors import StageError
-from tasks.metrics.written_text import TextMetric, require_packages, text_metrics, text_statistics
 from tasks.generation.post_process import PostProcess, Regex, Step, cut_before
+from tasks.metrics.written_text import TextMetric, require_packages, text_metrics, text_statistics
 
 METRICS = get_args(TextMetric)
 OUTPUTS = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him.", "", "Über alles"]

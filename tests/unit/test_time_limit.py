@@ -14,9 +14,9 @@ import pytest
 from infra import time_limit
 from infra.errors import ConfigError, StageError
 from infra.time_limit import TimeLimit, TookTooLong
-from tasks.chat_template import chat_renderer, check_chat_template
-from tasks.data.reading import Columns, Rejected, Row, read_rows
-from tasks.data.sources import Source
+from tasks.data.reading.chat_template import chat_renderer, check_chat_template
+from tasks.data.reading.rows import Columns, Rejected, Row, read_rows
+from tasks.data.reading.sources import Source
 from tasks.evaluation.slices import Slicing, _masks
 from tasks.generation.post_process import PostProcess, Regex
 from tasks.pipeline import load_pipeline
@@ -85,7 +85,7 @@ def conversations(folder: Path, template: str, contents: list[str]) -> list[Row 
 
 
 def test_a_template_without_end_sets_its_rows_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.chat_template.SECONDS", 0.1)
+    monkeypatch.setattr("tasks.data.reading.chat_template.SECONDS", 0.1)
     good, bad, more = conversations(tmp_path, ENDLESS, ["good", "bad", "more"])
     assert isinstance(good, Row) and good.text == "good"
     assert isinstance(bad, Rejected) and bad.line == 2
@@ -120,7 +120,7 @@ def test_whatever_a_template_raises_is_about_its_row(tmp_path: Path, expression:
 
 
 def test_a_template_that_writes_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.chat_template.LONGEST", 1000)
+    monkeypatch.setattr("tasks.data.reading.chat_template.LONGEST", 1000)
     (bad,) = conversations(tmp_path, "{% for i in range(9999) %}{{ messages[0].content }}{% endfor %}", ["x"])
     assert isinstance(bad, Rejected) and "it writes more than" in bad.reason
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.data import words
-from tasks.data.decontamination import Overlap, runs
-from tasks.data.dedup import NearDuplicates, bands, first_of_near, signatures
 from tasks.data.hashing import FACTOR, mixed, windows
+from tasks.data.selection.decontamination import Overlap, runs
+from tasks.data.selection.dedup import NearDuplicates, bands, first_of_near, signatures
 from tasks.data.words import CHARACTER, LETTER, UNSPACED, measured_runs, runs_of_words, word_hashes
 
 PATTERNS = {True: re.compile(r"\w+|[^\w\s]"), False: re.compile(r"\w+")}

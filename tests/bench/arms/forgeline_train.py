@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from infra.tracking import JobTracker
-from tasks.data.packing import PackedRows, one_to_a_row, save_plan
+from tasks.data.tokens.packing import PackedRows, one_to_a_row, save_plan
 from tasks.objectives import objective
 from tasks.training.loop import train
 from tasks.training.settings import TrainingParams

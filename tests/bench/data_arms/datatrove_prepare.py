@@ -24,8 +24,8 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.hashing import HashConfig
 
-from tasks.data.dedup import NearDuplicates, number_of_bands
-from tasks.data.splitting import Split, split_of
+from tasks.data.selection.dedup import NearDuplicates, number_of_bands
+from tasks.data.selection.splitting import Split, split_of
 
 SPLIT = Split(by="column:family", validation=0.05, test=0.05)
 SHORTEST = 200

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from tasks.data.tokenizing import load_tokenizer
-from tasks.data.tokens import LENGTHS
+from tasks.data.tokens.ids import LENGTHS
+from tasks.data.tokens.tokenizing import load_tokenizer
 from tasks.stages import pack
 from tests.bench.token_digests import token_digests
 from tests.stages import jobs
