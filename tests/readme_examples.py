@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import tasks.objectives
+import tasks.objective
+import tasks.objectives.text
 import tasks.stages
 from tasks import stage
 
@@ -26,8 +27,8 @@ def registered(folder: Path, page: str = "README.md") -> Iterator[None]:
         name = block.splitlines()[0].removeprefix("# ")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(block)
-    packages = (tasks.stages, tasks.objectives)
-    caches = (stage.stages, tasks.objectives.objective_class, tasks.objectives.objective_names)
+    packages = [tasks.stages, tasks.objectives, tasks.objectives.text]
+    caches = (stage.stages, tasks.objective.objective_class, tasks.objective._modules)
     for package in packages:
         package.__path__.append(str(folder / package.__name__.replace(".", "/")))
     try:

@@ -11,13 +11,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tasks.compression.reconstruction import check_calibration
-from tasks.training.layers import layer_stacks
-from tasks.training.model_inputs import model_inputs
+from tasks.models.inputs import model_inputs
+from tasks.models.structure.transformer import layer_stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tasks.objectives import Feature, Objective, SpecialIds
+    from tasks.objective import Feature, Objective, SpecialIds
 
 Batch = Mapping[str, torch.Tensor]
 BATCH = 16

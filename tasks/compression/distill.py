@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from infra.errors import StageError
-from tasks.compression.layer_subset import with_layers
 from tasks.compression.soft_targets import SoftTargets
 from tasks.compression.taps import Taps
-from tasks.training.layers import layer_stacks
-from tasks.training.model_inputs import model_inputs
+from tasks.models.inputs import model_inputs
+from tasks.models.structure.layer_subset import with_layers
+from tasks.models.structure.transformer import layer_stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
     from tasks.training.settings import TeacherParams
 
 

@@ -19,12 +19,12 @@ from transformers.pytorch_utils import Conv1D
 from infra.errors import StageError
 from tasks.compression.calibration import Batch
 from tasks.compression.gates import gate_importance
-from tasks.training.layers import layer_stacks
+from tasks.models.structure.transformer import layer_stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
 
 # How Hugging Face configs call the feed-forward width.
 WIDTH_FIELDS = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim")

@@ -65,10 +65,10 @@ def fidelity(model: InputArtifact, data: InputArtifact, split: str, parent: Answ
 
     model: whose card, tokenizer and config say how examples are read. Raises StageError where there are none.
     """
-    from tasks.evaluation.subject import special_ids
-    from tasks.model_card import read_card
+    from tasks.models.card import read_card
+    from tasks.processors.padding import special_ids
+    from tasks.processors.tokenizer import load_tokenizer
     from tasks.training.features import check_data, heldout_features
-    from tasks.training.model_files import load_tokenizer
 
     card, tokenizer = read_card(model.path), load_tokenizer(model.path)
     objective, special = card.objective, special_ids(model.path, tokenizer)
@@ -100,7 +100,7 @@ def fidelity(model: InputArtifact, data: InputArtifact, split: str, parent: Answ
 
 def _name(data: InputArtifact, split: str, number: int) -> str:
     """How people find an example again."""
-    from tasks.training.text_features import read_split
+    from tasks.objectives.text.inputs.texts import read_split
 
     if data.manifest.type != "dataset":
         return f"row {number}"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from tasks.compression.calibration import Batch, inputs_given_to
-from tasks.training.model_inputs import model_inputs
+from tasks.models.inputs import model_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
 
 
 def gate_importance(

@@ -15,12 +15,12 @@ import torch
 from infra.errors import StageError
 from tasks.compression.calibration import Batch
 from tasks.compression.gates import gate_importance
-from tasks.training.layers import layer_stacks
+from tasks.models.structure.transformer import layer_stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tasks.training.settings import TeacherParams, TrainingParams
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
     from tasks.training.features import Features
     from tasks.training.loop import AfterStep
     from tasks.training.parameter_groups import Tuning
@@ -41,8 +41,8 @@ def heal(
 ) -> TrainResult:
     """Train `model` on; teacher: the folder of `params.teacher`. The rest: `tasks/training/loop.py`."""
     from tasks.compression.distill import Lesson
+    from tasks.models.loading import load_model
     from tasks.training.loop import train
-    from tasks.training.model_files import load_model
     from tasks.training.ranks import training_device
 
     ways: Any = {"tuning": tuning, "after_step": after_step}

@@ -10,14 +10,14 @@ import torch
 
 from infra.errors import StageError
 from tasks.compression.calibration import Batch
-from tasks.compression.layer_subset import with_layers
-from tasks.training.layers import layer_stacks
-from tasks.training.model_inputs import model_inputs
+from tasks.models.inputs import model_inputs
+from tasks.models.structure.layer_subset import with_layers
+from tasks.models.structure.transformer import layer_stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
 
 
 def layer_importance(model: PreTrainedModel, batches: Sequence[Batch], objective: Objective) -> list[list[float]]:

@@ -24,13 +24,13 @@ import torch
 
 from tasks.compression.fidelity import differences
 from tasks.compression.onnx_refusal import refusal
-from tasks.training.model_inputs import accepted
+from tasks.models.inputs import accepted
 
 if TYPE_CHECKING:
     import onnx_ir
     from transformers import PreTrainedModel
 
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
 
 LARGEST_FILE = 1_500_000_000
 WEIGHTED = ("MatMul", "Gemm", "Gather")
@@ -51,7 +51,7 @@ class Logits(torch.nn.Module):
         return self.objective.output(self.model(**given, use_cache=False))
 
     def logits(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        """What the model says of a batch, as `tasks/evaluation/runtime.py` has it."""
+        """What the model says of a batch, as `tasks/models/runtime.py` has it."""
         with torch.inference_mode():
             found: npt.NDArray[np.float32] = self(*(torch.from_numpy(batch[n]) for n in self.names)).float().numpy()
         return found

@@ -24,13 +24,13 @@ from safetensors.torch import save_file
 
 from infra.errors import StageError
 from tasks.losses.top_k import TopK
-from tasks.objectives import SpecialIds
-from tasks.training.model_inputs import model_inputs
+from tasks.models.inputs import model_inputs
+from tasks.objective import SpecialIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tasks.objectives import Feature, Objective
+    from tasks.objective import Feature, Objective
 
 ABOUT = "soft_targets.json"
 BATCH = 32

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from infra.errors import StageError
-from tasks.training.layers import layer_stacks
+from tasks.models.structure.transformer import layer_stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,7 +18,7 @@ from infra import refs
 from infra.errors import StageError
 from tasks.data.dataset.layout import stored_files
 from tasks.data.dataset.new_rows import rows
-from tasks.model_card import read_card
+from tasks.models.card import read_card
 
 if TYPE_CHECKING:
     from infra.artifacts import Manifest
@@ -80,7 +80,7 @@ def judged_before(store: Store, champion: Manifest, data: InputArtifact, split: 
 
     Raises StageError where its dataset is no longer in the store, or had examples that are not in this split any more.
     """
-    from tasks.training.text_features import read_split
+    from tasks.objectives.text.inputs.texts import read_split
 
     ids = read_split(data, split, columns=("id",))["id"]
     found = next((item for item in _lineage(store, champion) if item["stage"] == data.stage), None)

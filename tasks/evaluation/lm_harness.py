@@ -77,7 +77,7 @@ class Harness:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        from tasks.model_card import read_card
+        from tasks.models.card import read_card
         from tasks.training.ranks import training_device
 
         torch.set_num_threads(threads)

@@ -19,12 +19,12 @@ import numpy.typing as npt
 from pydantic import Field
 
 from infra.errors import StageError
-from tasks.data.augmentation import Augment
+from tasks.objectives.text.inputs.augmentation import Augment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from tasks.objectives import Feature, Objective
+    from tasks.objective import Feature, Objective
     from tasks.stage import InputArtifact
     from tasks.training.features import AugmentedTexts
 

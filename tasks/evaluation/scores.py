@@ -13,11 +13,11 @@ from infra.errors import StageError
 from tasks.evaluation.slices import Masks, slice_name
 from tasks.metrics.bootstrap import interval
 from tasks.metrics.direction import greater_is_better
-from tasks.release.model_files import shipped_bytes
+from tasks.models.files import shipped_bytes
 
 if TYPE_CHECKING:
     from tasks.evaluation.comparison import Measured
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
     from tasks.stage import InputArtifact
 
 Arrays = Mapping[str, npt.NDArray[Any]]

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +15,15 @@ import torch
 from infra.errors import StageError
 from infra.process_memory import peak_mb, reset_peak, resident_mb
 from tasks.evaluation.perturbations import Perturbation, changed_texts, robustness
-from tasks.evaluation.runtime import TorchRuntime, import_runtime, load_runtime
 from tasks.evaluation.scores import rises
 from tasks.evaluation.slices import Masks, slice_name, within
 from tasks.metrics.bootstrap import replicates
 from tasks.metrics.class_names import columns, with_class_names
-from tasks.model_card import read_card
-from tasks.objectives import SpecialIds
+from tasks.models.card import read_card
+from tasks.models.runtime import TorchRuntime, import_runtime, load_runtime
+from tasks.processors.padding import special_ids
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.training.features import drawn_once
-from tasks.training.model_files import load_tokenizer
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact
@@ -165,14 +164,3 @@ class Subject:
         train = self.objective.features(self.data, "train", self.tokenizer, self.max_length)
         found: dict[str, float] = self.objective.baselines(train, self.heldout)
         return found
-
-
-def special_ids(folder: Path, tokenizer: Any) -> SpecialIds:
-    """Of the model's config; what pads where it does not say is as in `tasks/training/padding.py`."""
-    from transformers import AutoConfig
-
-    from tasks.training.padding import padding_id
-
-    config = AutoConfig.from_pretrained(folder)
-    config.pad_token_id = padding_id(config, tokenizer)
-    return SpecialIds.of(config)

@@ -18,12 +18,12 @@ import torch
 
 from infra.errors import StageError
 from infra.execution import Execution
-from tasks.evaluation.subject import special_ids
 from tasks.generation.decoding import Decoding
 from tasks.generation.post_process import cut_before
-from tasks.model_card import read_card
-from tasks.objectives import Objective, Prompt
-from tasks.training.model_files import load_tokenizer
+from tasks.models.card import read_card
+from tasks.objective import Objective, Prompt
+from tasks.processors.padding import special_ids
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.training.ranks import training_device
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import yaml
 from infra.markdown import plain_text
 from infra.terminal import one_line
 from tasks.evaluation.champion import NAME, sentence
-from tasks.model_card import ModelCard, read_card
-from tasks.release.model_files import ONNX, shipped_bytes
+from tasks.models.card import ModelCard, read_card
+from tasks.models.files import ONNX, shipped_bytes
 from tasks.release.readable import metric_title, number
 from tasks.release.slices import conditions
 

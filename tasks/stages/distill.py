@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.data.augmentation import Augment
+from tasks.objectives.text.inputs.augmentation import Augment
 from tasks.stage import Input, Job, Stage
 from tasks.training.deepspeed_config import training_faults
 from tasks.training.settings import TeacherParams, TrainingParams
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from tasks.compression.soft_targets import SoftTargets
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
 
 
 HEAD = ("num_labels", "id2label", "label2id", "problem_type")
@@ -87,12 +87,13 @@ def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
     from tasks.compression.distill import Lesson, student_from
-    from tasks.compression.headless import Headless
-    from tasks.model_card import read_card
+    from tasks.models.card import read_card
+    from tasks.models.loading import load_model
+    from tasks.objectives.text.inputs.headless import Headless
+    from tasks.processors.tokenizer import load_tokenizer
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
     from tasks.training.loop import train
-    from tasks.training.model_files import load_model, load_tokenizer
     from tasks.training.ranks import training_device
 
     params, source, data = job.params, job.input("teacher").path, job.input("data")
@@ -125,9 +126,9 @@ def _given(job: Job[Params], objective: Objective, tokenizer: PreTrainedTokenize
     from transformers import AutoConfig
 
     from tasks.metrics.class_names import same_labels
-    from tasks.model_card import read_card
-    from tasks.training.architecture import check_length
-    from tasks.training.model_files import load_model, load_tokenizer, set_pad_token
+    from tasks.models.card import read_card
+    from tasks.models.loading import load_model, set_pad_token
+    from tasks.processors.tokenizer import check_length, load_tokenizer
 
     folder, where = job.input("student").path, f"stages.{job.name}.student"
     own = load_tokenizer(folder)

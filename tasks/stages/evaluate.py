@@ -28,7 +28,7 @@ from tasks.evaluation.slices import Slicing
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
 if TYPE_CHECKING:
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
 
 SHOWN_WRONG = 24
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -153,7 +153,7 @@ def _agree(models: list[InputArtifact]) -> tuple[Objective, list[str] | None]:
     """
     from tasks.evaluation.scores import require_distinct
     from tasks.metrics.class_names import same_labels
-    from tasks.model_card import read_card
+    from tasks.models.card import read_card
 
     require_distinct(models)
     cards = {model.stage: read_card(model.path) for model in models}
@@ -174,8 +174,8 @@ def _import_for_children(models: list[InputArtifact]) -> None:
     import transformers
     from transformers import PreTrainedTokenizerFast  # noqa: F401
 
-    from tasks.evaluation.runtime import import_runtime
-    from tasks.model_card import read_card
+    from tasks.models.card import read_card
+    from tasks.models.runtime import import_runtime
 
     for model in models:
         import_runtime(model.manifest.type, read_card(model.path).objective.auto_class)
@@ -194,7 +194,7 @@ def _record(
     samples = {name: m.samples for name, m in measured.items() if m.samples}
     evidence: dict[str, Any] = {"latency.json": times, "samples.json": samples}
     if data.manifest.type == "dataset":
-        from tasks.training.text_features import read_split
+        from tasks.objectives.text.inputs.texts import read_split
 
         table = read_split(data, split, columns=("id", "text"))
         predictions = {name: m.predictions for name, m in measured.items()}

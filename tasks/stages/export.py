@@ -42,9 +42,9 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     from tasks.compression.fidelity import fidelity
     from tasks.compression.onnx_export import Logits, export_onnx, largest_difference
-    from tasks.evaluation.runtime import OnnxRuntime
-    from tasks.model_card import read_card, write_card
-    from tasks.release.model_files import ONNX, copy_companions, shipped_bytes
+    from tasks.models.card import read_card, write_card
+    from tasks.models.files import ONNX, copy_companions, shipped_bytes
+    from tasks.models.runtime import OnnxRuntime
 
     if job.execution.threads != "auto":
         torch.set_num_threads(job.execution.threads)

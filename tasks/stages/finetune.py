@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.data.augmentation import Augment
+from tasks.objectives.text.inputs.augmentation import Augment
 from tasks.stage import Input, Job, Stage
 from tasks.training.deepspeed_config import training_faults
 from tasks.training.fine_tuning import FineTuningParams, freeze_and_decay, open_model
@@ -25,7 +25,7 @@ from tasks.training.settings import WithObjective
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tasks.objectives import Feature, Objective
+    from tasks.objective import Feature, Objective
 
 
 class Params(WithObjective, FineTuningParams):
@@ -58,13 +58,14 @@ class Params(WithObjective, FineTuningParams):
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.model_card import ModelCard, read_card
+    from tasks.models.card import ModelCard, read_card
+    from tasks.models.loading import head_parameters
+    from tasks.processors.tokenizer import load_tokenizer
     from tasks.training import prompt_tuning
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
     from tasks.training.loop import train
     from tasks.training.lora import insert
-    from tasks.training.model_files import head_parameters, load_tokenizer
 
     params, source, data = job.params, job.input("model").path, job.input("data")
     objective = params.objective
@@ -108,8 +109,8 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 def _with_updates(lora: Lora, model: PreTrainedModel) -> PreTrainedModel:
     """An untrained model of the same form, which takes the weights that ranks hold in parts."""
+    from tasks.models.loading import head_parameters
     from tasks.training.lora import insert
-    from tasks.training.model_files import head_parameters
 
     made = type(model)(model.config)
     return insert(made, lora, head=head_parameters(made))
@@ -119,10 +120,10 @@ def _merged(model: PreTrainedModel, objective: Objective, example: Feature, *, l
     """The model without its adapters or with its prompt among its words, which is checked to say the same."""
     import torch
 
-    from tasks.objectives import SpecialIds
+    from tasks.models.inputs import model_inputs
+    from tasks.objective import SpecialIds
     from tasks.training import lora as low_rank
     from tasks.training import prompt_tuning
-    from tasks.training.model_inputs import model_inputs
 
     inputs = model_inputs(objective.collate([objective.noised(example, 0)], SpecialIds.of(model.config)), model)
     with torch.no_grad():

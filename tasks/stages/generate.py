@@ -22,12 +22,12 @@ from infra.errors import StageError
 from tasks.generation.decoding import Decoding
 from tasks.generation.post_process import PostProcess, Step
 from tasks.metrics.written_text import TextMetric
-from tasks.objectives import ObjectiveField, spread
+from tasks.objective import ObjectiveField, spread
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
 if TYPE_CHECKING:
     from tasks.generation.writer import Output
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
 
 SHOWN = 12
 
@@ -120,7 +120,7 @@ def run(job: Job[Params]) -> dict[str, float]:
 def _objectives(models: Sequence[InputArtifact], given: Objective | None) -> dict[str, Objective]:
     """How each model is asked. Raises StageError on a model that is listed twice or was trained for nothing."""
     from tasks.evaluation.scores import require_distinct
-    from tasks.model_card import read_card
+    from tasks.models.card import read_card
 
     require_distinct(models)
     found = {}

@@ -137,7 +137,7 @@ def run(job: Job[Params]) -> dict[str, float]:
 def _check(models: list[InputArtifact]) -> None:
     """Raises StageError on a model that is listed twice, or that predicts no text."""
     from tasks.evaluation.scores import require_distinct
-    from tasks.model_card import read_card
+    from tasks.models.card import read_card
 
     require_distinct(models)
     for model in models:

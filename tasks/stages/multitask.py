@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from infra.config_check import did_you_mean
 from infra.execution import Execution
-from tasks.objectives import ObjectiveField
+from tasks.objective import ObjectiveField
 from tasks.stage import Fault, Input, Job, Stage, StageParams
 from tasks.training.deepspeed_config import training_faults
 from tasks.training.fine_tuning import FineTuningParams, freeze_and_decay, open_model
@@ -29,7 +29,7 @@ class Task(StageParams):
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="What its head and its metrics are called.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="What it is learned from.")
     objective: ObjectiveField = Field(
-        description="What is learned: the name of a file in `tasks/objectives/`, or {name: ..., and its options}."
+        description="What is learned: the name of a file in `tasks/objectives/*/`, or {name: ..., and its options}."
     )
     weight: float = Field(
         1.0, ge=0, description="How often its loss counts. 0: nothing is learned from it; its head stays as it began."
@@ -97,12 +97,13 @@ def run(job: Job[Params]) -> dict[str, float]:
     from dataclasses import replace
     from functools import partial
 
-    from tasks.model_card import ModelCard, read_card
+    from tasks.models.card import ModelCard, read_card
+    from tasks.models.loading import count_parameters
+    from tasks.processors.tokenizer import load_tokenizer
     from tasks.training.features import train_and_validation
     from tasks.training.gradient_conflict import measured_conflict
     from tasks.training.loop import train
     from tasks.training.mixture import MixtureSampler, batch_counts
-    from tasks.training.model_files import count_parameters, load_tokenizer
     from tasks.training.multitask_files import save_multitask
     from tasks.training.multitask_model import MultitaskModel
     from tasks.training.multitask_objective import Multitask, TaskFeatures
@@ -145,6 +146,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         tuning=tuning,
         rebuild=partial(MultitaskModel.like, model),
         sampler=partial(MixtureSampler.of, features.sizes, counts, params.seed),
+        validate=objective.validated,
     )
     trained: Any = result.model
     metrics = {**result.metrics(), "parameters": float(count_parameters(trained))}

@@ -38,12 +38,12 @@ class Params(WithObjective, TrainingParams):
 def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
-    from tasks.model_card import ModelCard
-    from tasks.training.architecture import check_length, check_vocabulary, new_model
+    from tasks.models.card import ModelCard
+    from tasks.models.creation import new_model
+    from tasks.processors.tokenizer import check_length, check_vocabulary, load_tokenizer
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
     from tasks.training.loop import train
-    from tasks.training.model_files import load_tokenizer
 
     params, data = job.params, job.input("data")
     objective = params.objective

@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 from infra import source_files
 from infra.errors import StageError
 from infra.sources_read import SourceFile, snapshot
-from tasks.data.given_tokenizer import FILES
-from tasks.objectives import ObjectiveField
+from tasks.models.given_folder import PICKLED, SAFE, weights
+from tasks.objective import ObjectiveField
+from tasks.processors.given_tokenizer import FILES
 from tasks.stage import Job, Located, Stage, StageParams
-from tasks.training.given_folder import PICKLED, SAFE, weights
 
 HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[0-9a-f]{40})")
 
@@ -84,14 +84,14 @@ def _files(params: Params, folder: Path) -> list[Path]:
 def run(job: Job[Params]) -> dict[str, float]:
     import json
 
-    from tasks.data.given_tokenizer import bring_tokenizer
-    from tasks.model_card import ModelCard, write_card
-    from tasks.training.architecture import check_vocabulary
-    from tasks.training.checkpoint_fit import check_finite
-    from tasks.training.given_folder import check_files
-    from tasks.training.head_rows import given_labels
-    from tasks.training.model_files import count_parameters, load_model, load_tokenizer
-    from tasks.training.pretrained_files import bring_weights, longest, pad_in_config
+    from tasks.models.card import ModelCard, write_card
+    from tasks.models.checkpoint_fit import check_finite
+    from tasks.models.given_folder import check_files
+    from tasks.models.head_rows import given_labels
+    from tasks.models.loading import count_parameters, load_model
+    from tasks.models.pretrained import bring_weights, longest, pad_in_config
+    from tasks.processors.given_tokenizer import bring_tokenizer
+    from tasks.processors.tokenizer import check_vocabulary, load_tokenizer
 
     params, field = job.params, "folder" if job.params.folder else "hub"
     given = Path(params.folder) if params.folder is not None else _from_hub(params)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tasks.compression.gradual_pruning import GradualMethod
     from tasks.compression.weight_pruning import Method, Sparsity
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
 
 AT_ONCE = ("magnitude", "wanda", "sparsegpt")
 GRADUAL = ("magnitude", "movement")
@@ -112,11 +112,12 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.gradual_pruning import GradualPruning
     from tasks.compression.healing import heal
     from tasks.compression.weight_pruning import hold_zeros, prune_weights, release_zeros, sparsity_of
-    from tasks.model_card import read_card
-    from tasks.objectives import SpecialIds
+    from tasks.models.card import read_card
+    from tasks.models.loading import count_parameters, load_model
+    from tasks.objective import SpecialIds
+    from tasks.processors.tokenizer import load_tokenizer
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
-    from tasks.training.model_files import count_parameters, load_model, load_tokenizer
     from tasks.training.result import TrainResult
 
     params, source, data = job.params, job.input("model").path, job.input("data")

@@ -19,12 +19,12 @@ from pydantic import Field
 
 from infra.errors import StageError
 from tasks.generation.decoding import Decoding
-from tasks.objectives import spread
+from tasks.objective import spread
 from tasks.stage import Input, Job, Stage, StageParams
 
 if TYPE_CHECKING:
     from tasks.generation.writer import Output, Writer
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
 
 SHOWN = 12
 
@@ -42,7 +42,7 @@ class Params(StageParams):
 
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.generation.writer import Writer
-    from tasks.model_card import read_card
+    from tasks.models.card import read_card
 
     params, data = job.params, job.input("data")
     objective, split = read_card(job.input("teacher").path).objective, data.split or "train"

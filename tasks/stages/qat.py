@@ -42,10 +42,11 @@ class Params(GridParams, Healing):
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.fake_quantization import fake_quantized
     from tasks.compression.healing import heal
-    from tasks.model_card import read_card
+    from tasks.models.card import read_card
+    from tasks.models.loading import load_model
+    from tasks.processors.tokenizer import load_tokenizer
     from tasks.training.evidence import finish
     from tasks.training.features import train_and_validation
-    from tasks.training.model_files import load_model, load_tokenizer
 
     params, source = job.params, job.input("model").path
     card = read_card(source)

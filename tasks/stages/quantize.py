@@ -82,8 +82,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.onnx_layers import fold_transposes, layers, matching
     from tasks.compression.onnx_quantize import share_tables
     from tasks.compression.sensitivity import sensitivities
-    from tasks.model_card import read_card, write_card
-    from tasks.release.model_files import ONNX, copy_companions, shipped_bytes
+    from tasks.models.card import read_card, write_card
+    from tasks.models.files import ONNX, copy_companions, shipped_bytes
 
     params, source = job.params, job.input("model")
     card = read_card(source.path)
@@ -186,7 +186,7 @@ def _fidelity(job: Job[Params]) -> dict[str, float]:
 
     from tasks.compression.fidelity import fidelity
     from tasks.data.dataset.layout import has_split
-    from tasks.evaluation.runtime import OnnxRuntime
+    from tasks.models.runtime import OnnxRuntime
 
     source, data, least = job.input("model"), job.input("data"), job.params.min_agreement
     split = data.split or "validation"
@@ -214,9 +214,9 @@ def _fidelity(job: Job[Params]) -> dict[str, float]:
 def _calibration(job: Job[Params], names: list[str]) -> list[Batch]:
     """Training examples as the runtime takes them; names: the graph's inputs. Raises StageError where none is."""
     from tasks.compression.calibration import calibration_batches
-    from tasks.evaluation.subject import special_ids
-    from tasks.model_card import read_card
-    from tasks.training.model_files import load_tokenizer
+    from tasks.models.card import read_card
+    from tasks.processors.padding import special_ids
+    from tasks.processors.tokenizer import load_tokenizer
 
     folder = job.input("model").path
     card, tokenizer = read_card(folder), load_tokenizer(folder)

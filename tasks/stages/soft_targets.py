@@ -40,9 +40,10 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     from tasks.compression.distill import as_teacher
     from tasks.compression.soft_targets import Form, write_soft_targets
-    from tasks.model_card import read_card
+    from tasks.models.card import read_card
+    from tasks.models.loading import load_model
+    from tasks.processors.tokenizer import load_tokenizer
     from tasks.training.features import check_data
-    from tasks.training.model_files import load_model, load_tokenizer
     from tasks.training.ranks import training_device
 
     params, source, data = job.params, job.input("teacher").path, job.input("data")

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from infra.errors import StageError
 from infra.keys import file_digest
 from infra.sources_read import SourceFile, snapshot
-from tasks.data.given_tokenizer import FILES, VOCABULARY
 from tasks.data.tokens.tokenizing import CLS, END, MASK, PAD, SENTINEL, SEP, UNKNOWN
+from tasks.processors.given_tokenizer import FILES, VOCABULARY
 from tasks.stage import Input, Job, Located, Stage, StageParams
 
 
@@ -96,8 +96,8 @@ def _files(folder: str) -> list[Path]:
 
 def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.dataset.layout import iterate_texts
-    from tasks.data.given_tokenizer import bring_tokenizer
     from tasks.data.tokens.tokenizing import load_tokenizer, save_tokenizer, train_tokenizer
+    from tasks.processors.given_tokenizer import bring_tokenizer
 
     params = job.params
     if params.given is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from infra.errors import StageError
 from infra.execution import Execution
-from tasks.objectives import Objective
+from tasks.objective import Objective
 from tasks.stage import Fault, StageParams
 from tasks.training.batch import BatchSplit, split_batch
 from tasks.training.settings import TrainingParams

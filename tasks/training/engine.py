@@ -25,9 +25,9 @@ from transformers import PreTrainedModel
 
 from infra.errors import StageError
 from infra.execution import Execution
+from tasks.models.inputs import model_inputs
 from tasks.training.batch import BatchSplit
 from tasks.training.deepspeed_config import deep_compile, deepspeed_config, zero_stage
-from tasks.training.model_inputs import model_inputs
 from tasks.training.optimizers import make_optimizer, moments
 from tasks.training.parameter_groups import Tuning, group_rate, parameter_groups
 from tasks.training.parameters import Parameters

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from tasks.objectives import Feature, Objective, Predictions, SpecialIds
+from tasks.objective import Feature, Objective, Predictions, SpecialIds
 from tasks.training.ranks import Ranks
 
 BATCH = 32
+Forward = Callable[[Mapping[str, torch.Tensor]], Any]
+"""A batch on the device -> what the objective reads of the model's output."""
+Validate = Callable[[Forward, Sequence[Feature], SpecialIds, Ranks], dict[str, float]]
+"""Mean loss and metrics of held-out examples on rank 0, {} elsewhere. Collective."""
 
 
 def validate(
-    forward: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
     objective: Objective,
+    forward: Forward,
     features: Sequence[Feature],
     special: SpecialIds,
     ranks: Ranks,

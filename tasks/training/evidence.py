@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.model_card import ModelCard
-from tasks.objectives import Objective
+from tasks.models.card import ModelCard
+from tasks.models.loading import count_parameters, save_model
+from tasks.objective import Objective
 from tasks.stage import Job
 from tasks.training.features import Features
-from tasks.training.model_files import count_parameters, save_model
 from tasks.training.result import TrainResult
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infra.errors import StageError
-from tasks.data.augmentation import Augment, augmented
 from tasks.data.dataset.layout import has_split
-from tasks.objectives import Feature, Objective
-from tasks.training.text_features import read_split
+from tasks.objective import Feature, Objective
+from tasks.objectives.text.inputs.augmentation import Augment, augmented
+from tasks.objectives.text.inputs.texts import read_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -94,12 +94,6 @@ class AugmentedTexts(Sequence[Feature]):
         augment: Augment,
         seed: int,
     ) -> None:
-        if not objective.augmentable:
-            raise StageError(
-                f"objective {objective.name} cannot learn from changed texts",
-                where="augment",
-                hint="What its examples are labelled with belongs to the words as they stand: leave `augment` out.",
-            )
         if data.manifest.type != "dataset":
             raise StageError(
                 "token ids cannot be augmented", where="augment", hint="Train on the dataset, not on its packed tokens."

@@ -15,7 +15,7 @@ from tasks.training.settings import TrainingParams
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
     from tasks.training.parameter_groups import Tuning
 
 
@@ -54,9 +54,9 @@ def open_model(
     """
     import torch
 
-    from tasks.training.architecture import check_length, check_vocabulary
-    from tasks.training.dropout import dropout_fields
-    from tasks.training.model_files import load_model, set_pad_token
+    from tasks.models.dropout import dropout_fields
+    from tasks.models.loading import load_model, set_pad_token
+    from tasks.processors.tokenizer import check_length, check_vocabulary
 
     torch.manual_seed(params.seed)
     model = load_model(

@@ -43,7 +43,7 @@ class Freeze(StageParams):
 
 def frozen_names(model: PreTrainedModel, freeze: Freeze) -> set[str]:
     """Names of the parameters to freeze. Raises StageError if a pattern names none, or all would be frozen."""
-    from tasks.training.layers import depths
+    from tasks.models.structure.transformer import depths
 
     names = [name for name, _ in model.named_parameters()]
     frozen: set[str] = set()

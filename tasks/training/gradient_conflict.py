@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tasks.objectives import Feature, SpecialIds
+from tasks.objective import Feature, SpecialIds
 
 if TYPE_CHECKING:
     from tasks.training.multitask_model import MultitaskModel

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from tasks.objectives import Feature, Objective, SpecialIds
+from tasks.objective import Feature, Objective, SpecialIds
 from tasks.training.sampler import Sampler, stream_seed
 
 Micro = tuple[int, dict[str, torch.Tensor]]

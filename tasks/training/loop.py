@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,12 +23,14 @@ from transformers import PreTrainedModel
 from infra.errors import ForgelineError, OutOfMemory, Preempted, StageError
 from infra.launch.watchdog import Watchdog
 from tasks.metrics.class_names import config_labels, with_class_names
-from tasks.objectives import Feature, Objective, SpecialIds
+from tasks.objective import Feature, Objective, SpecialIds
 from tasks.stage import Job
 from tasks.training.batch import BatchSplit, split_batch
 from tasks.training.checkpoint import Checkpoints, TrainingState
 from tasks.training.divergence import SpikeDetector
 from tasks.training.engine import Engine
+from tasks.training.evaluate import Validate
+from tasks.training.evaluate import validate as by_objective
 from tasks.training.loader import Loader, Micro
 from tasks.training.parameter_groups import Tuning
 from tasks.training.parameters import Parameters
@@ -63,6 +66,7 @@ def train(
     tuning: Tuning | None = None,
     rebuild: Callable[[], PreTrainedModel] | None = None,
     sampler: Callable[[BatchSplit], Sampler] | None = None,
+    validate: Validate | None = None,
     parts: PartsFn | None = None,
     after_step: AfterStep | None = None,
 ) -> TrainResult:
@@ -72,6 +76,7 @@ def train(
     tuning: how the layers of a pretrained model learn beside each other.
     rebuild: an empty model of the same form, where its class and config do not make one (adapters).
     sampler: which examples meet in a step, where it is not one permutation of them all (several tasks).
+    validate: how held-out examples are judged, where it is not by the objective's own loss and metrics (several tasks).
     parts: what `loss_fn` averages over beside the units, counted and given to it like `Objective.parts`.
     after_step: what changes the weights after each step, once there was an update (pruning).
     Raises Preempted after committing the state if the job was asked to stop, StageError if the loss diverges beyond
@@ -103,6 +108,7 @@ def train(
             tuning,
             rebuild,
             sampler,
+            validate or partial(by_objective, objective),
             after_step,
             split,
             total,
@@ -128,13 +134,14 @@ class _Training:
         tuning: Tuning | None,
         rebuild: Callable[[], PreTrainedModel] | None,
         sampler: Callable[[BatchSplit], Sampler] | None,
+        validate: Validate,
         after_step: AfterStep | None,
         split: BatchSplit,
         total: int,
         watchdog: Watchdog,
     ) -> None:
         self.job, self.objective, self.params, self.total, self.split = job, objective, params, total, split
-        self.validation_features = validation_features
+        self.validation_features, self.validate = validation_features, validate
         self.loss_fn: LossFn = loss_fn or (lambda logits, batch: objective.loss(logits, batch)[0])
         self.parts: PartsFn = parts or objective.parts
         self.after_step = after_step
@@ -408,7 +415,7 @@ class _Training:
         began, state = time.perf_counter(), self.state
         self.engine.engine.eval()
         with self.selection.evaluated_weights():
-            values = self.objective.validated(self._logits, self.validation_features, self.special, self.ranks)
+            values = self.validate(self._logits, self.validation_features, self.special, self.ranks)
             values = with_class_names(self.ranks.broadcast(values), config_labels(self.model.config))
             self.selection.judge(state, values)
         seconds = time.perf_counter() - began

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from infra.config_check import did_you_mean
 from infra.errors import StageError
-from tasks.model_card import CARD, ModelCard, read_card, write_card
-from tasks.training.model_files import TOKENIZER_FILES, save_model
+from tasks.models.card import CARD, ModelCard, read_card, write_card
+from tasks.models.loading import save_model
+from tasks.processors.tokenizer import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from tasks.training.multitask_model import MultitaskModel
@@ -56,7 +57,7 @@ def write_task_model(source: Path, task: str, folder: Path) -> int:
     import transformers
     from safetensors import safe_open
 
-    from tasks.training.model_files import count_parameters
+    from tasks.models.loading import count_parameters
     from tasks.training.multitask_model import MultitaskModel
 
     known = sorted(path.parent.name for path in source.glob(f"*/{CARD}"))

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from infra.errors import StageError
-from tasks.training.model_inputs import accepted, model_inputs
+from tasks.models.inputs import accepted, model_inputs
 
 
 class MultitaskModel(PreTrainedModel):

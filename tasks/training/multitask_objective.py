@@ -19,7 +19,7 @@ import torch
 from pydantic import ConfigDict, PrivateAttr
 
 from tasks.metrics.class_names import with_class_names
-from tasks.objectives import Batch, Feature, Objective, SpecialIds
+from tasks.objective import Batch, Feature, Objective, SpecialIds
 from tasks.training.evaluate import validate
 from tasks.training.multitask_model import task_part
 
@@ -150,7 +150,7 @@ class Multitask(Objective):
         total = 0.0
         for k, (task, objective) in enumerate(self.tasks.items()):
             alone = _Alone(forward, task)
-            values = validate(alone, objective, features.parts[task], special, ranks)
+            values = validate(objective, alone, features.parts[task], special, ranks)
             if not values:
                 continue
             if self.weights is not None:

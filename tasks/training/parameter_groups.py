@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tasks.training.layers import depths, layer_stacks
+from tasks.models.structure.transformer import depths, layer_stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

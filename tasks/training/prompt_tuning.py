@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from infra.errors import StageError
-from tasks.training.model_files import load_tokenizer
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.training.prompt_settings import Prompt
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from tasks.metrics.class_names import config_labels, with_class_names
-from tasks.objectives import Feature, Objective, SpecialIds
+from tasks.models.inputs import model_inputs
+from tasks.objective import Feature, Objective, SpecialIds
 from tasks.training.evaluate import validate
-from tasks.training.model_inputs import model_inputs
 from tasks.training.ranks import Ranks
 
 
@@ -36,8 +36,8 @@ class TrainResult:
         """A model as it is, on the CPU, measured like a trained one."""
         model.train(False)
         values = validate(
-            lambda batch: objective.output(model(**model_inputs(batch, model))),
             objective,
+            lambda batch: objective.output(model(**model_inputs(batch, model))),
             validation_features,
             SpecialIds.of(model.config),
             Ranks(),

@@ -15,7 +15,7 @@ from infra.errors import StageError
 from tasks.metrics.direction import greater_is_better
 
 if TYPE_CHECKING:
-    from tasks.objectives import Objective
+    from tasks.objective import Objective
     from tasks.training.checkpoint import TrainingState
     from tasks.training.parameters import Parameters
     from tasks.training.settings import TrainingParams

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.objectives import ObjectiveField
+from tasks.objective import ObjectiveField
 from tasks.stage import StageParams
 from tasks.training.divergence import DivergenceParams
 
@@ -112,7 +112,7 @@ class WithObjective(StageParams):
     """The field of a stage that chooses its objective; the others take it from the model they are given."""
 
     objective: ObjectiveField = Field(
-        description="What is learned: the name of a file in `tasks/objectives/`, or {name: ..., and its options}."
+        description="What is learned: the name of a file in `tasks/objectives/*/`, or {name: ..., and its options}."
     )
 
 

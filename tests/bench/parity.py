@@ -98,7 +98,7 @@ def train_cases(folder: Path) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from tasks.objectives.causal_lm import CausalLM
+    from tasks.objectives.text.causal_lm import CausalLM
     from tasks.training.loop import train
     from tasks.training.settings import TrainingParams
     from tests.stages import jobs
@@ -240,7 +240,7 @@ def page(
 
 
 def main() -> int:
-    from tasks.objectives.causal_lm import CausalLM
+    from tasks.objectives.text.causal_lm import CausalLM
 
     with tempfile.TemporaryDirectory(prefix="forgeline-parity-") as folder:
         run_jobs(Path(folder))

@@ -27,7 +27,7 @@ def main(folder: Path) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from tasks.objectives import objective
+    from tasks.objective import objective
     from tasks.training.loop import train
     from tasks.training.settings import TrainingParams
     from tests.stages.jobs import make_job

@@ -26,11 +26,11 @@ from infra.artifacts import Manifest
 from infra.open_store import open_store
 from infra.store import Store
 from tasks.evaluation.subject import BATCH
-from tasks.model_card import read_card
+from tasks.models.card import read_card
+from tasks.objectives.text.inputs.texts import read_split
 from tasks.plan import latest_ref
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stage import InputArtifact
-from tasks.training.model_files import load_tokenizer
-from tasks.training.text_features import read_split
 
 pytestmark = [pytest.mark.e2e, pytest.mark.release, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from tasks.objectives import Objective
+from tasks.objective import Objective
 from tasks.training.batch import BatchSplit
 from tasks.training.loop import train
 from tasks.training.result import TrainResult

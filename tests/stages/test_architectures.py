@@ -17,10 +17,10 @@ from tasks.compression.distill import layer_stacks, student_from
 from tasks.compression.ffn_pruning import find_feed_forwards, neuron_importance, pruned
 from tasks.compression.onnx_export import export_onnx, largest_difference, random_batches
 from tasks.compression.onnx_quantize import quantize_dynamic_int8
-from tasks.evaluation.runtime import OnnxRuntime
-from tasks.objectives import Objective, SpecialIds, objective
-from tasks.training.model_inputs import model_inputs
-from tasks.training.vocabulary import Vocabulary
+from tasks.models.inputs import model_inputs
+from tasks.models.runtime import OnnxRuntime
+from tasks.objective import Objective, SpecialIds, objective
+from tasks.objectives.text.inputs.vocabulary import Vocabulary
 
 V = 50
 VOCABULARY = Vocabulary(V, np.arange(V) < 4, 3, 2, np.arange(V - 8, V))

@@ -19,7 +19,7 @@ from infra import refs
 from infra.artifacts import Manifest
 from infra.errors import StageError
 from infra.open_store import open_store
-from tasks.model_card import ModelCard, write_card
+from tasks.models.card import ModelCard, write_card
 from tasks.stage import InputArtifact
 from tasks.stages import evaluate, gate
 

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from infra.errors import StageError
 from tasks.compression.distill import chosen_layers, student_from
 from tasks.losses.distillation import distillation
-from tasks.model_card import ModelCard, read_card
-from tasks.objectives import objective
+from tasks.models.card import ModelCard, read_card
+from tasks.objective import objective
 from tasks.stage import stages
 
 
@@ -243,7 +243,7 @@ def test_an_objective_that_cannot_read_the_data_is_refused(
 
 def test_no_stage_names_an_objective() -> None:
     from tasks import stages as package
-    from tasks.objectives import objective_names
+    from tasks.objective import objective_names
 
     for path in Path(package.__path__[0]).glob("*.py"):
         text = path.read_text(encoding="utf-8")

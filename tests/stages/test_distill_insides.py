@@ -16,11 +16,11 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from infra.errors import StageError
 from tasks.compression.distill import attention_distance, hidden_distance, student_from
-from tasks.model_card import ModelCard, read_card, write_card
-from tasks.objectives import SpecialIds, objective
+from tasks.models.card import ModelCard, read_card, write_card
+from tasks.objective import SpecialIds, objective
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import distill
 from tasks.training.batch import BatchSplit
-from tasks.training.model_files import load_tokenizer
 from tasks.training.sampler import Sampler
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum", "dog", "cat", "cow", "runs", "sits", "eats")

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from infra.errors import StageError
-from tasks.model_card import ModelCard, read_card, write_card
+from tasks.models.card import ModelCard, read_card, write_card
 from tasks.stages import distill, finetune
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum")

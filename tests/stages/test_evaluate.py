@@ -24,13 +24,13 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from infra.errors import StageError
 from infra.launch.forked import forked
 from tasks.compression.onnx_export import export_onnx
-from tasks.data.augmentation import augmented
 from tasks.data.tokens.packing import PackedRows
 from tasks.evaluation.slices import MOST, Slicing, read_masks
 from tasks.metrics.bootstrap import resample_weights
-from tasks.model_card import ModelCard, write_card
-from tasks.objectives import objective
-from tasks.release.model_files import copy_companions, shipped_bytes
+from tasks.models.card import ModelCard, write_card
+from tasks.models.files import copy_companions, shipped_bytes
+from tasks.objective import objective
+from tasks.objectives.text.inputs.augmentation import augmented
 from tasks.stages import evaluate, gate
 
 LABELS = ["json", "logging", "wsgiref"]

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import StageError
 from tasks.compression.onnx_export import export_onnx, largest_difference, random_batches
-from tasks.evaluation.runtime import OnnxRuntime, TorchRuntime, onnx_parameters
-from tasks.model_card import ModelCard, read_card, write_card
-from tasks.objectives import objective
-from tasks.release.model_files import shipped_bytes
+from tasks.models.card import ModelCard, read_card, write_card
+from tasks.models.files import shipped_bytes
+from tasks.models.runtime import OnnxRuntime, TorchRuntime, onnx_parameters
+from tasks.objective import objective
 from tasks.stages import export, quantize
 
 CLASSIFIER = ("text_classification", AutoModelForTokenClassification)

@@ -14,9 +14,9 @@ from transformers import AutoModelForTokenClassification
 
 from infra.errors import StageError
 from tasks.compression.fidelity import differences, fidelity
-from tasks.evaluation.runtime import OnnxRuntime, TorchRuntime
-from tasks.model_card import ModelCard, write_card
-from tasks.objectives import class_head, objective
+from tasks.models.card import ModelCard, write_card
+from tasks.models.runtime import OnnxRuntime, TorchRuntime
+from tasks.objective import class_head, objective
 from tasks.stages import export, quantize
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum", "dog", "cat", "cow", "run", "sit", "eat")
@@ -95,7 +95,7 @@ def test_an_example_that_is_answered_otherwise_is_counted_and_named(model: Any, 
 
 
 def _tokenizer(model: Any) -> Any:
-    from tasks.training.model_files import load_tokenizer
+    from tasks.processors.tokenizer import load_tokenizer
 
     return load_tokenizer(model.path)
 

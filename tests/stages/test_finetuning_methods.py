@@ -14,15 +14,15 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import Preempted, StageError
 from infra.execution import Execution
-from tasks.model_card import ModelCard, write_card
-from tasks.objectives import SpecialIds
-from tasks.objectives.causal_lm import CausalLM
+from tasks.models.card import ModelCard, write_card
+from tasks.models.structure.transformer import depths
+from tasks.objective import SpecialIds
+from tasks.objectives.text.causal_lm import CausalLM
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import finetune
 from tasks.training.batch import BatchSplit
 from tasks.training.deepspeed_config import training_faults
-from tasks.training.layers import depths
 from tasks.training.loop import train
-from tasks.training.model_files import load_tokenizer
 from tasks.training.parameter_groups import Tuning, group_rate, parameter_groups
 from tasks.training.result import TrainResult
 from tasks.training.sampler import Sampler
@@ -337,7 +337,7 @@ def test_updates_of_low_rank_are_merged_into_a_plain_model(
 def test_low_rank_validation_is_that_of_the_merged_model(
     jobs: ModuleType, tiny_inputs: Path, base: Path, tmp_path: Path
 ) -> None:
-    from tasks.objectives.text_classification import TextClassification
+    from tasks.objectives.text.text_classification import TextClassification
     from tasks.training.features import heldout_features
     from tasks.training.result import TrainResult
 

@@ -21,8 +21,8 @@ from infra.execution import Execution
 from tasks.generation.decoding import Decoding
 from tasks.generation.sampling import Drawn
 from tasks.generation.writer import Output, Writer
-from tasks.model_card import ModelCard, write_card
-from tasks.objectives import objective
+from tasks.models.card import ModelCard, write_card
+from tasks.objective import objective
 from tasks.stages import gate, generate
 
 CHATML = (
@@ -65,7 +65,7 @@ def texts(jobs: ModuleType, tiny: ModuleType, tmp_path_factory: pytest.TempPathF
 
 
 def writer(model: Any, data: Any, asked: Any = None, **decoding: Any) -> Writer:
-    from tasks.model_card import read_card
+    from tasks.models.card import read_card
 
     chosen = objective(asked) if asked else read_card(model.path).objective
     return Writer(

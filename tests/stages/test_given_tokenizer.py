@@ -14,13 +14,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infra.errors import StageError
-from tasks.data.given_tokenizer import ROLES, bring_tokenizer
 from tasks.data.tokens.encoding import Encoder
 from tasks.data.tokens.ids import tokenizing
-from tasks.objectives import SpecialIds, class_head, objective
+from tasks.objective import SpecialIds, class_head, objective
+from tasks.processors.given_tokenizer import ROLES, bring_tokenizer
+from tasks.processors.padding import padding_id
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import pretrained
-from tasks.training.model_files import load_tokenizer
-from tasks.training.padding import padding_id
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda c: (c != "!", c))
 """`!` comes first, and is token 0 of GPT-2."""

@@ -16,13 +16,13 @@ from tasks.compression.calibration import linear_layers
 from tasks.compression.gradual_pruning import GradualPruning
 from tasks.compression.pruning_schedule import PruningSchedule
 from tasks.compression.weight_pruning import release_zeros
-from tasks.model_card import ModelCard, write_card
-from tasks.objectives import SpecialIds
-from tasks.objectives.causal_lm import CausalLM
+from tasks.models.card import ModelCard, write_card
+from tasks.models.inputs import model_inputs
+from tasks.objective import SpecialIds
+from tasks.objectives.text.causal_lm import CausalLM
 from tasks.stages import prune
 from tasks.training.batch import BatchSplit
 from tasks.training.loop import train
-from tasks.training.model_inputs import model_inputs
 from tasks.training.sampler import Sampler
 from tasks.training.schedule import learning_rate_factor
 from tasks.training.settings import TrainingParams

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from infra.errors import SourcesChanged, StageError
-from tasks.model_card import ModelCard, write_card
+from tasks.models.card import ModelCard, write_card
 from tasks.stages import gate, harness
 
 CHOICE = """\

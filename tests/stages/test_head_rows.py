@@ -13,11 +13,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from infra.errors import StageError
-from tasks.model_card import ModelCard, read_card, write_card
-from tasks.objectives import class_head
+from tasks.models.card import ModelCard, read_card, write_card
+from tasks.models.head_rows import matched
+from tasks.models.loading import load_model
+from tasks.objective import class_head
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import pretrained
-from tasks.training.head_rows import matched
-from tasks.training.model_files import load_model, load_tokenizer
 
 OBJECTIVE = {"name": "text_classification", "pooling": "mean"}
 

@@ -16,11 +16,11 @@ import yaml
 from transformers import AutoModel
 
 from infra.open_store import open_store
-from tasks.evaluation.runtime import load_runtime
-from tasks.evaluation.subject import special_ids
-from tasks.model_card import read_card
+from tasks.models.card import read_card
+from tasks.models.runtime import load_runtime
+from tasks.processors.padding import special_ids
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stage import stages
-from tasks.training.model_files import load_tokenizer
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum", "dog", "cat", "cow", "run", "sit", "eat")
 TEXTS = ["red apple", "a cat sits on the blue plum and eats", "cow"]

@@ -21,17 +21,18 @@ from transformers import (
 
 from infra.errors import Preempted, StageError
 from infra.execution import Execution
-from tasks.model_card import read_card
-from tasks.objectives import SpecialIds
-from tasks.objectives.text_classification import TextClassification
-from tasks.objectives.token_classification import TokenClassification
+from tasks.models.card import read_card
+from tasks.models.inputs import model_inputs
+from tasks.models.loading import load_model
+from tasks.objective import SpecialIds
+from tasks.objectives.text.text_classification import TextClassification
+from tasks.objectives.text.token_classification import TokenClassification
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import finetune, multitask, task_model
 from tasks.training.batch import BatchSplit
 from tasks.training.features import heldout_features
 from tasks.training.gradient_conflict import conflict
 from tasks.training.mixture import MixtureSampler, batch_counts, interleaved, shares
-from tasks.training.model_files import load_model, load_tokenizer
-from tasks.training.model_inputs import model_inputs
 from tasks.training.result import TrainResult
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum", "dog", "cat", "cow", "runs", "sits", "eats")

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from infra.errors import StageError
-from tasks.objectives import SpecialIds, objective
-from tasks.objectives.causal_lm import CausalLM
-from tasks.training.model_files import load_tokenizer
-from tasks.training.model_inputs import model_inputs
-from tasks.training.text_features import measured_texts
+from tasks.models.inputs import model_inputs
+from tasks.objective import SpecialIds, objective
+from tasks.objectives.text.causal_lm import CausalLM
+from tasks.objectives.text.inputs.texts import measured_texts
+from tasks.processors.tokenizer import load_tokenizer
 
 
 def test_packed_rows_are_read_in_place(jobs: ModuleType, tiny_inputs: Path) -> None:

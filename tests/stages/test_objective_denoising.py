@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
 from infra.errors import StageError
-from tasks.objectives import SpecialIds, objective
-from tasks.objectives.denoising import Denoising
+from tasks.models.inputs import model_inputs
+from tasks.objective import SpecialIds, objective
+from tasks.objectives.text.denoising import Denoising
+from tasks.objectives.text.inputs.span_corruption import corrupted, noise_shape
+from tasks.objectives.text.inputs.vocabulary import Vocabulary
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.training.features import heldout_features
-from tasks.training.model_files import load_tokenizer
-from tasks.training.model_inputs import model_inputs
-from tasks.training.span_corruption import corrupted, noise_shape
-from tasks.training.vocabulary import Vocabulary
 
 STEPS = 12
 V, SENTINELS = 60, 8

@@ -18,15 +18,15 @@ from transformers import AutoModelForMaskedLM
 from infra.errors import Preempted, StageError
 from tasks.data.tokens.tokenizing import save_tokenizer, train_tokenizer
 from tasks.losses.cross_entropy import IGNORED
-from tasks.objectives import SpecialIds, objective
-from tasks.objectives.masked_lm import MaskedLM
+from tasks.models.inputs import model_inputs
+from tasks.objective import SpecialIds, objective
+from tasks.objectives.text.inputs.masking import masked, word_numbers
+from tasks.objectives.text.inputs.vocabulary import Vocabulary, Words
+from tasks.objectives.text.masked_lm import MaskedLM
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.training.features import heldout_features
 from tasks.training.loop import train
-from tasks.training.masking import masked, word_numbers
-from tasks.training.model_files import load_tokenizer
-from tasks.training.model_inputs import model_inputs
 from tasks.training.settings import TrainingParams
-from tasks.training.vocabulary import Vocabulary, Words
 
 STEPS = 12
 V = 50

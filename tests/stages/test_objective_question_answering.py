@@ -16,14 +16,15 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 from infra.errors import StageError
 from tasks.losses.distillation import distillation
 from tasks.metrics.squad import best, exact_match, likeliest_sentence, normalized, token_f1
-from tasks.objectives import SpecialIds
-from tasks.objectives.question_answering import QuestionAnswering
+from tasks.models.inputs import model_inputs
+from tasks.models.loading import load_model
+from tasks.objective import SpecialIds
+from tasks.objectives.text.question_answering import QuestionAnswering
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stage import stages
 from tasks.training.batch import BatchSplit
 from tasks.training.evaluate import validate
 from tasks.training.loader import Loader
-from tasks.training.model_files import load_model, load_tokenizer
-from tasks.training.model_inputs import model_inputs
 from tasks.training.ranks import Ranks
 from tasks.training.result import TrainResult
 from tasks.training.sampler import Sampler
@@ -308,7 +309,7 @@ def test_validation_and_loader_count_questions(tiny: ModuleType, tokenizer: Any,
     def forward(batch: Any) -> torch.Tensor:
         return chosen.output(model(**model_inputs(batch, model)))
 
-    values = validate(forward, chosen, features, SpecialIds(), Ranks())
+    values = validate(chosen, forward, features, SpecialIds(), Ranks())
     whole = chosen.collate(features, SpecialIds())
     with torch.no_grad():
         logits = forward(whole)

@@ -19,12 +19,12 @@ from transformers import AutoModel
 
 from infra.errors import Preempted, StageError
 from tasks.metrics.retrieval import ranks_of_own, retrieval_metrics
-from tasks.objectives import SpecialIds
-from tasks.objectives.sentence_embedding import SentenceEmbedding
+from tasks.models.inputs import model_inputs
+from tasks.objective import SpecialIds
+from tasks.objectives.text.sentence_embedding import SentenceEmbedding
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.training.batch import BatchSplit, split_batch
 from tasks.training.loop import train
-from tasks.training.model_files import load_tokenizer
-from tasks.training.model_inputs import model_inputs
 from tasks.training.settings import TrainingParams
 
 STEPS = 12
@@ -320,7 +320,7 @@ def test_it_goes_the_whole_way(
 def test_pruning_works_with_it(
     jobs: ModuleType, tiny: ModuleType, whole_way: ModuleType, tiny_inputs: Path, thesaurus: Path, tmp_path: Path
 ) -> None:
-    from tasks.model_card import ModelCard, write_card
+    from tasks.models.card import ModelCard, write_card
     from tasks.stages import prune
 
     base = whole_way.base(tmp_path / "m", tiny_inputs / "tokenizer", tiny.model("bert", AutoModel, vocabulary=320), 24)

@@ -15,11 +15,11 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from infra.errors import StageError
 from tasks.losses.cross_entropy import IGNORED
-from tasks.objectives import SpecialIds, objective
-from tasks.objectives.seq2seq import Seq2Seq
-from tasks.training.model_files import load_tokenizer
-from tasks.training.model_inputs import model_inputs
-from tasks.training.vocabulary import Vocabulary
+from tasks.models.inputs import model_inputs
+from tasks.objective import SpecialIds, objective
+from tasks.objectives.text.inputs.vocabulary import Vocabulary
+from tasks.objectives.text.seq2seq import Seq2Seq
+from tasks.processors.tokenizer import load_tokenizer
 
 STEPS = 12
 V = 50
@@ -152,8 +152,8 @@ def test_parity_with_a_bare_loop_over_the_models_own_loss(parity: Any, tiny: Mod
 
 def save_base(tiny: ModuleType, tiny_inputs: Path, folder: Path) -> Path:
     """A T5 with random weights as a `model` artifact."""
-    from tasks.model_card import ModelCard
-    from tasks.training.model_files import save_model
+    from tasks.models.card import ModelCard
+    from tasks.models.loading import save_model
 
     model = tiny.model("t5", AutoModelForSeq2SeqLM, vocabulary=tiny.VOCABULARY, dropout_rate=0.0)
     folder.mkdir()

@@ -29,10 +29,10 @@ from sklearn.metrics import (
 from sklearn.utils.class_weight import compute_class_weight
 
 from infra.errors import StageError
-from tasks.objectives import SpecialIds, objective
-from tasks.objectives.text_classification import TextClassification
-from tasks.training.model_files import load_tokenizer
-from tasks.training.model_inputs import model_inputs
+from tasks.models.inputs import model_inputs
+from tasks.objective import SpecialIds, objective
+from tasks.objectives.text.text_classification import TextClassification
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.training.result import TrainResult
 from tasks.training.settings import WithObjective
 

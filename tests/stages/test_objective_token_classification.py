@@ -20,13 +20,13 @@ from transformers import AutoModelForTokenClassification
 from infra.errors import StageError
 from tasks.metrics.direction import greater_is_better
 from tasks.metrics.tagging import spans
-from tasks.model_card import ModelCard, read_card
-from tasks.objectives import SpecialIds, objective
-from tasks.objectives.token_classification import TokenClassification
+from tasks.models.card import ModelCard, read_card
+from tasks.models.inputs import model_inputs
+from tasks.objective import SpecialIds, objective
+from tasks.objectives.text.token_classification import TokenClassification
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.release.requirements import read_replicates
 from tasks.stage import stages
-from tasks.training.model_files import load_tokenizer
-from tasks.training.model_inputs import model_inputs
 
 LABELS = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
 NAMES = ("paris", "london", "sydney", "florence", "austin")
@@ -91,7 +91,7 @@ def test_a_words_label_stands_on_its_first_piece(jobs: ModuleType, tiny: ModuleT
 
 def test_byte_level_words_are_those_of_running_text(jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path) -> None:
     """Such a tokenizer knows a word by the space before it: without one every word looks like the end of another."""
-    from tasks.training.tagged_words import word_pieces
+    from tasks.objectives.text.inputs.tagged_words import word_pieces
 
     tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
     assert tokenizer is not None
@@ -348,7 +348,7 @@ def test_a_class_of_any_name_can_be_required(tmp_path: Path) -> None:
 
 
 def test_changed_texts_are_refused(jobs: ModuleType, tokenizer: Any, data: Any) -> None:
-    from tasks.data.augmentation import Augment
+    from tasks.objectives.text.inputs.augmentation import Augment
     from tasks.training.features import train_and_validation
 
     with pytest.raises(StageError, match="cannot learn from changed texts"):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from infra.errors import SourcesChanged, StageError
-from tasks.model_card import read_card
+from tasks.models.card import read_card
 from tasks.stages import pretrained
 
 

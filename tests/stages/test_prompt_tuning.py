@@ -16,12 +16,13 @@ from tokenizers import processors
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from infra.errors import StageError
-from tasks.model_card import ModelCard, write_card
-from tasks.objectives import SpecialIds
-from tasks.objectives.text_classification import TextClassification
+from tasks.models.card import ModelCard, write_card
+from tasks.models.loading import load_model
+from tasks.objective import SpecialIds
+from tasks.objectives.text.text_classification import TextClassification
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import finetune
 from tasks.training.batch import BatchSplit
-from tasks.training.model_files import load_model, load_tokenizer
 from tasks.training.prompt_tuning import prompted_tokenizer
 from tasks.training.sampler import Sampler, stream_seed
 

@@ -19,9 +19,9 @@ from infra.errors import StageError
 from tasks.compression.ffn_pruning import find_feed_forwards, neuron_importance, pruned
 from tasks.compression.head_pruning import head_importance, without_heads
 from tasks.compression.layer_pruning import layer_importance, without_layers
-from tasks.compression.layer_subset import with_layers
-from tasks.objectives import SpecialIds
-from tasks.objectives.causal_lm import CausalLM
+from tasks.models.structure.layer_subset import with_layers
+from tasks.objective import SpecialIds
+from tasks.objectives.text.causal_lm import CausalLM
 
 
 def tiny_of(tiny: ModuleType, type: str, **fields: Any) -> Any:

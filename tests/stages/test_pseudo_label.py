@@ -15,9 +15,9 @@ from infra.errors import StageError
 from infra.execution import Execution
 from tasks.generation.decoding import Decoding
 from tasks.generation.writer import Writer
-from tasks.model_card import ModelCard, read_card, write_card
+from tasks.models.card import ModelCard, read_card, write_card
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import distill, pseudo_label
-from tasks.training.model_files import load_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

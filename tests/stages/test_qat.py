@@ -24,11 +24,11 @@ from tasks.compression.grid_settings import GridParams
 from tasks.compression.onnx_export import export_onnx
 from tasks.compression.onnx_quantize import quantize_dynamic_int8
 from tasks.compression.sensitivity import movement, outputs
-from tasks.model_card import ModelCard, write_card
-from tasks.objectives import SpecialIds, objective
+from tasks.models.card import ModelCard, write_card
+from tasks.objective import SpecialIds, objective
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import qat
 from tasks.training.features import train_and_validation
-from tasks.training.model_files import load_tokenizer
 from tasks.training.result import TrainResult
 
 

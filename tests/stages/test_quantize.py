@@ -25,11 +25,11 @@ from tasks.compression.four_bits import quantize_int4, quantized
 from tasks.compression.onnx_export import export_onnx
 from tasks.compression.onnx_layers import fold_transposes, input_moments, layers, matching, weight
 from tasks.compression.sensitivity import movement, outputs
-from tasks.evaluation.runtime import onnx_parameters
-from tasks.model_card import ModelCard, read_card, write_card
-from tasks.objectives import SpecialIds, objective
+from tasks.models.card import ModelCard, read_card, write_card
+from tasks.models.runtime import onnx_parameters
+from tasks.objective import SpecialIds, objective
+from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import quantize
-from tasks.training.model_files import load_tokenizer
 
 AUTO = {"llama": AutoModelForCausalLM, "gpt2": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification}
 CONTEXT = 32

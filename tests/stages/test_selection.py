@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from infra.errors import Preempted, StageError
-from tasks.objectives import SpecialIds
-from tasks.objectives.causal_lm import CausalLM
+from tasks.objective import SpecialIds
+from tasks.objectives.text.causal_lm import CausalLM
 from tasks.training.batch import BatchSplit
 from tasks.training.loop import train
 from tasks.training.result import TrainResult

@@ -21,8 +21,8 @@ from tasks.compression.distill import as_teacher
 from tasks.compression.soft_targets import Form, SoftTargets, write_soft_targets
 from tasks.losses.distillation import distillation
 from tasks.losses.top_k import TopK
-from tasks.model_card import ModelCard, write_card
-from tasks.objectives import SpecialIds, objective
+from tasks.models.card import ModelCard, write_card
+from tasks.objective import SpecialIds, objective
 from tasks.stages import distill, soft_targets
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum")
@@ -59,7 +59,7 @@ def writer(
     """`teacher`, a decoder of three layers, and `data`: packed rows of several documents."""
     made: Path = tmp_path_factory.mktemp("writer")
     built = tiny.model("llama", AutoModelForCausalLM, layers=3, vocabulary=tiny.VOCABULARY, use_cache=True)
-    from tasks.training.model_files import load_tokenizer
+    from tasks.processors.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
     tiny.write_model(made / "teacher", built, tokenizer, 32)

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from infra.errors import ConfigError, StageError
 from tasks.data.tokens.encoding import Encoder
+from tasks.models.creation import new_model
+from tasks.processors.tokenizer import check_length, longest_text
 from tasks.stages import tokenizer
-from tasks.training.architecture import check_length, longest_text, new_model
 
 ALL = {"mask_token": True, "cls_sep": True, "sentinels": 3, "special_tokens": ["<en>", "<de>"]}
 NAMES = ["<|mask|>", "<|cls|>", "<|sep|>", "<extra_id_0>", "<extra_id_1>", "<extra_id_2>", "<en>", "<de>"]

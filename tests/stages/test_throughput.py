@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tasks.objectives.causal_lm import CausalLM
+from tasks.objectives.text.causal_lm import CausalLM
 from tasks.training.loop import train
 from tasks.training.settings import TrainingParams
 from tasks.training.throughput import ModelFlops, matrix_flops

@@ -17,8 +17,8 @@ import torch
 from infra.errors import OutOfMemory, Preempted, StageError
 from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalLauncher
-from tasks.objectives import SpecialIds
-from tasks.objectives.causal_lm import CausalLM
+from tasks.objective import SpecialIds
+from tasks.objectives.text.causal_lm import CausalLM
 from tasks.training.batch import BatchSplit
 from tasks.training.loop import train
 from tasks.training.result import TrainResult

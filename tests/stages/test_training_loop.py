@@ -14,7 +14,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from infra.errors import Preempted, StageError
-from tasks.objectives.causal_lm import CausalLM
+from tasks.objectives.text.causal_lm import CausalLM
 from tasks.training.batch import BatchSplit
 from tasks.training.loop import train
 from tasks.training.record import convergence

@@ -38,7 +38,7 @@ def run(jobs: ModuleType, tiny: ModuleType, folder: Path, case: str, **place: in
     from test_objective_sentence_embedding import pairs
     from test_objective_text_classification import examples
 
-    from tasks.objectives import objective
+    from tasks.objective import objective
     from tasks.training.loop import train
     from tasks.training.settings import TrainingParams
 

@@ -17,9 +17,9 @@ from infra.execution import Execution
 from tasks.compression.calibration import calibration_batches, linear_layers, matrix, second_moments
 from tasks.compression.reconstruction import inverse_factor, reconstruct
 from tasks.compression.weight_pruning import Sparsity, prune_weights
-from tasks.model_card import ModelCard, write_card
-from tasks.objectives import SpecialIds
-from tasks.objectives.causal_lm import CausalLM
+from tasks.models.card import ModelCard, write_card
+from tasks.objective import SpecialIds
+from tasks.objectives.text.causal_lm import CausalLM
 from tasks.stages import prune
 
 

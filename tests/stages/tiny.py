@@ -18,10 +18,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from tasks.data.tokens.packing import best_fit, one_to_a_row, save_plan
-from tasks.model_card import ModelCard, write_card
-from tasks.objectives import SpecialIds
+from tasks.models.card import ModelCard, write_card
+from tasks.models.inputs import model_inputs
+from tasks.objective import SpecialIds
 from tasks.stage import stages
-from tasks.training.model_inputs import model_inputs
 from tasks.training.sampler import stream_seed
 
 PACKAGES = ("json", "logging", "wsgiref")

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.model_card import ModelCard, write_card
+from tasks.models.card import ModelCard, write_card
 from tasks.stage import stages
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum", "dog", "cat", "cow", "run", "sit", "eat")

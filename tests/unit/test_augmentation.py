@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.data.augmentation import Augment, augmented
+from tasks.objectives.text.inputs.augmentation import Augment, augmented
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind it."
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from infra.artifacts import ArtifactRef
 from infra.errors import StageError
 from infra.open_store import open_store
-from tasks.model_card import ModelCard, write_card
+from tasks.models.card import ModelCard, write_card
 from tasks.release.requirements import read_replicates
 from tasks.stages import frontier, promote
 

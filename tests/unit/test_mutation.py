@@ -29,7 +29,7 @@ from infra.execution import Execution
 from infra.open_store import open_store
 from infra.store import Store
 from infra.tracking import TrackingSettings
-from tasks.objectives import Objective, objective_class
+from tasks.objective import Objective, objective_class
 from tasks.pipeline import Pipeline, StageNode, load_pipeline
 from tasks.plan import Resolved, latest_ref, make_plan, resolve
 from tasks.stage import Input, Located, stages

@@ -208,8 +208,8 @@ def test_a_list_is_no_label_and_its_row_is_set_aside(tmp_path: Path, make: Make)
 
 
 def test_sets_of_labels_and_tags_are_spelled_as_labels_are(tmp_path: Path, load: Callable[[str], Any]) -> None:
-    from tasks.training.tagged_words import read_tagged
-    from tasks.training.targets import label_sets
+    from tasks.objectives.shared.targets import label_sets
+    from tasks.objectives.text.inputs.tagged_words import read_tagged
 
     topics = ["caf\u00e9", "cafe\u0301", " ", "1.0"]
     row = {"id": "a", "topics": json.dumps(topics), "words": '["x", "cafe\u0301"]', "tags": '["B-cafe\u0301", 3]'}
@@ -223,7 +223,7 @@ def test_sets_of_labels_and_tags_are_spelled_as_labels_are(tmp_path: Path, load:
 
 
 def test_the_labels_of_models_made_before_are_spelled_as_data_are_now(tmp_path: Path) -> None:
-    from tasks.model_card import ModelCard, read_card, write_card
+    from tasks.models.card import ModelCard, read_card, write_card
 
     for labels, read in ((["0.0", "cafe\u0301"], ["0", "caf\u00e9"]), (["1", "1.0"], ["1", "1.0"]), (None, None)):
         write_card(tmp_path, ModelCard(None, 8, labels))

@@ -16,7 +16,7 @@ from flows import cli
 from flows.live import LiveView
 from infra import refs
 from infra.open_store import open_store
-from tasks.model_card import ModelCard, write_card
+from tasks.models.card import ModelCard, write_card
 from tasks.prefect_task import verdict_page
 from tasks.release.model_page import model_page
 from tasks.stage import InputArtifact

@@ -19,7 +19,7 @@ from infra.artifacts import ArtifactRef, FileEntry, Manifest, payload_digest
 from infra.errors import CorruptArtifact, GateRefused, InputChanged, StageError
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.model_card import ModelCard, write_card
+from tasks.models.card import ModelCard, write_card
 from tasks.stages import promote
 
 FILE = FileEntry("model", 1, hashlib.sha256(b"m").hexdigest())

@@ -13,7 +13,7 @@ import yaml
 
 from flows import cli
 from infra.open_store import open_store
-from tasks.objectives import objective, objective_names
+from tasks.objective import objective, objective_names
 from tasks.pipeline import load_pipeline
 from tasks.plan import make_plan
 from tasks.stage import stages

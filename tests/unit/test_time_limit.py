@@ -167,16 +167,16 @@ def test_validate_compiles_chat_templates(tmp_path: Path, template: str, said: s
 
 
 def test_the_template_of_an_objective_is_compiled_too() -> None:
-    from tasks.objectives.causal_lm import CausalLM
+    from tasks.objectives.text.causal_lm import CausalLM
 
     with pytest.raises(ValueError, match=r"`chat_template` is no Jinja template: line 1"):
         CausalLM.model_validate({"messages": "m", "chat_template": "{{ messages"})
 
 
 def test_a_template_in_training_has_its_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.training.chat import rendered
+    from tasks.objectives.text.inputs.chat import rendered
 
-    monkeypatch.setattr("tasks.training.chat.SECONDS", 0.05)
+    monkeypatch.setattr("tasks.objectives.text.inputs.chat.SECONDS", 0.05)
     with pytest.raises(StageError, match=r"refuses its first 1 messages: the chat template takes more than 0\.05 s"):
         rendered([{"role": "user", "content": "x"}], lambda *given, **more: endless(), None, prompt=False)  # type: ignore[func-returns-value, return-value]
 

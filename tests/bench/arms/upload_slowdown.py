@@ -15,7 +15,7 @@ from pathlib import Path
 from infra.checkpoints import CheckpointStore
 from infra.errors import Preempted
 from infra.open_store import open_store
-from tasks.objectives import objective
+from tasks.objective import objective
 from tasks.training.loop import train
 from tests.bench.arms.forgeline_train import training_params
 from tests.bench.gate import Gate
