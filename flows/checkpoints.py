@@ -35,7 +35,7 @@ def describe(checkpoints: CheckpointStore) -> str:
 
 def export(checkpoints: CheckpointStore, step: int | None, target: Path) -> str:
     """Write the weights after `step` (None: the newest) to `target`; returns a line to print."""
-    from tasks.training.consolidate import consolidate
+    from tasks.training.checkpoints.consolidate import consolidate
 
     steps = checkpoints.steps()
     if not steps or (step is not None and step not in steps):

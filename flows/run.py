@@ -48,7 +48,7 @@ REPAIR_ROUNDS = 2
 EXIT_SECONDS = 2.0
 SAVE_SECONDS = 15.0
 log = logging.getLogger(__name__)
-TORCH_PRELOAD = ("tasks.training.loop", "tasks.training.engine")
+TORCH_PRELOAD = ("tasks.training.loop.train", "tasks.training.engine.engine")
 
 
 def home() -> Path:

@@ -38,8 +38,8 @@ from tasks.plan import resolve_in
 from tasks.resume_proof import TOLERANCE, TOLERANCE_16_BIT, Comparison, Trained, compare
 from tasks.run_context import RunContext
 from tasks.stage import StageParams
-from tasks.training.batch import split_batch
-from tasks.training.deepspeed_config import coupled_examples
+from tasks.training.engine.batch import split_batch
+from tasks.training.engine.deepspeed_config import coupled_examples
 from tasks.training.settings import TrainingParams
 from tasks.watched_run import WatchedRun
 

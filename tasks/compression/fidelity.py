@@ -68,7 +68,7 @@ def fidelity(model: InputArtifact, data: InputArtifact, split: str, parent: Answ
     from tasks.models.card import read_card
     from tasks.processors.padding import special_ids
     from tasks.processors.tokenizer import load_tokenizer
-    from tasks.training.features import check_data, heldout_features
+    from tasks.training.loop.features import check_data, heldout_features
 
     card, tokenizer = read_card(model.path), load_tokenizer(model.path)
     objective, special = card.objective, special_ids(model.path, tokenizer)

@@ -21,14 +21,14 @@ import torch
 
 from tasks.compression.calibration import linear_layers
 from tasks.compression.weight_pruning import Sparsity, hold_zeros
-from tasks.training.optimizers import SCORE
-from tasks.training.parameter_groups import Tuning
+from tasks.training.engine.optimizers import SCORE
+from tasks.training.engine.parameter_groups import Tuning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tasks.compression.pruning_schedule import PruningSchedule
-    from tasks.training.parameters import Parameters
+    from tasks.training.engine.parameters import Parameters
 
 GradualMethod = Literal["magnitude", "movement"]
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tasks.objective import Objective
-    from tasks.training.features import Features
-    from tasks.training.loop import AfterStep
-    from tasks.training.parameter_groups import Tuning
-    from tasks.training.result import TrainResult
+    from tasks.training.engine.parameter_groups import Tuning
+    from tasks.training.loop.features import Features
+    from tasks.training.loop.result import TrainResult
+    from tasks.training.loop.train import AfterStep
 
 
 class Healing(TeacherParams, TrainingParams):
@@ -39,11 +39,11 @@ def heal(
     tuning: Tuning | None = None,
     after_step: AfterStep | None = None,
 ) -> TrainResult:
-    """Train `model` on; teacher: the folder of `params.teacher`. The rest: `tasks/training/loop.py`."""
+    """Train `model` on; teacher: the folder of `params.teacher`. The rest: `tasks/training/loop/train.py`."""
     from tasks.compression.distill import Lesson
     from tasks.models.loading import load_model
-    from tasks.training.loop import train
-    from tasks.training.ranks import training_device
+    from tasks.training.engine.ranks import training_device
+    from tasks.training.loop.train import train
 
     ways: Any = {"tuning": tuning, "after_step": after_step}
     if teacher is None:

@@ -78,7 +78,7 @@ class Harness:
         from lm_eval.tasks import TaskManager
 
         from tasks.models.card import read_card
-        from tasks.training.ranks import training_device
+        from tasks.training.engine.ranks import training_device
 
         torch.set_num_threads(threads)
         self.settings = settings

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tasks.objective import Feature, Objective
     from tasks.stage import InputArtifact
-    from tasks.training.features import AugmentedTexts
+    from tasks.training.loop.features import AugmentedTexts
 
 Array = npt.NDArray[np.float64]
 
@@ -48,7 +48,7 @@ def changed_texts(
     seed: int,
 ) -> AugmentedTexts:
     """The examples, to be drawn with their texts changed. Raises StageError where there is no text to change."""
-    from tasks.training.features import AugmentedTexts
+    from tasks.training.loop.features import AugmentedTexts
 
     try:
         return AugmentedTexts(objective, plain, data, split, tokenizer, max_length, perturbation, seed)

@@ -23,7 +23,7 @@ from tasks.models.card import read_card
 from tasks.models.runtime import TorchRuntime, import_runtime, load_runtime
 from tasks.processors.padding import special_ids
 from tasks.processors.tokenizer import load_tokenizer
-from tasks.training.features import drawn_once
+from tasks.training.loop.features import drawn_once
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact

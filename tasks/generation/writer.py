@@ -24,7 +24,7 @@ from tasks.models.card import read_card
 from tasks.objective import Objective, Prompt
 from tasks.processors.padding import special_ids
 from tasks.processors.tokenizer import load_tokenizer
-from tasks.training.ranks import training_device
+from tasks.training.engine.ranks import training_device
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel

@@ -17,7 +17,6 @@ from tasks.data.plain_values import plain_names
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from tasks.objective import Objective
 
 UNNAMED = re.compile(r"LABEL_\d+")
 """How transformers calls classes that nobody named."""
@@ -54,13 +53,13 @@ def matched(own: Sequence[str], rows: int, wanted: Sequence[str]) -> list[int | 
     if len(own) != rows or len(set(own)) < rows or (gone and all(UNNAMED.fullmatch(name) for name in own)):
         known = "one number" if rows == 1 else f"{rows} classes without names of their own"
         raise StageError(
-            f"the model has a head for {known}, and the data have the classes {_listed(wanted)}",
+            f"the model has a head for {known}, and the data have the classes {listed(wanted)}",
             where="model",
             hint=f"{hint} If it is known which row is which class, write it into the model's config.json: `id2label`.",
         )
     if gone:
         raise StageError(
-            f"the model knows classes that the data do not have: {_listed(gone)}; the data have {_listed(wanted)}",
+            f"the model knows classes that the data do not have: {listed(gone)}; the data have {listed(wanted)}",
             where="model",
             hint=f"Add examples of them, or list them in the dataset's `labels`. {hint}",
         )
@@ -96,30 +95,6 @@ def arrange(
             parameter[list(places)] = given[list(known)].to(parameter.dtype)
 
 
-def given_labels(folder: Path, objective: Objective) -> tuple[PreTrainedModel, list[str] | None]:
-    """(a given model with its own head, names of its classes where the objective has any).
-
-    Raises StageError where the files have no such head, or one that was trained to be read in another way.
-    """
-    from tasks.models.loading import load_model
-
-    model = load_model(folder, objective.auto_class, with_head=True)
-    said = model.config.architectures or []
-    if class_parameters(model) and said and type(model).__name__ not in said:
-        raise StageError(
-            f"the head is that of a {', '.join(said)}, and this objective reads a {type(model).__name__}",
-            where="objective",
-            hint="Choose the objective, or its options, by which it was trained: `pooling: model` for Hugging Face's "
-            "sequence classification.",
-        )
-    names = given_names(model.config)
-    if objective.named_classes and len(set(names)) < max(2, len(names)):
-        raise StageError(
-            f"the head knows the classes {_listed(names)}", where="objective", hint="At least two of different names."
-        )
-    return model, names if objective.named_classes else None
-
-
 def reorder(model: PreTrainedModel, places: Sequence[int]) -> None:
     """Let class i of a loaded model be the one that stands at `places[i]` now, its name with it, in place."""
     import torch
@@ -133,6 +108,6 @@ def reorder(model: PreTrainedModel, places: Sequence[int]) -> None:
     model.config.label2id = {name: number for number, name in model.config.id2label.items()}
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:10]))
     return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from infra.errors import StageError
 from tasks.objectives.text.inputs.augmentation import Augment
 from tasks.stage import Input, Job, Stage
-from tasks.training.deepspeed_config import training_faults
+from tasks.training.engine.deepspeed_config import training_faults
 from tasks.training.settings import TeacherParams, TrainingParams
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.models.loading import load_model
     from tasks.objectives.text.inputs.headless import Headless
     from tasks.processors.tokenizer import load_tokenizer
-    from tasks.training.evidence import finish
-    from tasks.training.features import train_and_validation
-    from tasks.training.loop import train
-    from tasks.training.ranks import training_device
+    from tasks.training.engine.ranks import training_device
+    from tasks.training.loop.features import train_and_validation
+    from tasks.training.loop.finish import finish
+    from tasks.training.loop.train import train
 
     params, source, data = job.params, job.input("teacher").path, job.input("data")
     card = read_card(source)

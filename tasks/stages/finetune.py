@@ -16,11 +16,11 @@ from pydantic import Field, model_validator
 
 from tasks.objectives.text.inputs.augmentation import Augment
 from tasks.stage import Input, Job, Stage
-from tasks.training.deepspeed_config import training_faults
-from tasks.training.fine_tuning import FineTuningParams, freeze_and_decay, open_model
-from tasks.training.lora import Lora
-from tasks.training.prompt_settings import Prompt
+from tasks.training.engine.deepspeed_config import training_faults
 from tasks.training.settings import WithObjective
+from tasks.training.tuning.fine_tuning import FineTuningParams, freeze_and_decay, open_model
+from tasks.training.tuning.lora import Lora
+from tasks.training.tuning.prompt_settings import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,11 +61,11 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.models.card import ModelCard, read_card
     from tasks.models.loading import head_parameters
     from tasks.processors.tokenizer import load_tokenizer
-    from tasks.training import prompt_tuning
-    from tasks.training.evidence import finish
-    from tasks.training.features import train_and_validation
-    from tasks.training.loop import train
-    from tasks.training.lora import insert
+    from tasks.training.loop.features import train_and_validation
+    from tasks.training.loop.finish import finish
+    from tasks.training.loop.train import train
+    from tasks.training.tuning import prompt_tuning
+    from tasks.training.tuning.lora import insert
 
     params, source, data = job.params, job.input("model").path, job.input("data")
     objective = params.objective
@@ -110,7 +110,7 @@ def run(job: Job[Params]) -> dict[str, float]:
 def _with_updates(lora: Lora, model: PreTrainedModel) -> PreTrainedModel:
     """An untrained model of the same form, which takes the weights that ranks hold in parts."""
     from tasks.models.loading import head_parameters
-    from tasks.training.lora import insert
+    from tasks.training.tuning.lora import insert
 
     made = type(model)(model.config)
     return insert(made, lora, head=head_parameters(made))
@@ -122,8 +122,8 @@ def _merged(model: PreTrainedModel, objective: Objective, example: Feature, *, l
 
     from tasks.models.inputs import model_inputs
     from tasks.objective import SpecialIds
-    from tasks.training import lora as low_rank
-    from tasks.training import prompt_tuning
+    from tasks.training.tuning import lora as low_rank
+    from tasks.training.tuning import prompt_tuning
 
     inputs = model_inputs(objective.collate([objective.noised(example, 0)], SpecialIds.of(model.config)), model)
     with torch.no_grad():

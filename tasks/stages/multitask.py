@@ -15,12 +15,12 @@ from infra.config_check import did_you_mean
 from infra.execution import Execution
 from tasks.objective import ObjectiveField
 from tasks.stage import Fault, Input, Job, Stage, StageParams
-from tasks.training.deepspeed_config import training_faults
-from tasks.training.fine_tuning import FineTuningParams, freeze_and_decay, open_model
+from tasks.training.engine.deepspeed_config import training_faults
+from tasks.training.tuning.fine_tuning import FineTuningParams, freeze_and_decay, open_model
 
 if TYPE_CHECKING:
-    from tasks.training.multitask_model import MultitaskModel
-    from tasks.training.multitask_objective import Multitask, TaskFeatures
+    from tasks.training.multitask.model import MultitaskModel
+    from tasks.training.multitask.objective import Multitask, TaskFeatures
 
 
 class Task(StageParams):
@@ -100,13 +100,13 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.models.card import ModelCard, read_card
     from tasks.models.loading import count_parameters
     from tasks.processors.tokenizer import load_tokenizer
-    from tasks.training.features import train_and_validation
-    from tasks.training.gradient_conflict import measured_conflict
-    from tasks.training.loop import train
-    from tasks.training.mixture import MixtureSampler, batch_counts
-    from tasks.training.multitask_files import save_multitask
-    from tasks.training.multitask_model import MultitaskModel
-    from tasks.training.multitask_objective import Multitask, TaskFeatures
+    from tasks.training.loop.features import train_and_validation
+    from tasks.training.loop.train import train
+    from tasks.training.multitask.files import save_multitask
+    from tasks.training.multitask.gradient_conflict import measured_conflict
+    from tasks.training.multitask.mixture import MixtureSampler, batch_counts
+    from tasks.training.multitask.model import MultitaskModel
+    from tasks.training.multitask.objective import Multitask, TaskFeatures
 
     params, source = job.params, job.input("model").path
     max_length = params.max_length or read_card(source).max_length
@@ -161,7 +161,7 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 
 def _mixture(params: Params, sizes: list[int], counts: list[int]) -> dict[str, Any]:
-    from tasks.training.mixture import shares
+    from tasks.training.multitask.mixture import shares
 
     wanted = shares(sizes, params.temperature)
     return {

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.stage import Input, Job, Stage
-from tasks.training.deepspeed_config import training_faults
+from tasks.training.engine.deepspeed_config import training_faults
 from tasks.training.settings import TrainingParams, WithObjective
 
 
@@ -41,9 +41,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.models.card import ModelCard
     from tasks.models.creation import new_model
     from tasks.processors.tokenizer import check_length, check_vocabulary, load_tokenizer
-    from tasks.training.evidence import finish
-    from tasks.training.features import train_and_validation
-    from tasks.training.loop import train
+    from tasks.training.loop.features import train_and_validation
+    from tasks.training.loop.finish import finish
+    from tasks.training.loop.train import train
 
     params, data = job.params, job.input("data")
     objective = params.objective

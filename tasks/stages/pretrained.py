@@ -87,7 +87,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.models.card import ModelCard, write_card
     from tasks.models.checkpoint_fit import check_finite
     from tasks.models.given_folder import check_files
-    from tasks.models.head_rows import given_labels
+    from tasks.models.given_head import given_labels
     from tasks.models.loading import count_parameters, load_model
     from tasks.models.pretrained import bring_weights, longest, pad_in_config
     from tasks.processors.given_tokenizer import bring_tokenizer

@@ -17,7 +17,7 @@ from infra.execution import Execution
 from tasks.compression.healing import Healing
 from tasks.compression.pruning_schedule import PruningSchedule
 from tasks.stage import Fault, Input, Job, Stage, StageParams
-from tasks.training.deepspeed_config import training_faults
+from tasks.training.engine.deepspeed_config import training_faults
 
 if TYPE_CHECKING:
     import torch
@@ -116,9 +116,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.models.loading import count_parameters, load_model
     from tasks.objective import SpecialIds
     from tasks.processors.tokenizer import load_tokenizer
-    from tasks.training.evidence import finish
-    from tasks.training.features import train_and_validation
-    from tasks.training.result import TrainResult
+    from tasks.training.loop.features import train_and_validation
+    from tasks.training.loop.finish import finish
+    from tasks.training.loop.result import TrainResult
 
     params, source, data = job.params, job.input("model").path, job.input("data")
     card = read_card(source)

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from tasks.compression.grid_settings import GridParams
 from tasks.compression.healing import Healing
 from tasks.stage import Input, Job, Stage
-from tasks.training.deepspeed_config import training_faults
+from tasks.training.engine.deepspeed_config import training_faults
 
 
 class Params(GridParams, Healing):
@@ -45,8 +45,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.models.card import read_card
     from tasks.models.loading import load_model
     from tasks.processors.tokenizer import load_tokenizer
-    from tasks.training.evidence import finish
-    from tasks.training.features import train_and_validation
+    from tasks.training.loop.features import train_and_validation
+    from tasks.training.loop.finish import finish
 
     params, source = job.params, job.input("model").path
     card = read_card(source)

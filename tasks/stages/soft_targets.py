@@ -43,8 +43,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.models.card import read_card
     from tasks.models.loading import load_model
     from tasks.processors.tokenizer import load_tokenizer
-    from tasks.training.features import check_data
-    from tasks.training.ranks import training_device
+    from tasks.training.engine.ranks import training_device
+    from tasks.training.loop.features import check_data
 
     params, source, data = job.params, job.input("teacher").path, job.input("data")
     card = read_card(source)

@@ -17,7 +17,7 @@ class Params(StageParams):
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.training.multitask_files import write_task_model
+    from tasks.training.multitask.files import write_task_model
 
     parameters = write_task_model(job.input("model").path, job.params.task, job.output)
     prefix = f"validation_{job.params.task}/"

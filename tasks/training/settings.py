@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from tasks.objective import ObjectiveField
 from tasks.stage import StageParams
-from tasks.training.divergence import DivergenceParams
 
 
 class OptimizerParams(StageParams):
@@ -29,6 +28,26 @@ class OptimizerParams(StageParams):
         "and of its momentum; the first is Muon's momentum.",
     )
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment, for numerical stability.")
+
+
+ENOUGH = 16
+"""Good losses from which on a spike can be told."""
+
+
+class DivergenceParams(StageParams):
+    """What happens when the loss is not finite or jumps. Identity: it decides which updates are made."""
+
+    zscore: float = Field(
+        0.0, ge=0, description="Robust z-score from which a loss counts as a spike. 0: only losses that are not finite."
+    )
+    window: int = Field(64, ge=ENOUGH, description="Good losses that the z-score is taken over.")
+    patience: int = Field(3, ge=0, description="Updates skipped in a row before the training goes back to an anchor.")
+    max_skipped: int = Field(20, ge=0, description="Updates skipped in all; one more fails the stage.")
+    rollback_every: int = Field(500, ge=1, description="Steps between the anchors a training can go back to.")
+    max_rollbacks: int = Field(2, ge=0, description="Times a training goes back; one more fails the stage.")
+    learning_rate_factor: float = Field(
+        1.0, gt=0, le=1, description="The learning rate is multiplied by this at each way back."
+    )
 
 
 class ScheduleParams(StageParams):

@@ -34,7 +34,7 @@ from infra.launch.local import LocalLauncher
 from tests.bench.workload import Workload
 
 ROOT = Path(__file__).parents[2]
-PRELOAD = ("tasks.training.loop", "tasks.training.engine")
+PRELOAD = ("tasks.training.loop.train", "tasks.training.engine.engine")
 INTERVALS_BETWEEN_FAILURES = 10
 PATIENCE = 180.0
 POLL_SECONDS = 0.005

@@ -11,7 +11,7 @@ from pathlib import Path
 def main(folder: Path) -> int:
     """The entry of the job. Its store lies in the same folder, so each life finds what the one before left."""
     from tasks.objective import objective
-    from tasks.training.loop import train
+    from tasks.training.loop.train import train
     from tests.bench.arms.forgeline_train import training_params
     from tests.bench.storing import WatchedCheckpoints, watch
     from tests.bench.workload import Workload

@@ -37,7 +37,7 @@ HEAD = f"""# Parity with a plain torch loop
 
 Made by `make parity`; nothing here is typed by hand. A Llama of two layers and hidden size 64 is trained in fp32 on the
 CPU for {STEPS} steps of {BATCH} rows of unequal lengths, with AdamW, a cosine schedule with warm-up and clipping, by
-`tasks.training.loop.train` on real ranks over gloo and by a plain torch loop that takes each global batch whole. A case
+`tasks.training.loop.train.train` on real ranks over gloo and by a plain torch loop that takes each global batch whole. A case
 passes if no step's loss differs by more than {TOLERANCE:g}. Differences are absolute; that of the weights is the largest
 of any single weight after the last step. The control is the plain loop with the mean of four micro-batches' means: what
 a loop that averages wrongly would do, so the tolerance has to tell it apart.
@@ -99,7 +99,7 @@ def train_cases(folder: Path) -> int:
     from safetensors.torch import save_file
 
     from tasks.objectives.text.causal_lm import CausalLM
-    from tasks.training.loop import train
+    from tasks.training.loop.train import train
     from tasks.training.settings import TrainingParams
     from tests.stages import jobs
 
@@ -155,9 +155,9 @@ def plain(objective: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and final weights of the plain loop."""
     import torch
 
-    from tasks.training.batch import BatchSplit
-    from tasks.training.sampler import Sampler
-    from tasks.training.schedule import learning_rate_factor
+    from tasks.training.engine.batch import BatchSplit
+    from tasks.training.loop.sampler import Sampler
+    from tasks.training.loop.schedule import learning_rate_factor
     from tasks.training.settings import OptimizerParams, ScheduleParams
     from tests.stages import tiny
 

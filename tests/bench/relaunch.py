@@ -40,7 +40,7 @@ RANKS = 2
 STEPS_BEFORE = 5
 PATIENCE = 180.0
 LOSS_TOLERANCE = 1e-5
-PRELOAD = ("tasks.training.loop", "tasks.training.engine")
+PRELOAD = ("tasks.training.loop.train", "tasks.training.engine.engine")
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
 
 

@@ -28,7 +28,7 @@ def main(folder: Path) -> int:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from tasks.objective import objective
-    from tasks.training.loop import train
+    from tasks.training.loop.train import train
     from tasks.training.settings import TrainingParams
     from tests.stages.jobs import make_job
 

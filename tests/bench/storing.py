@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tasks.training import loop
-from tasks.training.checkpoint import Checkpoints, TrainingState
+from tasks.training.checkpoints.checkpoint import Checkpoints, TrainingState
+from tasks.training.loop.train import train as loop
 
 When = Literal["quiet", "mixed", "storing"]
 

@@ -84,7 +84,7 @@ class Workload:
         """(parameters, floating-point operations a token), without making the weights."""
         import torch
 
-        from tasks.training.throughput import ModelFlops
+        from tasks.training.loop.throughput import ModelFlops
 
         with torch.device("meta"):
             model = self.model()
@@ -100,8 +100,8 @@ class Workload:
 
     def order(self, step: int) -> list[int]:
         """The rows of step `step` (from 0), in the order Forgeline's sampler gives them."""
-        from tasks.training.batch import BatchSplit
-        from tasks.training.sampler import Sampler
+        from tasks.training.engine.batch import BatchSplit
+        from tasks.training.loop.sampler import Sampler
 
         return Sampler(ROWS, self.seed, BatchSplit(self.batch, 1, self.batch)).global_batch(step)
 

@@ -28,7 +28,7 @@ def answer_for(job: LocalJob) -> None:
 
 
 def main(logs: str, node_rank: str, nodes: str, master_addr: str) -> None:
-    launcher = LocalLauncher(Path(logs), preload=("tasks.training.loop", "tasks.training.engine"))
+    launcher = LocalLauncher(Path(logs), preload=("tasks.training.loop.train", "tasks.training.engine.engine"))
     launcher.prestart(warm=True)
     say({"up": True})
     job = None

@@ -16,11 +16,11 @@ import torch
 from transformers import PreTrainedModel
 
 from tasks.objective import Objective
-from tasks.training.batch import BatchSplit
-from tasks.training.loop import train
-from tasks.training.result import TrainResult
-from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.loop.result import TrainResult
+from tasks.training.loop.sampler import Sampler
+from tasks.training.loop.schedule import learning_rate_factor
+from tasks.training.loop.train import train
 from tasks.training.settings import TrainingParams
 
 SEED, MAX_GRAD_NORM, TOLERANCE = 3, 0.5, 1e-4

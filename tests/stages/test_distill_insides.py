@@ -20,8 +20,8 @@ from tasks.models.card import ModelCard, read_card, write_card
 from tasks.objective import SpecialIds, objective
 from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import distill
-from tasks.training.batch import BatchSplit
-from tasks.training.sampler import Sampler
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.loop.sampler import Sampler
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum", "dog", "cat", "cow", "runs", "sits", "eats")
 KINDS = ["animal", "colour", "fruit", "verb"]

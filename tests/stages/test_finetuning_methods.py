@@ -20,12 +20,12 @@ from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM
 from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import finetune
-from tasks.training.batch import BatchSplit
-from tasks.training.deepspeed_config import training_faults
-from tasks.training.loop import train
-from tasks.training.parameter_groups import Tuning, group_rate, parameter_groups
-from tasks.training.result import TrainResult
-from tasks.training.sampler import Sampler
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.engine.deepspeed_config import training_faults
+from tasks.training.engine.parameter_groups import Tuning, group_rate, parameter_groups
+from tasks.training.loop.result import TrainResult
+from tasks.training.loop.sampler import Sampler
+from tasks.training.loop.train import train
 from tasks.training.settings import OptimizerParams, TrainingParams
 
 STEPS = 8
@@ -338,8 +338,8 @@ def test_low_rank_validation_is_that_of_the_merged_model(
     jobs: ModuleType, tiny_inputs: Path, base: Path, tmp_path: Path
 ) -> None:
     from tasks.objectives.text.text_classification import TextClassification
-    from tasks.training.features import heldout_features
-    from tasks.training.result import TrainResult
+    from tasks.training.loop.features import heldout_features
+    from tasks.training.loop.result import TrainResult
 
     job = finetuned(jobs, tiny_inputs, base, tmp_path, lora={"r": 4}, max_steps=6, learning_rate=1e-2)
     data = jobs.artifact(tiny_inputs / "dataset", "dataset")

@@ -21,10 +21,10 @@ from tasks.models.inputs import model_inputs
 from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM
 from tasks.stages import prune
-from tasks.training.batch import BatchSplit
-from tasks.training.loop import train
-from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.loop.sampler import Sampler
+from tasks.training.loop.schedule import learning_rate_factor
+from tasks.training.loop.train import train
 from tasks.training.settings import TrainingParams
 
 STEPS = 12

@@ -29,11 +29,11 @@ from tasks.objectives.text.text_classification import TextClassification
 from tasks.objectives.text.token_classification import TokenClassification
 from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import finetune, multitask, task_model
-from tasks.training.batch import BatchSplit
-from tasks.training.features import heldout_features
-from tasks.training.gradient_conflict import conflict
-from tasks.training.mixture import MixtureSampler, batch_counts, interleaved, shares
-from tasks.training.result import TrainResult
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.loop.features import heldout_features
+from tasks.training.loop.result import TrainResult
+from tasks.training.multitask.gradient_conflict import conflict
+from tasks.training.multitask.mixture import MixtureSampler, batch_counts, interleaved, shares
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum", "dog", "cat", "cow", "runs", "sits", "eats")
 KINDS = ("colour", "fruit", "animal", "verb")
@@ -333,7 +333,7 @@ def test_learned_weights_follow_the_gradient(jobs: ModuleType, folder: Path, tmp
         assert found[0][f"{task}/loss"] > 0.5
         # Adam's first step is the sign of the gradient times the rate.
         assert found[1][f"{task}/log_variance"] == pytest.approx(rate * given.learning_rate, rel=1e-4)
-    from tasks.training.multitask_objective import Multitask, Outputs
+    from tasks.training.multitask.objective import Multitask, Outputs
 
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     part = {"labels": torch.tensor([0, 0]), "attention_mask": torch.ones(2, 3)}

@@ -21,7 +21,7 @@ from tasks.objectives.text.denoising import Denoising
 from tasks.objectives.text.inputs.span_corruption import corrupted, noise_shape
 from tasks.objectives.text.inputs.vocabulary import Vocabulary
 from tasks.processors.tokenizer import load_tokenizer
-from tasks.training.features import heldout_features
+from tasks.training.loop.features import heldout_features
 
 STEPS = 12
 V, SENTINELS = 60, 8

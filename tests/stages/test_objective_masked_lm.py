@@ -24,8 +24,8 @@ from tasks.objectives.text.inputs.masking import masked, word_numbers
 from tasks.objectives.text.inputs.vocabulary import Vocabulary, Words
 from tasks.objectives.text.masked_lm import MaskedLM
 from tasks.processors.tokenizer import load_tokenizer
-from tasks.training.features import heldout_features
-from tasks.training.loop import train
+from tasks.training.loop.features import heldout_features
+from tasks.training.loop.train import train
 from tasks.training.settings import TrainingParams
 
 STEPS = 12

@@ -22,12 +22,12 @@ from tasks.objective import SpecialIds
 from tasks.objectives.text.question_answering import QuestionAnswering
 from tasks.processors.tokenizer import load_tokenizer
 from tasks.stage import stages
-from tasks.training.batch import BatchSplit
-from tasks.training.evaluate import validate
-from tasks.training.loader import Loader
-from tasks.training.ranks import Ranks
-from tasks.training.result import TrainResult
-from tasks.training.sampler import Sampler
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.engine.ranks import Ranks
+from tasks.training.loop.loader import Loader
+from tasks.training.loop.result import TrainResult
+from tasks.training.loop.sampler import Sampler
+from tasks.training.loop.validate import validate
 
 COLOURS, ANIMALS = ("red", "blue", "green", "black"), ("cat", "dog", "fox", "hen")
 FILLERS = ("we", "saw", "then", "and", "some", "old", "house")

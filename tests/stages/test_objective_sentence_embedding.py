@@ -23,8 +23,8 @@ from tasks.models.inputs import model_inputs
 from tasks.objective import SpecialIds
 from tasks.objectives.text.sentence_embedding import SentenceEmbedding
 from tasks.processors.tokenizer import load_tokenizer
-from tasks.training.batch import BatchSplit, split_batch
-from tasks.training.loop import train
+from tasks.training.engine.batch import BatchSplit, split_batch
+from tasks.training.loop.train import train
 from tasks.training.settings import TrainingParams
 
 STEPS = 12
@@ -147,7 +147,7 @@ def test_micro_batches_hold_whole_groups() -> None:
 def test_a_plan_sees_a_batch_that_groups_do_not_divide() -> None:
     from infra.execution import Execution
     from tasks.stages.finetune import Params
-    from tasks.training.deepspeed_config import training_faults
+    from tasks.training.engine.deepspeed_config import training_faults
 
     given = {"model": "m", "data": "d", "objective": {"name": "sentence_embedding", "positive": "p"}, "epochs": 1}
     params = Params.model_validate({**given, "global_batch_size": 24})

@@ -33,7 +33,7 @@ from tasks.models.inputs import model_inputs
 from tasks.objective import SpecialIds, objective
 from tasks.objectives.text.text_classification import TextClassification
 from tasks.processors.tokenizer import load_tokenizer
-from tasks.training.result import TrainResult
+from tasks.training.loop.result import TrainResult
 from tasks.training.settings import WithObjective
 
 

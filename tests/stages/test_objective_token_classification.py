@@ -349,7 +349,7 @@ def test_a_class_of_any_name_can_be_required(tmp_path: Path) -> None:
 
 def test_changed_texts_are_refused(jobs: ModuleType, tokenizer: Any, data: Any) -> None:
     from tasks.objectives.text.inputs.augmentation import Augment
-    from tasks.training.features import train_and_validation
+    from tasks.training.loop.features import train_and_validation
 
     with pytest.raises(StageError, match="cannot learn from changed texts"):
         train_and_validation(TokenClassification(), data, tokenizer, 40, Augment(delete=0.1))

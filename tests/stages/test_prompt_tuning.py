@@ -22,9 +22,9 @@ from tasks.objective import SpecialIds
 from tasks.objectives.text.text_classification import TextClassification
 from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import finetune
-from tasks.training.batch import BatchSplit
-from tasks.training.prompt_tuning import prompted_tokenizer
-from tasks.training.sampler import Sampler, stream_seed
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.loop.sampler import Sampler, stream_seed
+from tasks.training.tuning.prompt_tuning import prompted_tokenizer
 
 N, STEPS, LENGTH = 4, 6, 24
 SEED_TEXT = "def return"

@@ -28,8 +28,8 @@ from tasks.models.card import ModelCard, write_card
 from tasks.objective import SpecialIds, objective
 from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import qat
-from tasks.training.features import train_and_validation
-from tasks.training.result import TrainResult
+from tasks.training.loop.features import train_and_validation
+from tasks.training.loop.result import TrainResult
 
 
 def normal(*shape: int) -> torch.Tensor:

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from infra.errors import Preempted, StageError
 from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM
-from tasks.training.batch import BatchSplit
-from tasks.training.loop import train
-from tasks.training.result import TrainResult
-from tasks.training.sampler import Sampler
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.loop.result import TrainResult
+from tasks.training.loop.sampler import Sampler
+from tasks.training.loop.train import train
 from tasks.training.settings import TrainingParams
 
 STEPS, DECAY = 12, 0.7

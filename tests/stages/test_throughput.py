@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.objectives.text.causal_lm import CausalLM
-from tasks.training.loop import train
+from tasks.training.loop.throughput import ModelFlops, matrix_flops
+from tasks.training.loop.train import train
 from tasks.training.settings import TrainingParams
-from tasks.training.throughput import ModelFlops, matrix_flops
 
 
 def counted(model: torch.nn.Module, length: int) -> float:

@@ -19,11 +19,11 @@ from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalLauncher
 from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM
-from tasks.training.batch import BatchSplit
-from tasks.training.loop import train
-from tasks.training.result import TrainResult
-from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.loop.result import TrainResult
+from tasks.training.loop.sampler import Sampler
+from tasks.training.loop.schedule import learning_rate_factor
+from tasks.training.loop.train import train
 
 STEPS = 12
 Loss = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]

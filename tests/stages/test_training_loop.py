@@ -15,12 +15,12 @@ from deepspeed.accelerator import get_accelerator
 
 from infra.errors import Preempted, StageError
 from tasks.objectives.text.causal_lm import CausalLM
-from tasks.training.batch import BatchSplit
-from tasks.training.loop import train
-from tasks.training.record import convergence
-from tasks.training.result import TrainResult
-from tasks.training.sampler import Sampler
-from tasks.training.schedule import learning_rate_factor
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.loop.record import convergence
+from tasks.training.loop.result import TrainResult
+from tasks.training.loop.sampler import Sampler
+from tasks.training.loop.schedule import learning_rate_factor
+from tasks.training.loop.train import train
 from tasks.training.settings import TrainingParams
 
 STEPS = 12
@@ -264,7 +264,7 @@ def test_fp16_scales_its_loss_and_resumes_with_the_scale(
     execution = {"precision": "fp16", "zero_stage": zero_stage}
     with pytest.raises(StageError, match="fp16 needs a GPU"):
         run(jobs, tiny, tmp_path / "refused", execution=execution)
-    monkeypatch.setattr("tasks.training.engine._check_features", lambda *given: None)
+    monkeypatch.setattr("tasks.training.engine.engine._check_features", lambda *given: None)
     monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
     deepspeed = {"fp16": {"initial_scale_power": 24, "hysteresis": 1}}
     execution |= {"deepspeed": deepspeed}

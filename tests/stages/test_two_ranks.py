@@ -20,7 +20,7 @@ from infra.errors import Preempted
 from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalLauncher
 from infra.open_store import open_store
-from tasks.training.consolidate import consolidate
+from tasks.training.checkpoints.consolidate import consolidate
 
 HERE = Path(__file__).parent
 ZERO_STAGES = (0, 1, 2, 3)

@@ -39,7 +39,7 @@ def run(jobs: ModuleType, tiny: ModuleType, folder: Path, case: str, **place: in
     from test_objective_text_classification import examples
 
     from tasks.objective import objective
-    from tasks.training.loop import train
+    from tasks.training.loop.train import train
     from tasks.training.settings import TrainingParams
 
     given = TrainingParams.model_validate({"max_steps": 6, "global_batch_size": 16, "learning_rate": 5e-3, "seed": 3})

@@ -22,7 +22,7 @@ from tasks.models.card import ModelCard, write_card
 from tasks.models.inputs import model_inputs
 from tasks.objective import SpecialIds
 from tasks.stage import stages
-from tasks.training.sampler import stream_seed
+from tasks.training.loop.sampler import stream_seed
 
 PACKAGES = ("json", "logging", "wsgiref")
 CONTEXT = 32

@@ -11,8 +11,8 @@ import pytest
 from infra.errors import ConfigError, StageError
 from infra.execution import Execution
 from tasks.pipeline import load_pipeline
-from tasks.training.batch import BatchSplit
-from tasks.training.deepspeed_config import deepspeed_config, zero_stage
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.engine.deepspeed_config import deepspeed_config, zero_stage
 
 
 def config(**execution: Any) -> dict[str, Any]:

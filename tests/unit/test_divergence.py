@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.training.cadence import (
+from tasks.training.checkpoints.cadence import (
     FIRST_SECONDS,
     LONGEST_SECONDS,
     PRIOR_SECONDS,
@@ -17,7 +17,8 @@ from tasks.training.cadence import (
     Cadence,
     best_interval,
 )
-from tasks.training.divergence import DivergenceParams, SpikeDetector
+from tasks.training.loop.divergence import SpikeDetector
+from tasks.training.settings import DivergenceParams
 
 
 def detector(losses: list[float], **given: float) -> SpikeDetector:

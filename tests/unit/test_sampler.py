@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import StageError
-from tasks.training.batch import BatchSplit, split_batch
-from tasks.training.sampler import Permutation, Sampler, steps_for_epochs
+from tasks.training.engine.batch import BatchSplit, split_batch
+from tasks.training.loop.sampler import Permutation, Sampler, steps_for_epochs
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks.training.schedule import learning_rate_factor
+from tasks.training.loop.schedule import learning_rate_factor
 from tasks.training.settings import ScheduleParams, TrainingParams
 
 

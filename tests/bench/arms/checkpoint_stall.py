@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from infra.checkpoints import CheckpointStore
 from infra.open_store import open_store
-from tasks.training.batch import split_batch
-from tasks.training.checkpoint import Checkpoints, TrainingState
-from tasks.training.engine import Engine
-from tasks.training.ranks import Ranks
+from tasks.training.checkpoints.checkpoint import Checkpoints, TrainingState
+from tasks.training.engine.batch import split_batch
+from tasks.training.engine.engine import Engine
+from tasks.training.engine.ranks import Ranks
 from tests.bench.arms.forgeline_train import training_params
 from tests.bench.gate import Gate
 from tests.bench.workload import Workload

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from infra.tracking import JobTracker
 from tasks.data.tokens.packing import PackedRows, one_to_a_row, save_plan
 from tasks.objective import objective
-from tasks.training.loop import train
+from tasks.training.loop.train import train
 from tasks.training.settings import TrainingParams
 from tasks.worker import Events
 from tests.bench.gate import Gate

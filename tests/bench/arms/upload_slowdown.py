@@ -16,7 +16,7 @@ from infra.checkpoints import CheckpointStore
 from infra.errors import Preempted
 from infra.open_store import open_store
 from tasks.objective import objective
-from tasks.training.loop import train
+from tasks.training.loop.train import train
 from tests.bench.arms.forgeline_train import training_params
 from tests.bench.gate import Gate
 from tests.bench.storing import WatchedCheckpoints, When, watch

@@ -15,8 +15,8 @@ REPEATS = 15
 
 
 def measure(settings: Settings) -> Measurement:
-    from tasks.training.batch import BatchSplit
-    from tasks.training.sampler import Sampler
+    from tasks.training.engine.batch import BatchSplit
+    from tasks.training.loop.sampler import Sampler
 
     seconds: dict[int, list[float]] = {0: [], FAR: []}
     for seed in range(REPEATS):

@@ -7,7 +7,8 @@ What the engine adds to `deepspeed.initialize`:
 - The learning rate is set by the caller each step (DeepSpeed's own schedulers are one step late).
 - Activation checkpointing through the model's own switch, and torch.compile, where they are asked for.
 - An update can be skipped at every ZeRO stage: the gradients go, weights and moments stay as they are.
-- `parameters`: what this rank holds of weights and Adam moments, to save and to set (`tasks/training/parameters.py`).
+- `parameters`: what this rank holds of weights and Adam moments, to save and to set
+(`tasks/training/engine/parameters.py`).
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from transformers import PreTrainedModel
 from infra.errors import StageError
 from infra.execution import Execution
 from tasks.models.inputs import model_inputs
-from tasks.training.batch import BatchSplit
-from tasks.training.deepspeed_config import deep_compile, deepspeed_config, zero_stage
-from tasks.training.optimizers import make_optimizer, moments
-from tasks.training.parameter_groups import Tuning, group_rate, parameter_groups
-from tasks.training.parameters import Parameters
-from tasks.training.ranks import Ranks
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.engine.deepspeed_config import deep_compile, deepspeed_config, zero_stage
+from tasks.training.engine.optimizers import make_optimizer, moments
+from tasks.training.engine.parameter_groups import Tuning, group_rate, parameter_groups
+from tasks.training.engine.parameters import Parameters
+from tasks.training.engine.ranks import Ranks
+from tasks.training.engine.shards import ShardReader
 from tasks.training.settings import OptimizerParams
-from tasks.training.shards import ShardReader
 
 
 def _import_deepspeed(device: torch.device) -> Any:

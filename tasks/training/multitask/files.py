@@ -20,7 +20,7 @@ from tasks.models.loading import save_model
 from tasks.processors.tokenizer import TOKENIZER_FILES
 
 if TYPE_CHECKING:
-    from tasks.training.multitask_model import MultitaskModel
+    from tasks.training.multitask.model import MultitaskModel
 
 WEIGHTS = "model.safetensors"
 
@@ -58,7 +58,7 @@ def write_task_model(source: Path, task: str, folder: Path) -> int:
     from safetensors import safe_open
 
     from tasks.models.loading import count_parameters
-    from tasks.training.multitask_model import MultitaskModel
+    from tasks.training.multitask.model import MultitaskModel
 
     known = sorted(path.parent.name for path in source.glob(f"*/{CARD}"))
     if task not in known:

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from tasks.metrics.class_names import config_labels, with_class_names
 from tasks.models.inputs import model_inputs
 from tasks.objective import Feature, Objective, SpecialIds
-from tasks.training.evaluate import validate
-from tasks.training.ranks import Ranks
+from tasks.training.engine.ranks import Ranks
+from tasks.training.loop.validate import validate
 
 
 @dataclass

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from tasks.training.batch import BatchSplit
+from tasks.training.engine.batch import BatchSplit
 
 ROUNDS = 4
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from tasks.objective import Feature, Objective, SpecialIds
-from tasks.training.sampler import Sampler, stream_seed
+from tasks.training.loop.sampler import Sampler, stream_seed
 
 Micro = tuple[int, dict[str, torch.Tensor]]
 """(place in the data stream of its first example, batch); `example` int64 [B]: each one's number in the split."""

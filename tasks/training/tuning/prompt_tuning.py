@@ -18,7 +18,7 @@ from torch import nn
 
 from infra.errors import StageError
 from tasks.processors.tokenizer import load_tokenizer
-from tasks.training.prompt_settings import Prompt
+from tasks.training.tuning.prompt_settings import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -21,7 +21,7 @@ def consolidate(checkpoint: Checkpoint, target: Path) -> int:
     """
     from safetensors.torch import save_file
 
-    from tasks.training.shards import ShardReader
+    from tasks.training.engine.shards import ShardReader
 
     if target.exists() and any(target.iterdir()):
         raise UsageError("the folder is not empty", where=str(target), hint="Name a new one.")

@@ -10,8 +10,8 @@ from tasks.models.card import ModelCard
 from tasks.models.loading import count_parameters, save_model
 from tasks.objective import Objective
 from tasks.stage import Job
-from tasks.training.features import Features
-from tasks.training.result import TrainResult
+from tasks.training.loop.features import Features
+from tasks.training.loop.result import TrainResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

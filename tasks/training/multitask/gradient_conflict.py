@@ -14,8 +14,8 @@ import torch
 from tasks.objective import Feature, SpecialIds
 
 if TYPE_CHECKING:
-    from tasks.training.multitask_model import MultitaskModel
-    from tasks.training.multitask_objective import Multitask
+    from tasks.training.multitask.model import MultitaskModel
+    from tasks.training.multitask.objective import Multitask
 
 EXAMPLES = 32
 AT_ONCE = 8

@@ -14,7 +14,7 @@ from infra.errors import StageError
 from infra.execution import Execution
 from tasks.objective import Objective
 from tasks.stage import Fault, StageParams
-from tasks.training.batch import BatchSplit, split_batch
+from tasks.training.engine.batch import BatchSplit, split_batch
 from tasks.training.settings import TrainingParams
 
 # Keys that the pipeline decides elsewhere; what to write instead.

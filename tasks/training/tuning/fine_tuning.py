@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from tasks.stage import Input
-from tasks.training.freezing import Freeze
 from tasks.training.settings import TrainingParams
+from tasks.training.tuning.freezing import Freeze
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from tasks.objective import Objective
-    from tasks.training.parameter_groups import Tuning
+    from tasks.training.engine.parameter_groups import Tuning
 
 
 class FineTuningParams(TrainingParams):
@@ -78,8 +78,8 @@ def freeze_and_decay(model: PreTrainedModel, params: FineTuningParams) -> tuple[
 
     Weights that thaw in time keep their gradients: the optimizer must know them from the first step.
     """
-    from tasks.training.freezing import frozen_names
-    from tasks.training.parameter_groups import Tuning
+    from tasks.training.engine.parameter_groups import Tuning
+    from tasks.training.tuning.freezing import frozen_names
 
     frozen = frozenset(frozen_names(model, params.freeze)) if params.freeze else frozenset()
     thaw_over = params.freeze.thaw_over if params.freeze else 0.0

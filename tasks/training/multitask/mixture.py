@@ -3,9 +3,9 @@
 A task of n examples has a share proportional to n^(1/temperature) (Arivazhagan et al., 2019; Raffel et al., 2020):
 by size at 1, nearly even at a large temperature. Every optimizer step holds the same number of examples of each task,
 its share of the global batch by largest remainder and at least one, in a fixed interleaved pattern. So any position of
-the data stream is a (task, example) in O(1), which keeps the promise of `tasks/training/sampler.py`: neither ranks,
-micro-batches nor a resume change which examples meet in a step. Each task goes through its own examples in its own
-order, epoch after epoch.
+the data stream is a (task, example) in O(1), which keeps the promise of `tasks/training/loop/sampler.py`: neither
+ranks, micro-batches nor a resume change which examples meet in a step. Each task goes through its own examples in its
+own order, epoch after epoch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate
 
-from tasks.training.batch import BatchSplit
-from tasks.training.sampler import Sampler
+from tasks.training.engine.batch import BatchSplit
+from tasks.training.loop.sampler import Sampler
 
 
 def shares(sizes: Sequence[int], temperature: float) -> list[float]:

@@ -2,7 +2,8 @@
 
 A step is: take this rank's micro-batches; agree with the other ranks on the number of loss units, on a stop request
 and on a checkpoint (one small all-reduce); forward and backward per micro-batch; judge the loss; update, or skip the
-update (`tasks/training/divergence.py`). Everything a step depends on is a function of (params, step, weights), so a
+update (`tasks/training/loop/divergence.py`). Everything a step depends on is a function of (params, step, weights), so
+a
 resumed training makes the steps an undisturbed one would have made: bit for bit on the same number of ranks in fp32 on
 a CPU.
 """
@@ -25,23 +26,23 @@ from infra.launch.watchdog import Watchdog
 from tasks.metrics.class_names import config_labels, with_class_names
 from tasks.objective import Feature, Objective, SpecialIds
 from tasks.stage import Job
-from tasks.training.batch import BatchSplit, split_batch
-from tasks.training.checkpoint import Checkpoints, TrainingState
-from tasks.training.divergence import SpikeDetector
-from tasks.training.engine import Engine
-from tasks.training.evaluate import Validate
-from tasks.training.evaluate import validate as by_objective
-from tasks.training.loader import Loader, Micro
-from tasks.training.parameter_groups import Tuning
-from tasks.training.parameters import Parameters
-from tasks.training.ranks import Ranks, training_device
-from tasks.training.record import Record
-from tasks.training.result import TrainResult
-from tasks.training.sampler import Sampler, steps_for_epochs, stream_seed
-from tasks.training.schedule import learning_rate_factor
-from tasks.training.selection import Selection
+from tasks.training.checkpoints.checkpoint import Checkpoints, TrainingState
+from tasks.training.engine.batch import BatchSplit, split_batch
+from tasks.training.engine.engine import Engine
+from tasks.training.engine.parameter_groups import Tuning
+from tasks.training.engine.parameters import Parameters
+from tasks.training.engine.ranks import Ranks, training_device
+from tasks.training.loop.divergence import SpikeDetector
+from tasks.training.loop.loader import Loader, Micro
+from tasks.training.loop.record import Record
+from tasks.training.loop.result import TrainResult
+from tasks.training.loop.sampler import Sampler, steps_for_epochs, stream_seed
+from tasks.training.loop.schedule import learning_rate_factor
+from tasks.training.loop.selection import Selection
+from tasks.training.loop.throughput import ModelFlops, matrix_flops
+from tasks.training.loop.validate import Validate
+from tasks.training.loop.validate import validate as by_objective
 from tasks.training.settings import TrainingParams
-from tasks.training.throughput import ModelFlops, matrix_flops
 
 log = logging.getLogger(__name__)
 SLOWEST_STEP_SECONDS = 120.0

@@ -19,8 +19,8 @@ import torch
 
 from tasks.metrics.direction import greater_is_better
 from tasks.stage import Job
-from tasks.training.journal import Journal
-from tasks.training.throughput import ModelFlops, memory_mb
+from tasks.training.loop.journal import Journal
+from tasks.training.loop.throughput import ModelFlops, memory_mb
 
 
 class Record:

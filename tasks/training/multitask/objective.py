@@ -20,11 +20,11 @@ from pydantic import ConfigDict, PrivateAttr
 
 from tasks.metrics.class_names import with_class_names
 from tasks.objective import Batch, Feature, Objective, SpecialIds
-from tasks.training.evaluate import validate
-from tasks.training.multitask_model import task_part
+from tasks.training.loop.validate import validate
+from tasks.training.multitask.model import task_part
 
 if TYPE_CHECKING:
-    from tasks.training.ranks import Ranks
+    from tasks.training.engine.ranks import Ranks
 
 
 class Outputs(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a pipeline says of a prompt that is learned; `tasks/training/prompt_tuning.py` learns it."""
+"""What a pipeline says of a prompt that is learned; `tasks/training/tuning/prompt_tuning.py` learns it."""
 
 from __future__ import annotations
 

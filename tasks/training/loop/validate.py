@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tasks.objective import Feature, Objective, Predictions, SpecialIds
-from tasks.training.ranks import Ranks
+from tasks.training.engine.ranks import Ranks
 
 BATCH = 32
 Forward = Callable[[Mapping[str, torch.Tensor]], Any]

@@ -1,6 +1,6 @@
 """What a rank holds of the trained parameters and their moments, at every ZeRO stage.
 
-    parameters.pieces()             # this rank's flat fp32 runs of them, to be saved (`tasks/training/shards.py`)
+    parameters.pieces()             # this rank's flat fp32 runs of them, to be saved (`shards.py`)
     parameters.load(shards, 500)    # from the shards of any number of ranks and any stage
     parameters.weights()            # all of them, whole, on rank 0
 
@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from infra.errors import StageError
-from tasks.training.ranks import Ranks
-from tasks.training.shards import Piece, ShardReader
+from tasks.training.engine.ranks import Ranks
+from tasks.training.engine.shards import Piece, ShardReader
 
 
 class Parameters:
     """Of one DeepSpeed engine and the optimizer it was given.
 
-    moments: names of what the optimizer keeps of each parameter (`tasks/training/optimizers.py`).
+    moments: names of what the optimizer keeps of each parameter (`tasks/training/engine/optimizers.py`).
     """
 
     def __init__(

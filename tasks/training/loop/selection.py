@@ -16,8 +16,8 @@ from tasks.metrics.direction import greater_is_better
 
 if TYPE_CHECKING:
     from tasks.objective import Objective
-    from tasks.training.checkpoint import TrainingState
-    from tasks.training.parameters import Parameters
+    from tasks.training.checkpoints.checkpoint import TrainingState
+    from tasks.training.engine.parameters import Parameters
     from tasks.training.settings import TrainingParams
 
 AVERAGE, BEST = "average", "best"

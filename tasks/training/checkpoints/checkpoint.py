@@ -7,7 +7,7 @@
 
 A checkpoint is, through the job's `CheckpointStore`:
 
-    rank-00000-of-00002.safetensors ...   weights, Adam moments and buffers in fp32 (`tasks/training/shards.py`)
+    rank-00000-of-00002.safetensors ...   weights, Adam moments and buffers in fp32 (`tasks/training/engine/shards.py`)
     config.json                           the model's Hugging Face config
     journals/*.jsonl                      the training's record so far
     state                                 step, counters, layout: plain numbers (`TrainingState`)
@@ -30,16 +30,16 @@ from typing import TYPE_CHECKING, Any
 
 from infra.checkpoint_process import CheckpointProcess
 from infra.errors import ForgelineError, LeaseLost, StageError
-from tasks.training.cadence import Cadence
-from tasks.training.shards import ShardReader, SnapshotBuffer, shard_name
+from tasks.training.checkpoints.cadence import Cadence
+from tasks.training.engine.shards import ShardReader, SnapshotBuffer, shard_name
 
 if TYPE_CHECKING:
     import torch
 
     from infra.checkpoints import Checkpoint
     from tasks.stage import Job
-    from tasks.training.engine import Engine
-    from tasks.training.ranks import Ranks
+    from tasks.training.engine.engine import Engine
+    from tasks.training.engine.ranks import Ranks
 
 log = logging.getLogger(__name__)
 FORMAT = 3
