@@ -151,8 +151,8 @@ def _name_run(record: RunRecord) -> None:
 
 def _report(record: RunRecord) -> None:
     """The run's report, in the store beside its record, and where it is as an artifact of the UI."""
-    from tasks.release.report import render_report
-    from tasks.release.stored_evidence import evidence_loader
+    from tasks.release.report.page import render_report
+    from tasks.release.report.stored_evidence import evidence_loader
 
     path = f"runs/{record.data['run']}/report.html"
     page = render_report(record.data, evidence_loader(record.store))

@@ -15,7 +15,7 @@ from infra.artifacts import ArtifactRef
 from infra.errors import StageError
 from infra.pointed import pointed
 from tasks.pipeline import Pipeline, StageNode, needs_of
-from tasks.release.standing import champion_of
+from tasks.release.promotion.standing import champion_of
 
 if TYPE_CHECKING:
     from infra.artifacts import Manifest

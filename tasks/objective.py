@@ -250,7 +250,7 @@ class Objective(StageParams):
     ) -> npt.NDArray[np.integer] | None:
         """What the model says, a row for each thing it decides: int [U] or [U, K]. None where its outputs are numbers.
 
-        By the share of equal rows two models agree (`tasks/compression/fidelity.py`).
+        By the share of equal rows two models agree (`tasks/compression/onnx/fidelity.py`).
         """
         return None
 

@@ -10,7 +10,7 @@ from infra.config_check import did_you_mean
 from infra.errors import Problem
 from infra.refs import is_name
 from infra.yaml_source import Document, Path, dotted
-from tasks.release.promotion import weights_ref
+from tasks.release.promotion.refs import weights_ref
 from tasks.split_references import split_fault
 from tasks.stopped import AFTER
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from infra.budget import Spent
 from infra.errors import DamagedObject, ForgelineError, StoreError, UsageError
 from infra.process_id import is_dead, is_here, this_process
-from tasks.release.verdicts import why_refused
+from tasks.release.promotion.verdicts import why_refused
 from tasks.run_format import RECORDS
 from tasks.stage_times import StageTimes
 from tasks.unsaved_records import UNSAVED, keep

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from infra.config_check import did_you_mean
 from infra.yaml_source import Path
-from tasks.release.requirements import Requirement
+from tasks.release.gate.requirement import Requirement
 from tasks.stage import StageParams, stages
 
 CHOOSE, BETWEEN = "choose", "between"

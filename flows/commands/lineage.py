@@ -12,7 +12,7 @@ from infra.errors import UsageError
 
 if TYPE_CHECKING:
     from infra.store import Store
-    from tasks.release.lineage_view import Lineage
+    from tasks.release.lineage.view import Lineage
 
 
 def add(commands: Commands) -> None:
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
 
 
 def lineage(arguments: argparse.Namespace) -> int:
-    from tasks.release import lineage_view as view
+    from tasks.release.lineage import view
 
     if bool(arguments.ref) == bool(arguments.impacted_by):
         raise UsageError("name a ref, or --impacted-by a file or digest", hint="One of them; see --help.")
@@ -42,12 +42,12 @@ def lineage(arguments: argparse.Namespace) -> int:
     elif arguments.mermaid:
         print(view.to_mermaid(shown))
     elif arguments.openlineage:
-        from tasks.release.openlineage import events
+        from tasks.release.lineage.openlineage import events
 
         for event in events(shown.graph, store):
             print(json.dumps(event))
     elif arguments.html:
-        from tasks.release.lineage_page import render_lineage
+        from tasks.release.lineage.page import render_lineage
 
         arguments.html.parent.mkdir(parents=True, exist_ok=True)
         arguments.html.write_text(render_lineage(shown), encoding="utf-8")
@@ -59,7 +59,7 @@ def lineage(arguments: argparse.Namespace) -> int:
 
 def _up(store: Store, text: str) -> Lineage:
     from infra.lineage import ancestors, changes, find, previous
-    from tasks.release.lineage_view import Lineage
+    from tasks.release.lineage.view import Lineage
 
     start, ref = find(store, text)
     graph, before = ancestors(store, start), previous(store, ref, start)
@@ -69,7 +69,7 @@ def _up(store: Store, text: str) -> Lineage:
 
 def _down(store: Store, asked: str) -> Lineage:
     from infra.impact import impact
-    from tasks.release.lineage_view import Lineage
+    from tasks.release.lineage.view import Lineage
 
     found = impact(store, asked)
     return Lineage(asked, list(found.starts), found.graph, refs=found.refs, why=found.starts, down=True)

@@ -11,7 +11,7 @@ from infra.errors import UsageError
 if TYPE_CHECKING:
     from infra.artifacts import ArtifactRef
     from infra.store import Store
-    from tasks.release.promotion import Move
+    from tasks.release.promotion.refs import Move
 
 
 def add(commands: Commands) -> None:
@@ -29,8 +29,8 @@ def add(commands: Commands) -> None:
 
 def promote(arguments: argparse.Namespace) -> int:
     from tasks.references import moved_by_runs
-    from tasks.release.promotion import put_in_place
-    from tasks.release.verdicts import newest_verdict, require_passed, verdict_at
+    from tasks.release.promotion.refs import put_in_place
+    from tasks.release.promotion.verdicts import newest_verdict, require_passed, verdict_at
 
     if moved_by_runs(arguments.ref):
         hint = "Name another, such as NAME/production."
@@ -60,7 +60,7 @@ def _model(store: Store, text: str) -> ArtifactRef:
 
 
 def rollback(arguments: argparse.Namespace) -> int:
-    from tasks.release.promotion import roll_back
+    from tasks.release.promotion.refs import roll_back
 
     store = store_of(arguments)
     return _told(store, arguments.ref, roll_back(store, arguments.ref, arguments.to, arguments.reason))
@@ -68,7 +68,7 @@ def rollback(arguments: argparse.Namespace) -> int:
 
 def _told(store: Store, ref: str, moves: list[Move]) -> int:
     from infra import refs
-    from tasks.release.promotion import weights_ref
+    from tasks.release.promotion.refs import weights_ref
 
     for move in moves:
         print(move)

@@ -69,8 +69,8 @@ def report(arguments: argparse.Namespace) -> int:
 
 def write_report(record: dict[str, Any], store: Store, output: Path | None) -> Path:
     from flows.run import home
-    from tasks.release.report import render_report
-    from tasks.release.stored_evidence import evidence_loader
+    from tasks.release.report.page import render_report
+    from tasks.release.report.stored_evidence import evidence_loader
 
     path = output or home() / "reports" / f"{record['run']}.html"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ def heal(
     after_step: AfterStep | None = None,
 ) -> TrainResult:
     """Train `model` on; teacher: the folder of `params.teacher`. The rest: `tasks/training/loop/train.py`."""
-    from tasks.compression.distill import Lesson
+    from tasks.compression.distillation.lesson import Lesson
     from tasks.models.loading import load_model
     from tasks.training.engine.ranks import training_device
     from tasks.training.loop.train import train

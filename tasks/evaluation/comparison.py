@@ -8,15 +8,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from infra.errors import StageError
 from infra.launch.forked import Forked, forked
+from tasks.evaluation.measured import Measured
 from tasks.evaluation.perturbations import Perturbation
 from tasks.evaluation.slices import Masks
 from tasks.evaluation.subject import Subject
@@ -26,19 +26,6 @@ if TYPE_CHECKING:
 
 ROUNDS = 5
 BASELINES = "baselines"
-
-
-@dataclass
-class Measured:
-    """What was found out about one model."""
-
-    predictions: dict[str, npt.NDArray[Any]]
-    parameters: int
-    peak_memory_mb: float
-    latency_ms: dict[int, list[float]] = field(default_factory=dict)
-    point: dict[str, float] = field(default_factory=dict)
-    replicates: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    samples: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tasks.metrics.direction import greater_is_better
 from tasks.models.files import shipped_bytes
 
 if TYPE_CHECKING:
-    from tasks.evaluation.comparison import Measured
+    from tasks.evaluation.measured import Measured
     from tasks.objective import Objective
     from tasks.stage import InputArtifact
 

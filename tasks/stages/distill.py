@@ -8,8 +8,8 @@
     distill: {teacher: theirs, data: more, alpha: 0, hidden: 1, layers: 2}          # an encoder without a head
 
 A student made by `layers` starts from evenly chosen layers of the teacher (an encoder-decoder: of both stacks). Another
-one must have the teacher's vocabulary. What is minimised: `tasks/compression/distill.py`. The student of a pretrained
-encoder that was trained for nothing yet (general distillation; Jiao et al., 2020) is such an encoder itself.
+one must have the teacher's vocabulary. What is minimised: `tasks/compression/distillation/lesson.py`. The student of a
+pretrained encoder that was trained for nothing yet (general distillation; Jiao et al., 2020) is such an encoder itself.
 Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 """
 
@@ -28,7 +28,7 @@ from tasks.training.settings import TeacherParams, TrainingParams
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from tasks.compression.soft_targets import SoftTargets
+    from tasks.compression.distillation.soft_targets import SoftTargets
     from tasks.objective import Objective
 
 
@@ -86,7 +86,7 @@ class Params(TeacherParams, TrainingParams):
 def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
-    from tasks.compression.distill import Lesson, student_from
+    from tasks.compression.distillation.lesson import Lesson, student_from
     from tasks.models.card import read_card
     from tasks.models.loading import load_model
     from tasks.objectives.text.inputs.headless import Headless
@@ -150,7 +150,7 @@ def _given(job: Job[Params], objective: Objective, tokenizer: PreTrainedTokenize
 
 def _stored(job: Job[Params], examples: int) -> SoftTargets:
     """Raises StageError where they are another teacher's, of other data, or cut at another temperature."""
-    from tasks.compression.soft_targets import SoftTargets
+    from tasks.compression.distillation.soft_targets import SoftTargets
 
     artifact, where = job.input("soft_targets"), f"stages.{job.name}.soft_targets"
     made_of = {e["field"]: (e["digest"], e["split"] or "train") for e in artifact.manifest.identity["inputs"]}

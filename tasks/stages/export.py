@@ -40,8 +40,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     import torch
     import transformers
 
-    from tasks.compression.fidelity import fidelity
-    from tasks.compression.onnx_export import Logits, export_onnx, largest_difference
+    from tasks.compression.onnx.export import Logits, export_onnx, largest_difference
+    from tasks.compression.onnx.fidelity import fidelity
     from tasks.models.card import read_card, write_card
     from tasks.models.files import ONNX, copy_companions, shipped_bytes
     from tasks.models.runtime import OnnxRuntime

@@ -21,8 +21,9 @@ from pydantic import Field
 
 from infra.errors import StageError
 from tasks.evaluation.champion import NAME
-from tasks.release.requirements import Requirement, judge, read_replicates, require_models, value_of, verdict_on
-from tasks.release.slices import awaited
+from tasks.release.gate.judging import judge, read_replicates, require_models, value_of, verdict_on
+from tasks.release.gate.requirement import Requirement
+from tasks.release.gate.slices import awaited
 from tasks.stage import Input, Job, Stage, StageParams
 
 

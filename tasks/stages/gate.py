@@ -7,8 +7,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from tasks.release.requirements import RELATIVE, Requirement, judge, read_replicates, require_models, verdict_on
-from tasks.release.slices import awaited
+from tasks.release.gate.judging import judge, read_replicates, require_models, verdict_on
+from tasks.release.gate.requirement import RELATIVE, Requirement
+from tasks.release.gate.slices import awaited
 from tasks.stage import Input, Job, Stage, StageParams
 
 

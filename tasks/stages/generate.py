@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 
 from infra.errors import StageError
-from tasks.generation.decoding import Decoding
-from tasks.generation.post_process import PostProcess, Step
+from tasks.generation.text.decoding import Decoding
+from tasks.generation.text.post_process import PostProcess, Step
 from tasks.metrics.written_text import TextMetric
 from tasks.objective import ObjectiveField, spread
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
 if TYPE_CHECKING:
-    from tasks.generation.writer import Output
+    from tasks.generation.text.writer import Output
     from tasks.objective import Objective
 
 SHOWN = 12
@@ -150,7 +150,7 @@ def _written(
     import transformers
 
     from infra.launch.forked import forked
-    from tasks.generation.writer import Writer
+    from tasks.generation.text.writer import Writer
 
     params, models = job.params, job.inputs["models"]
     for objective in objectives.values():

@@ -17,8 +17,8 @@ from pydantic import Field
 
 from infra.errors import GateRefused, StageError
 from tasks.evaluation.champion import NAME
-from tasks.release.model_page import lineage, model_page
-from tasks.release.promotion import publish
+from tasks.release.promotion.model_page import lineage, model_page
+from tasks.release.promotion.refs import publish
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from infra.execution import Execution
 from tasks.compression.healing import Healing
-from tasks.compression.pruning_schedule import PruningSchedule
+from tasks.compression.pruning.schedule import PruningSchedule
 from tasks.stage import Fault, Input, Job, Stage, StageParams
 from tasks.training.engine.deepspeed_config import training_faults
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from tasks.compression.gradual_pruning import GradualMethod
-    from tasks.compression.weight_pruning import Method, Sparsity
+    from tasks.compression.pruning.gradual import GradualMethod
+    from tasks.compression.pruning.weights import Method, Sparsity
     from tasks.objective import Objective
 
 AT_ONCE = ("magnitude", "wanda", "sparsegpt")
@@ -108,10 +108,10 @@ def check(params: Params, execution: Execution) -> list[Fault]:
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.compression.calibration import calibration_batches
-    from tasks.compression.gradual_pruning import GradualPruning
     from tasks.compression.healing import heal
-    from tasks.compression.weight_pruning import hold_zeros, prune_weights, release_zeros, sparsity_of
+    from tasks.compression.pruning.calibration import calibration_batches
+    from tasks.compression.pruning.gradual import GradualPruning
+    from tasks.compression.pruning.weights import hold_zeros, prune_weights, release_zeros, sparsity_of
     from tasks.models.card import read_card
     from tasks.models.loading import count_parameters, load_model
     from tasks.objective import SpecialIds
@@ -165,9 +165,9 @@ def _smaller(
     params: Params, model: PreTrainedModel, batches: list[dict[str, torch.Tensor]], objective: Objective
 ) -> PreTrainedModel:
     """The model without the parts that `method` names."""
-    from tasks.compression.ffn_pruning import neuron_importance, pruned
-    from tasks.compression.head_pruning import head_importance, without_heads
-    from tasks.compression.layer_pruning import layer_importance, without_layers
+    from tasks.compression.pruning.ffn_width import neuron_importance, pruned
+    from tasks.compression.pruning.heads import head_importance, without_heads
+    from tasks.compression.pruning.layers import layer_importance, without_layers
 
     if params.method == "heads":
         return without_heads(model, head_importance(model, batches, objective), params.share)
@@ -177,7 +177,7 @@ def _smaller(
 
 
 def _sparsity(params: Params) -> Sparsity:
-    from tasks.compression.weight_pruning import Sparsity
+    from tasks.compression.pruning.weights import Sparsity
 
     n, m = map(int, (params.pattern or "0:0").split(":"))
     return Sparsity(params.share, n, m)

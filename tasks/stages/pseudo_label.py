@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from infra.errors import StageError
-from tasks.generation.decoding import Decoding
+from tasks.generation.text.decoding import Decoding
 from tasks.objective import spread
 from tasks.stage import Input, Job, Stage, StageParams
 
 if TYPE_CHECKING:
-    from tasks.generation.writer import Output, Writer
+    from tasks.generation.text.writer import Output, Writer
     from tasks.objective import Objective
 
 SHOWN = 12
@@ -41,7 +41,7 @@ class Params(StageParams):
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.generation.writer import Writer
+    from tasks.generation.text.writer import Writer
     from tasks.models.card import read_card
 
     params, data = job.params, job.input("data")

@@ -6,7 +6,7 @@
 
 For models that lose too much when they are quantized as they are. What comes out is a plain model in floating point;
 its validation is that of the rounded one. How it learns through the rounding:
-`tasks/compression/fake_quantization.py`.
+`tasks/compression/quantization/fake_quantization.py`.
 Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 """
 
@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.compression.grid_settings import GridParams
 from tasks.compression.healing import Healing
+from tasks.compression.quantization.grid_settings import GridParams
 from tasks.stage import Input, Job, Stage
 from tasks.training.engine.deepspeed_config import training_faults
 
@@ -40,8 +40,8 @@ class Params(GridParams, Healing):
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.compression.fake_quantization import fake_quantized
     from tasks.compression.healing import heal
+    from tasks.compression.quantization.fake_quantization import fake_quantized
     from tasks.models.card import read_card
     from tasks.models.loading import load_model
     from tasks.processors.tokenizer import load_tokenizer

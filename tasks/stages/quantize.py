@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.compression.grid_settings import GridParams
+from tasks.compression.quantization.grid_settings import GridParams
 from tasks.stage import Input, Job, Stage
 
 if TYPE_CHECKING:
-    from tasks.compression.onnx_layers import Batch, Layer
+    from tasks.compression.onnx.layers import Batch, Layer
 
 
 class Params(GridParams):
@@ -79,9 +79,9 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     import onnx
 
-    from tasks.compression.onnx_layers import fold_transposes, layers, matching
-    from tasks.compression.onnx_quantize import share_tables
-    from tasks.compression.sensitivity import sensitivities
+    from tasks.compression.onnx.layers import fold_transposes, layers, matching
+    from tasks.compression.quantization.int8 import share_tables
+    from tasks.compression.quantization.sensitivity import sensitivities
     from tasks.models.card import read_card, write_card
     from tasks.models.files import ONNX, copy_companions, shipped_bytes
 
@@ -154,10 +154,10 @@ def run(job: Job[Params]) -> dict[str, float]:
 def _quantize(
     params: Params, source: Path, target: Path, found: list[Layer], kept: list[str], batches: list[Batch]
 ) -> None:
-    from tasks.compression.four_bits import quantize_int4
-    from tasks.compression.half_precision import convert_float16
-    from tasks.compression.onnx_layers import input_moments
-    from tasks.compression.onnx_quantize import quantize_dynamic_int8, quantize_static_int8
+    from tasks.compression.onnx.layers import input_moments
+    from tasks.compression.quantization.float16 import convert_float16
+    from tasks.compression.quantization.int4 import quantize_int4
+    from tasks.compression.quantization.int8 import quantize_dynamic_int8, quantize_static_int8
 
     if params.scheme == "int4":
         chosen = [layer for layer in found if layer.name not in kept and layer.operator != "Gather"]
@@ -184,7 +184,7 @@ def _fidelity(job: Job[Params]) -> dict[str, float]:
     """How far the graph is from its parent. Raises StageError where they agree less than `min_agreement`."""
     import json
 
-    from tasks.compression.fidelity import fidelity
+    from tasks.compression.onnx.fidelity import fidelity
     from tasks.data.dataset.layout import has_split
     from tasks.models.runtime import OnnxRuntime
 
@@ -213,7 +213,7 @@ def _fidelity(job: Job[Params]) -> dict[str, float]:
 
 def _calibration(job: Job[Params], names: list[str]) -> list[Batch]:
     """Training examples as the runtime takes them; names: the graph's inputs. Raises StageError where none is."""
-    from tasks.compression.calibration import calibration_batches
+    from tasks.compression.pruning.calibration import calibration_batches
     from tasks.models.card import read_card
     from tasks.processors.padding import special_ids
     from tasks.processors.tokenizer import load_tokenizer

@@ -3,7 +3,8 @@
     softened: {soft_targets: {teacher: teacher, data: texts}}
     student: {distill: {teacher: teacher, soft_targets: softened, data: texts, layers: 3, alpha: 1.0}}
 
-Made of the split that `distill` trains on; labels are not read. Payload: `tasks/compression/soft_targets.py`.
+Made of the split that `distill` trains on; labels are not read. Payload:
+`tasks/compression/distillation/soft_targets.py`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Params(StageParams):
 def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
-    from tasks.compression.distill import as_teacher
-    from tasks.compression.soft_targets import Form, write_soft_targets
+    from tasks.compression.distillation.lesson import as_teacher
+    from tasks.compression.distillation.soft_targets import Form, write_soft_targets
     from tasks.models.card import read_card
     from tasks.models.loading import load_model
     from tasks.processors.tokenizer import load_tokenizer

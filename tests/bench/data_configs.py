@@ -18,8 +18,8 @@ from infra.open_store import open_store
 from infra.store import Store
 from tasks.pipeline import load_pipeline
 from tasks.plan import latest_ref
-from tasks.release.data_view import data_views
 from tasks.release.evidence import Evidence
+from tasks.release.report.views.data import data_views
 from tests.bench import machine
 
 ROOT = Path(__file__).parents[2]

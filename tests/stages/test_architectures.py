@@ -13,10 +13,10 @@ import torch
 import transformers
 
 from infra.errors import StageError
-from tasks.compression.distill import layer_stacks, student_from
-from tasks.compression.ffn_pruning import find_feed_forwards, neuron_importance, pruned
-from tasks.compression.onnx_export import export_onnx, largest_difference, random_batches
-from tasks.compression.onnx_quantize import quantize_dynamic_int8
+from tasks.compression.distillation.lesson import layer_stacks, student_from
+from tasks.compression.onnx.export import export_onnx, largest_difference, random_batches
+from tasks.compression.pruning.ffn_width import find_feed_forwards, neuron_importance, pruned
+from tasks.compression.quantization.int8 import quantize_dynamic_int8
 from tasks.models.inputs import model_inputs
 from tasks.models.runtime import OnnxRuntime
 from tasks.objective import Objective, SpecialIds, objective

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from infra.errors import StageError
-from tasks.compression.distill import attention_distance, hidden_distance, student_from
+from tasks.compression.distillation.lesson import attention_distance, hidden_distance, student_from
 from tasks.models.card import ModelCard, read_card, write_card
 from tasks.objective import SpecialIds, objective
 from tasks.processors.tokenizer import load_tokenizer

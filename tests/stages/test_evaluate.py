@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 from infra.errors import StageError
 from infra.launch.forked import forked
-from tasks.compression.onnx_export import export_onnx
+from tasks.compression.onnx.export import export_onnx
 from tasks.data.tokens.packing import PackedRows
 from tasks.evaluation.slices import MOST, Slicing, read_masks
 from tasks.metrics.bootstrap import resample_weights

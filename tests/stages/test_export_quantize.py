@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import StageError
-from tasks.compression.onnx_export import export_onnx, largest_difference, random_batches
+from tasks.compression.onnx.export import export_onnx, largest_difference, random_batches
 from tasks.models.card import ModelCard, read_card, write_card
 from tasks.models.files import shipped_bytes
 from tasks.models.runtime import OnnxRuntime, TorchRuntime, onnx_parameters

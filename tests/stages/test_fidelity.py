@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoModelForTokenClassification
 
 from infra.errors import StageError
-from tasks.compression.fidelity import differences, fidelity
+from tasks.compression.onnx.fidelity import differences, fidelity
 from tasks.models.card import ModelCard, write_card
 from tasks.models.runtime import OnnxRuntime, TorchRuntime
 from tasks.objective import class_head, objective

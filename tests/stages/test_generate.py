@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from infra.errors import StageError
 from infra.execution import Execution
-from tasks.generation.decoding import Decoding
-from tasks.generation.sampling import Drawn
-from tasks.generation.writer import Output, Writer
+from tasks.generation.text.decoding import Decoding
+from tasks.generation.text.sampling import Drawn
+from tasks.generation.text.writer import Output, Writer
 from tasks.models.card import ModelCard, write_card
 from tasks.objective import objective
 from tasks.stages import gate, generate
@@ -261,8 +261,8 @@ def test_scores_are_sacrebleus_and_rouge_scores_own(scored: Any) -> None:
 
 def test_the_scores_feed_a_gate_and_a_report(scored: Any, jobs: ModuleType, tmp_path: Path) -> None:
     from tasks.release.evidence import Evidence
-    from tasks.release.samples_view import samples_views
-    from tasks.release.scores_view import scores_view
+    from tasks.release.report.views.samples import samples_views
+    from tasks.release.report.views.scores import scores_view
 
     assert scored.scores["data"] == {"stage": "numbers", "split": "test", "n": 12, "digest": "0" * 64}
     drawn = load_file(scored.output / "replicates.safetensors")

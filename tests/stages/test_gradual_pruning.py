@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification
 
 from infra.errors import Preempted
-from tasks.compression.calibration import linear_layers
-from tasks.compression.gradual_pruning import GradualPruning
-from tasks.compression.pruning_schedule import PruningSchedule
-from tasks.compression.weight_pruning import release_zeros
+from tasks.compression.pruning.calibration import linear_layers
+from tasks.compression.pruning.gradual import GradualPruning
+from tasks.compression.pruning.schedule import PruningSchedule
+from tasks.compression.pruning.weights import release_zeros
 from tasks.models.card import ModelCard, write_card
 from tasks.models.inputs import model_inputs
 from tasks.objective import SpecialIds

@@ -25,7 +25,7 @@ from tasks.models.inputs import model_inputs
 from tasks.objective import SpecialIds, objective
 from tasks.objectives.text.token_classification import TokenClassification
 from tasks.processors.tokenizer import load_tokenizer
-from tasks.release.requirements import read_replicates
+from tasks.release.gate.judging import read_replicates
 from tasks.stage import stages
 
 LABELS = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from infra.errors import StageError
-from tasks.compression.ffn_pruning import find_feed_forwards, neuron_importance, pruned
-from tasks.compression.head_pruning import head_importance, without_heads
-from tasks.compression.layer_pruning import layer_importance, without_layers
+from tasks.compression.pruning.ffn_width import find_feed_forwards, neuron_importance, pruned
+from tasks.compression.pruning.heads import head_importance, without_heads
+from tasks.compression.pruning.layers import layer_importance, without_layers
 from tasks.models.structure.layer_subset import with_layers
 from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM

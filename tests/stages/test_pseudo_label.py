@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from infra.errors import StageError
 from infra.execution import Execution
-from tasks.generation.decoding import Decoding
-from tasks.generation.writer import Writer
+from tasks.generation.text.decoding import Decoding
+from tasks.generation.text.writer import Writer
 from tasks.models.card import ModelCard, read_card, write_card
 from tasks.processors.tokenizer import load_tokenizer
 from tasks.stages import distill, pseudo_label

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from infra.errors import Preempted, StageError
-from tasks.compression import grids
-from tasks.compression.fake_quantization import fake_quantized
-from tasks.compression.four_bits import quantized
-from tasks.compression.grid_settings import GridParams
-from tasks.compression.onnx_export import export_onnx
-from tasks.compression.onnx_quantize import quantize_dynamic_int8
-from tasks.compression.sensitivity import movement, outputs
+from tasks.compression.onnx.export import export_onnx
+from tasks.compression.quantization import grids
+from tasks.compression.quantization.fake_quantization import fake_quantized
+from tasks.compression.quantization.grid_settings import GridParams
+from tasks.compression.quantization.int4 import quantized
+from tasks.compression.quantization.int8 import quantize_dynamic_int8
+from tasks.compression.quantization.sensitivity import movement, outputs
 from tasks.models.card import ModelCard, write_card
 from tasks.objective import SpecialIds, objective
 from tasks.processors.tokenizer import load_tokenizer

@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.pytorch_utils import Conv1D
 
 from infra.errors import StageError
-from tasks.compression.calibration import calibration_batches, linear_layers, second_moments
-from tasks.compression.four_bits import quantize_int4, quantized
-from tasks.compression.onnx_export import export_onnx
-from tasks.compression.onnx_layers import fold_transposes, input_moments, layers, matching, weight
-from tasks.compression.sensitivity import movement, outputs
+from tasks.compression.onnx.export import export_onnx
+from tasks.compression.onnx.layers import fold_transposes, input_moments, layers, matching, weight
+from tasks.compression.pruning.calibration import calibration_batches, linear_layers, second_moments
+from tasks.compression.quantization.int4 import quantize_int4, quantized
+from tasks.compression.quantization.sensitivity import movement, outputs
 from tasks.models.card import ModelCard, read_card, write_card
 from tasks.models.runtime import onnx_parameters
 from tasks.objective import SpecialIds, objective

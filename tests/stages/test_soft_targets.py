@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from infra.errors import StageError
-from tasks.compression import soft_targets as storage
-from tasks.compression.distill import as_teacher
-from tasks.compression.soft_targets import Form, SoftTargets, write_soft_targets
+from tasks.compression.distillation import soft_targets as storage
+from tasks.compression.distillation.lesson import as_teacher
+from tasks.compression.distillation.soft_targets import Form, SoftTargets, write_soft_targets
 from tasks.losses.distillation import distillation
 from tasks.losses.top_k import TopK
 from tasks.models.card import ModelCard, write_card

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import StageError
 from infra.execution import Execution
-from tasks.compression.calibration import calibration_batches, linear_layers, matrix, second_moments
+from tasks.compression.pruning.calibration import calibration_batches, linear_layers, matrix, second_moments
+from tasks.compression.pruning.weights import Sparsity, prune_weights
 from tasks.compression.reconstruction import inverse_factor, reconstruct
-from tasks.compression.weight_pruning import Sparsity, prune_weights
 from tasks.models.card import ModelCard, write_card
 from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM

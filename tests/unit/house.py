@@ -12,7 +12,7 @@ from infra.open_store import open_store
 from tasks.chosen_inputs import bound
 from tasks.pipeline import Pipeline, load_pipeline
 from tasks.plan import make_plan, resolve_in, resolve_refs, stored
-from tasks.release.promotion import promote
+from tasks.release.promotion.refs import promote
 
 PIPELINE = """
 name: fresh

@@ -18,8 +18,9 @@ from infra.open_store import open_store
 from infra.refs import RefConflict
 from tasks.evaluation.champion import judged_before
 from tasks.plan import make_plan
-from tasks.release.promotion import promote, roll_back
-from tasks.release.requirements import Requirement, judge, verdict_on
+from tasks.release.gate.judging import judge, verdict_on
+from tasks.release.gate.requirement import Requirement
+from tasks.release.promotion.refs import promote, roll_back
 from tasks.stage import InputArtifact
 
 

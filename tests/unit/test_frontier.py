@@ -17,7 +17,7 @@ from infra.artifacts import ArtifactRef
 from infra.errors import StageError
 from infra.open_store import open_store
 from tasks.models.card import ModelCard, write_card
-from tasks.release.requirements import read_replicates
+from tasks.release.gate.judging import read_replicates
 from tasks.stages import frontier, promote
 
 MODELS = {  # f1, MB, ms

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from infra.errors import StageError
-from tasks.release.requirements import Requirement, judge, read_replicates
+from tasks.release.gate.judging import judge, read_replicates
+from tasks.release.gate.requirement import Requirement
 from tasks.stages.gate import Params
 
 

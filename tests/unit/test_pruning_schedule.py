@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tasks.compression.pruning_schedule import PruningSchedule
+from tasks.compression.pruning.schedule import PruningSchedule
 
 
 def test_sparsity_is_that_of_the_formula() -> None:

@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import CorruptArtifact
-from tasks.release.data_view import data_views
 from tasks.release.evidence import Evidence, read_curve
-from tasks.release.report import render_report
-from tasks.release.scores_view import scores_view
+from tasks.release.report.page import render_report
+from tasks.release.report.views.data import data_views
+from tasks.release.report.views.scores import scores_view
 
 LABELS = ["asyncio", "email", "unittest", "xml", "http", "json", "logging", "multiprocessing", "importlib", "urllib"]
 

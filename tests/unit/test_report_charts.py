@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.release.charts import Variant, buckets, scatter, spread
-from tasks.release.dag_layout import crossings, layers, layout
+from tasks.release.drawing.charts import Variant, buckets, scatter, spread
+from tasks.release.drawing.dag_layout import crossings, layers, layout
+from tasks.release.drawing.svg import nice_ticks
 from tasks.release.readable import bytes_size, compact, number, percent, rate, seconds, signed
-from tasks.release.svg import nice_ticks
 
 
 def test_layers_put_a_late_source_next_to_its_consumer() -> None:

@@ -13,7 +13,7 @@ from infra.errors import UsageError
 from infra.open_store import open_store
 from infra.refs import RefConflict
 from infra.store_file import FileStore
-from tasks.release.promotion import roll_back
+from tasks.release.promotion.refs import roll_back
 
 REF, WEIGHTS = "fresh/production", "fresh/production-weights"
 

@@ -16,7 +16,8 @@ from tasks.evaluation.slices import Slicing, within
 from tasks.metrics.bootstrap import replicates, resample_weights
 from tasks.metrics.classification import classification_metrics
 from tasks.metrics.direction import greater_is_better
-from tasks.release.requirements import Requirement, judge
+from tasks.release.gate.judging import judge
+from tasks.release.gate.requirement import Requirement
 from tasks.stage import identity_params
 
 

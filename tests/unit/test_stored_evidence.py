@@ -14,8 +14,8 @@ from infra.artifacts import Manifest
 from infra.errors import CorruptArtifact, StoreError
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.release.report import render_report
-from tasks.release.stored_evidence import evidence_loader
+from tasks.release.report.page import render_report
+from tasks.release.report.stored_evidence import evidence_loader
 
 
 def commit(store: Store, folder: Path, type_: str, files: dict[str, Any], records: dict[str, Any]) -> Manifest:

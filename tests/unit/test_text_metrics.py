@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf
 
 from infra.errors import StageError
-from tasks.generation.post_process import PostProcess, Regex, Step, cut_before
+from tasks.generation.text.post_process import PostProcess, Regex, Step, cut_before
 from tasks.metrics.written_text import TextMetric, require_packages, text_metrics, text_statistics
 
 METRICS = get_args(TextMetric)

@@ -18,7 +18,7 @@ from tasks.data.reading.chat_template import chat_renderer, check_chat_template
 from tasks.data.reading.rows import Columns, Rejected, Row, read_rows
 from tasks.data.reading.sources import Source
 from tasks.evaluation.slices import Slicing, _masks
-from tasks.generation.post_process import PostProcess, Regex
+from tasks.generation.text.post_process import PostProcess, Regex
 from tasks.pipeline import load_pipeline
 
 CATASTROPHE, WRONG = r"(a+)+$", "a" * 60 + "b"
