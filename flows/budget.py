@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 
 from infra.budget import HOUR, Spent
-from tasks.estimates import estimate
-from tasks.job_size import job_size, num_gpus
-from tasks.pipeline import StageNode
-from tasks.run_context import RunContext
-from tasks.run_record import RunRecord
+from tasks.pipeline.load import StageNode
+from tasks.plan.estimates import estimate
+from tasks.run.context import RunContext
+from tasks.run.job_size import job_size, num_gpus
+from tasks.run.record import RunRecord
 
 POLL_SECONDS = 0.5
 

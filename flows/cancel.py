@@ -10,7 +10,7 @@ import psutil
 from infra.errors import StageError, UsageError
 from infra.process_id import is_dead, is_here, start_time
 from infra.store import Store
-from tasks.run_record import read_run, state_of
+from tasks.run.record import read_run, state_of
 
 POLL_SECONDS = 0.1
 PATIENCE = 60.0

@@ -9,10 +9,10 @@ from infra.checkpoints import CheckpointStore
 from infra.errors import CorruptArtifact, UsageError
 from infra.open_store import open_store
 from infra.transfer import DamagedFiles
-from tasks.plan import make_plan
+from tasks.plan.plan import make_plan
 
 if TYPE_CHECKING:
-    from tasks.pipeline import Pipeline
+    from tasks.pipeline.load import Pipeline
 
 
 def checkpoints_of(pipeline: Pipeline, stage: str) -> CheckpointStore:

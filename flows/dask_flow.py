@@ -25,7 +25,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from infra.errors import ForgelineError, StageError, TransientError, UsageError
 from tasks.data.parts.batches import Batch
 from tasks.data.parts.parts import KILLED, KILLED_HINT, SINGLE_THREADED
-from tasks.prefect_task import worth_another_attempt
+from tasks.run.prefect_task import worth_another_attempt
 
 CONNECT_SECONDS = 5
 

@@ -38,13 +38,13 @@ from flows.watch import look
 from flows.watch_here import fate_here, make_here
 from infra.errors import StoreError, UsageError
 from infra.markdown import code, plain_text
-from tasks.decided_run import Fate
-from tasks.parameter_form import overrides
-from tasks.pipeline import Pipeline, load_pipeline
-from tasks.prefect_task import artifact_key
-from tasks.run_record import RunRecord, spent_by
-from tasks.search import Results
-from tasks.watching import Entry
+from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.parameter_form import overrides
+from tasks.pipeline.search import Results
+from tasks.plan.watching import Entry
+from tasks.run.decided_run import Fate
+from tasks.run.prefect_task import artifact_key
+from tasks.run.record import RunRecord, spent_by
 
 MOST_STAGES = 512
 INTERRUPTED = "Interrupted"

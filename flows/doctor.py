@@ -1,6 +1,6 @@
 """`forgeline doctor resume`: does a training survive a kill here? Which stages, where they are tried, what is shown.
 
-The trying is in `tasks/resume_check.py`, the comparing in `tasks/resume_proof.py`. Everything happens in a temporary
+The trying is in `tasks/resume/check.py`, the comparing in `tasks/resume/proof.py`. Everything happens in a temporary
 folder under the home folder, which is removed unless something failed.
 """
 
@@ -22,10 +22,10 @@ from infra.launch.local import LocalLauncher
 from infra.local_garbage import own
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.chosen_inputs import bound
-from tasks.pipeline import Pipeline, StageNode
-from tasks.plan import make_plan, resolve_refs
-from tasks.resume_check import MIN_STEPS, StageProof, check_resume, trainings
+from tasks.pipeline.load import Pipeline, StageNode
+from tasks.plan.chosen_inputs import bound
+from tasks.plan.plan import make_plan, resolve_refs
+from tasks.resume.check import MIN_STEPS, StageProof, check_resume, trainings
 
 COLUMNS = (
     "stage", "ranks", "killed at", "resumed from", "repeated", "bitwise equal", "loss difference", "weight difference",

@@ -9,11 +9,11 @@ from typing import Any
 from flows.live import LiveView
 from infra.errors import ForgelineError
 from infra.tail import json_objects
-from tasks.execute import StageResult
-from tasks.pipeline import StageNode
-from tasks.run_record import RunRecord
-from tasks.stopped import stopped_by
-from tasks.worker import EVENTS_FILE
+from tasks.pipeline.load import StageNode
+from tasks.pipeline.stopped import stopped_by
+from tasks.run.execute import StageResult
+from tasks.run.record import RunRecord
+from tasks.run.worker import EVENTS_FILE
 
 TAIL_BYTES = 4096
 

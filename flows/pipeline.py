@@ -19,9 +19,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.monitor import Monitor
 from infra.artifacts import ArtifactRef
-from tasks.pipeline import Pipeline
-from tasks.prefect_task import UiUpdates, show_ledger, stage_task
-from tasks.run_context import RunContext
+from tasks.pipeline.load import Pipeline
+from tasks.run.context import RunContext
+from tasks.run.prefect_task import UiUpdates, show_ledger, stage_task
 
 
 def run_with_prefect(

@@ -26,13 +26,13 @@ from infra.local_garbage import own
 from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
-from tasks.chosen_inputs import bound
 from tasks.data.parts.batches import Batch, batches
-from tasks.execute import LOOKS
-from tasks.pipeline import Pipeline, StageNode
-from tasks.plan import make_plan, resolve_refs
-from tasks.run_record import new_run_id
-from tasks.stage_parts import parts_of
+from tasks.pipeline.load import Pipeline, StageNode
+from tasks.plan.chosen_inputs import bound
+from tasks.plan.parts import parts_of
+from tasks.plan.plan import make_plan, resolve_refs
+from tasks.run.execute import LOOKS
+from tasks.run.record import new_run_id
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.deployment import Schedule
-from tasks.parameter_form import form
-from tasks.pipeline import Pipeline
+from tasks.pipeline.deploy_check import Schedule
+from tasks.pipeline.load import Pipeline
+from tasks.pipeline.parameter_form import form
 
 RUN, WATCH = "run", "watch"
 UPDATED = "dataset.updated"

@@ -6,8 +6,8 @@ from flows.monitor import Monitor
 from infra.errors import CorruptArtifact, InputChanged, StoreError
 from infra.manifest_file import manifest_path
 from infra.store import Store
-from tasks.pipeline import Pipeline
-from tasks.plan import PlannedStage, make_plan
+from tasks.pipeline.load import Pipeline
+from tasks.plan.plan import PlannedStage, make_plan
 
 
 def plan_around_damage(pipeline: Pipeline, store: Store) -> list[PlannedStage]:

@@ -34,15 +34,15 @@ from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
-from tasks.chosen_inputs import bound
-from tasks.execute import StageResult
-from tasks.pipeline import Pipeline
-from tasks.plan import PlannedStage, resolve_refs
-from tasks.run_context import RunContext
-from tasks.run_record import NOTHING, RunRecord, new_run_id
-from tasks.stage_times import flat
-from tasks.stopped import only_dropped
-from tasks.unsaved_records import deliver
+from tasks.pipeline.load import Pipeline
+from tasks.pipeline.stopped import only_dropped
+from tasks.plan.chosen_inputs import bound
+from tasks.plan.plan import PlannedStage, resolve_refs
+from tasks.run.context import RunContext
+from tasks.run.execute import StageResult
+from tasks.run.record import NOTHING, RunRecord, new_run_id
+from tasks.run.stage_times import flat
+from tasks.run.unsaved_records import deliver
 
 REPAIR_ROUNDS = 2
 EXIT_SECONDS = 2.0

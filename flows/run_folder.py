@@ -10,7 +10,7 @@ from typing import Any
 from flows.run import home
 from flows.stage_progress import StageProgress, clock
 from infra.tail import json_objects
-from tasks.worker import EVENTS_FILE
+from tasks.run.worker import EVENTS_FILE
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 from tasks.data.parts.parts import input_manifest
-from tasks.pipeline import Pipeline, StageNode
-from tasks.plan import make_plan
-from tasks.search import Results
-from tasks.search_trials import Result
+from tasks.pipeline.load import Pipeline, StageNode
+from tasks.pipeline.search import Results
+from tasks.pipeline.search_trials import Result
+from tasks.plan.plan import make_plan
 
 Load = Callable[[Results], Pipeline]
 

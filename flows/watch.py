@@ -20,11 +20,12 @@ from infra.errors import UsageError
 from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
-from tasks import decided_run, watching
-from tasks.decided_run import Fate, Start
-from tasks.deployment import Watch, watched
-from tasks.pipeline import Pipeline, StageNode
-from tasks.watching import SAME_EXAMPLES, Entry, Sources
+from tasks.pipeline.deploy_check import Watch, watched
+from tasks.pipeline.load import Pipeline, StageNode
+from tasks.plan import watching
+from tasks.plan.watching import SAME_EXAMPLES, Entry, Sources
+from tasks.run import decided_run
+from tasks.run.decided_run import Fate, Start
 
 RESTLESS = 10
 """A look ends undecided when the sources have not stood still within so many times `quiet`."""

@@ -7,9 +7,9 @@ from typing import Any
 from flows.run import run_pipeline
 from infra.artifacts import ArtifactRef
 from infra.errors import GateRefused, Preempted, StageError
-from tasks.decided_run import Fate
-from tasks.pipeline import Pipeline
-from tasks.watching import Entry
+from tasks.pipeline.load import Pipeline
+from tasks.plan.watching import Entry
+from tasks.run.decided_run import Fate
 
 
 def make_here(pipeline: Pipeline) -> dict[str, ArtifactRef]:

@@ -89,7 +89,7 @@ class NamedBy(TypedDict):
 
 
 class NamingRun(TypedDict):
-    """What is looked at of a run record (`tasks/run_record.py`)."""
+    """What is looked at of a run record (`tasks/run/record.py`)."""
 
     status: str
     stages: list[NamedBy]

@@ -5,7 +5,7 @@
     restore(store, "pretrain", key)      # back out of the trash
 
 Each step is decided on a census of its own. That is what makes it safe: a run first names what it uses (a ref, its
-record) and then looks whether it is still there (`tasks/execute.py`); this first moves a manifest and then looks
+record) and then looks whether it is still there (`tasks/run/execute.py`); this first moves a manifest and then looks
 whether it is named by now, and if so puts it back. Whatever the order, one of the two sees the other.
 
 Killed at any point it leaves a store that is whole: a manifest lies in its place, in the trash, or in both (then it

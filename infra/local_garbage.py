@@ -25,7 +25,7 @@ from infra.process_id import is_dead, is_here, this_process
 
 OWNER = "process.json"
 UNSAVED = "unsaved.json"
-"""A record that its store did not take yet (`tasks/unsaved_records.py`): its folder stays."""
+"""A record that its store did not take yet (`tasks/run/unsaved_records.py`): its folder stays."""
 DAY = 86400.0
 KEEP_DAYS = 30.0
 """Days after which what was left goes, unless another age is asked for."""

@@ -52,8 +52,8 @@ class Input:
     """Field marker: the value names a stage (`base`), one split of it (`functions.test`), or `ref:NAME`.
 
     `ref:NAME or STAGE` is the ref where there is one, else the stage. `types` are the artifact types taken. champion:
-    the value is the bare name of a ref, which may not be there yet (`tasks/chosen_inputs.py`). trained: a model must
-    have been trained for an objective. The field enters the key as the content digest of what it names.
+    the value is the bare name of a ref, which may not be there yet (`tasks/plan/chosen_inputs.py`). trained: a model
+    must have been trained for an objective. The field enters the key as the content digest of what it names.
     """
 
     types: tuple[str, ...]

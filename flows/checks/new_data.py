@@ -5,7 +5,7 @@ from __future__ import annotations
 from flows.checks.check import Check, Finding
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.decided_run import given_up
+from tasks.run.decided_run import given_up
 
 MEND = "Mend what ended those runs, then run the pipeline: forgeline run FILE."
 

@@ -15,7 +15,7 @@ from infra.terminal import printable
 if TYPE_CHECKING:
     from flows.search import Load
     from infra.store import Store
-    from tasks.pipeline import Pipeline
+    from tasks.pipeline.load import Pipeline
 
 VERIFY_HELP = "read every source file, whether or not its size and time say that it changed"
 
@@ -77,7 +77,7 @@ def load(arguments: argparse.Namespace) -> Pipeline:
 
 
 def loader(arguments: argparse.Namespace) -> Load:
-    from tasks.pipeline import load_pipeline
+    from tasks.pipeline.load import load_pipeline
 
     return lambda results: load_pipeline(arguments.file, arguments.overrides, arguments.store, results)
 
@@ -85,7 +85,7 @@ def loader(arguments: argparse.Namespace) -> Load:
 def store_of(arguments: argparse.Namespace) -> Store:
     """The store of a command without a pipeline file. One that the command did not name is told, on stderr."""
     from infra.open_store import open_store
-    from tasks.pipeline import default_store
+    from tasks.pipeline.load import default_store
 
     url = arguments.store or default_store()
     if not arguments.store:

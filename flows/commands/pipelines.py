@@ -12,8 +12,8 @@ from flows.commands.reports import write_report
 from infra.errors import without_credentials
 
 if TYPE_CHECKING:
-    from tasks.pipeline import Pipeline
-    from tasks.run_record import RunRecord
+    from tasks.pipeline.load import Pipeline
+    from tasks.run.record import RunRecord
 
 
 def add(commands: Commands) -> None:
@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    from tasks.search import Results
+    from tasks.pipeline.search import Results
 
     pipeline = loader(arguments)(Results())
     if pipeline.deploy.schedules or pipeline.deploy.watch:
@@ -50,7 +50,7 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def print_schema(arguments: argparse.Namespace) -> int:
-    from tasks.pipeline_schema import schema
+    from tasks.pipeline.schema import schema
 
     print(json.dumps(schema(), indent=2))
     return 0
@@ -58,8 +58,8 @@ def print_schema(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     from infra.open_store import open_store
-    from tasks.estimates import estimate_plan
-    from tasks.plan import make_plan
+    from tasks.plan.estimates import estimate_plan
+    from tasks.plan.plan import make_plan
 
     pipeline = load(arguments)
     store = open_store(pipeline.store)
@@ -87,7 +87,7 @@ def plan(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace) -> int:
     from flows.run import run_pipeline
     from flows.search import run_trials
-    from tasks.run_record import spent_by
+    from tasks.run.record import spent_by
 
     def tell(record: RunRecord) -> None:
         if arguments.json:

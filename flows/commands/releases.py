@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
 
 
 def promote(arguments: argparse.Namespace) -> int:
-    from tasks.references import moved_by_runs
+    from tasks.pipeline.references import moved_by_runs
     from tasks.release.promotion.refs import put_in_place
     from tasks.release.promotion.verdicts import newest_verdict, require_passed, verdict_at
 

@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
 
 def show(arguments: argparse.Namespace) -> int:
     from infra import refs
-    from tasks.plan import read_ref
+    from tasks.plan.plan import read_ref
 
     store = store_of(arguments)
     ref = read_ref(store, arguments.ref)
@@ -60,7 +60,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    from tasks.run_record import read_run
+    from tasks.run.record import read_run
 
     store = store_of(arguments)
     print(write_report(read_run(store, arguments.run), store, arguments.output))

@@ -14,7 +14,7 @@ from infra.errors import UsageError
 
 if TYPE_CHECKING:
     from infra.store import Store
-    from tasks.run_comparison import StageComparison
+    from tasks.run.comparison import StageComparison
 
 POLL_SECONDS = 0.3
 RUN_HELP = "run id; `latest` is the newest, `latest~1` the one before"
@@ -38,9 +38,9 @@ def add(commands: Commands) -> None:
 def status(arguments: argparse.Namespace) -> int:
     from flows.run import home, stage_summary
     from infra.ledger import BUCKETS
-    from tasks.decided_run import given_up
-    from tasks.run_record import find_run, list_runs, read_run, state_in
-    from tasks.unsaved_records import deliver
+    from tasks.run.decided_run import given_up
+    from tasks.run.record import find_run, list_runs, read_run, state_in
+    from tasks.run.unsaved_records import deliver
 
     store = store_of(arguments)
     deliver(home(), store)
@@ -91,7 +91,7 @@ def _state_in_words(record: dict[str, Any], state: str) -> str:
 def _under_way(record: dict[str, Any]) -> dict[str, str]:
     """How far the stages are whose jobs run on this machine now."""
     from flows.run_folder import job_folders
-    from tasks.run_record import state_of
+    from tasks.run.record import state_of
 
     if state_of(record) != "running":
         return {}
@@ -100,7 +100,7 @@ def _under_way(record: dict[str, Any]) -> dict[str, str]:
 
 def logs(arguments: argparse.Namespace) -> int:
     from flows.run_folder import run_folder
-    from tasks.run_record import read_run
+    from tasks.run.record import read_run
 
     store = store_of(arguments)
     record = read_run(store, arguments.run)
@@ -120,7 +120,7 @@ def _lines(store: Store, run: str, stage: str | None, *, follow: bool) -> Iterat
     """(stage, line) of every log, and of what is added until the run ends."""
     from flows.run_folder import job_folders
     from infra.tail import Tail
-    from tasks.run_record import read_run, state_of
+    from tasks.run.record import read_run, state_of
 
     tails: dict[Any, Tail] = {}
     while True:
@@ -139,7 +139,7 @@ def _lines(store: Store, run: str, stage: str | None, *, follow: bool) -> Iterat
 
 def cancel(arguments: argparse.Namespace) -> int:
     from flows.cancel import cancel_run
-    from tasks.run_record import read_run
+    from tasks.run.record import read_run
 
     store = store_of(arguments)
     print(cancel_run(store, read_run(store, arguments.run)))
@@ -148,8 +148,8 @@ def cancel(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     from infra.manifests import undamaged
-    from tasks.run_comparison import compare_runs
-    from tasks.run_record import read_run
+    from tasks.run.comparison import compare_runs
+    from tasks.run.record import read_run
 
     store = store_of(arguments)
     records = [read_run(store, name) for name in (arguments.run, arguments.other)]
@@ -166,7 +166,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def _print_comparison(stage: StageComparison) -> None:
-    from tasks.run_comparison import difference
+    from tasks.run.comparison import difference
 
     def figure(value: Any) -> str:
         return "-" if value is None else f"{value:.6g}" if isinstance(value, int | float) else json.dumps(value)

@@ -1,6 +1,7 @@
 """The launcher protocol: how a job reaches processes. Local today; Slurm, Kubernetes and Ray implement the same calls.
 
-A job is described by a `JobSpec`: a job file (JSON, read by `tasks.worker`), the number of ranks, and where logs go.
+A job is described by a `JobSpec`: a job file (JSON, read by `tasks.run.worker`), the number of ranks, and where logs
+go.
 Exit codes are the contract back: 0 done, 75 preempted (resumable), anything else failed.
 
 A training over several nodes is one job on each of them, submitted by the node's own launcher: the same spec but for
@@ -33,7 +34,7 @@ class JobSpec:
 
     name: str
     folder: Path
-    entry: str = "tasks.worker:main"
+    entry: str = "tasks.run.worker:main"
     ranks: int = 1
     threads: int = 1
     warm: bool = False

@@ -16,8 +16,8 @@ from infra import refs
 from infra.artifacts import Manifest
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.pipeline import load_pipeline
-from tasks.plan import latest_ref
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.plan import latest_ref
 from tasks.release.evidence import Evidence
 from tasks.release.report.views.data import data_views
 from tests.bench import machine

@@ -3,7 +3,7 @@
     python -m tests.bench.relaunch [--pairs 5]                (prints JSON; a pair takes half a minute)
 
 Forgeline: `LocalLauncher` with its warm server, as a run has it; the job's end is awaited and the job submitted again.
-The flow's own back-off before another attempt (`tasks/prefect_task.py`) is not in it. Opponent: `torchrun --standalone
+The flow's own back-off before another attempt (`tasks/run/prefect_task.py`) is not in it. Opponent: `torchrun --standalone
 --max-restarts 1` with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, the surest way to have it recover: with a static rendezvous
 the restarted ranks at times look for the dead ones' addresses until they give up.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tasks.training.checkpoints.checkpoint import Checkpoints, TrainingState
-from tasks.training.loop.train import train as loop
+from tasks.training.loop import train as loop
 
 When = Literal["quiet", "mixed", "storing"]
 

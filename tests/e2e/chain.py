@@ -106,7 +106,7 @@ def ranks(run: Forgeline) -> list[psutil.Process]:
     (server,) = (
         p
         for p in run.processes()
-        if p.cmdline()[3:6] == ["infra.launch.warm", "torch", "tasks.worker"] and p.parent().pid == run.process.pid
+        if p.cmdline()[3:6] == ["infra.launch.warm", "torch", "tasks.run.worker"] and p.parent().pid == run.process.pid
     )
     return [rank for supervisor in server.children() for rank in supervisor.children()]
 

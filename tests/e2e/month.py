@@ -32,9 +32,9 @@ import psutil
 from infra import refs
 from infra.open_store import open_store
 from infra.platform import prefect_server
-from tasks.decided_run import last_start
-from tasks.run_record import list_runs, read_run
-from tasks.watching import SAME_EXAMPLES, Entry, last_entry
+from tasks.plan.watching import SAME_EXAMPLES, Entry, last_entry
+from tasks.run.decided_run import last_start
+from tasks.run.record import list_runs, read_run
 
 ROOT = Path(__file__).parents[2]
 PRODUCTION = "reviews/production"

@@ -8,8 +8,8 @@ from infra.launch.launcher import Launcher
 from infra.launch.slots import Slots
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
-from tasks.pipeline import Pipeline
-from tasks.run_context import RunContext
+from tasks.pipeline.load import Pipeline
+from tasks.run.context import RunContext
 
 
 def quiet_context(pipeline: Pipeline, store: Store, launcher: Launcher, folder: Path, slots: int = 2) -> RunContext:

@@ -25,8 +25,8 @@ from infra.artifacts import ArtifactRef
 from infra.checkpoints import CheckpointStore
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.pipeline import load_pipeline
-from tasks.plan import make_plan
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.plan import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 KILLS = int(os.environ.get("FORGELINE_KILLS", "2"))

@@ -31,9 +31,9 @@ from infra.open_store import open_store
 from infra.store import Store
 from tasks.data.dataset.layout import describe
 from tasks.data.selection.decontamination import Overlap, runs
-from tasks.execute import execute_stage
-from tasks.pipeline import load_pipeline
-from tasks.plan import make_plan
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.plan import make_plan
+from tasks.run.execute import execute_stage
 
 pytestmark = pytest.mark.e2e
 CONFIGS = Path(__file__).parents[2] / "configs"

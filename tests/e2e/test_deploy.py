@@ -25,9 +25,9 @@ from flows.deploy import deploy
 from flows.deployed import DeployedRun
 from flows.registration import Registration, registration
 from infra.errors import ForgelineError, StageError, TransientError
-from tasks.decided_run import Fate
-from tasks.pipeline import load_pipeline
-from tasks.watching import Entry
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.watching import Entry
+from tasks.run.decided_run import Fate
 
 pytestmark = pytest.mark.e2e
 PIPELINE = """

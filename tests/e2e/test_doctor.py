@@ -18,9 +18,9 @@ from infra.artifacts import ArtifactRef
 from infra.launch.local import LocalLauncher
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.pipeline import StageNode, load_pipeline
-from tasks.plan import make_plan
-from tasks.resume_check import check_resume
+from tasks.pipeline.load import StageNode, load_pipeline
+from tasks.plan.plan import make_plan
+from tasks.resume.check import check_resume
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 TRAINING = ["base", "teacher", "student", "lean"]

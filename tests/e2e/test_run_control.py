@@ -20,7 +20,7 @@ import yaml
 from infra.checkpoints import CheckpointStore
 from infra.open_store import open_store
 from infra.tracking import read_metrics
-from tasks.run_record import read_run
+from tasks.run.record import read_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 STAGES = ("corpus", "tokenizer", "tokens", "base")

@@ -20,8 +20,8 @@ import pytest
 from infra import claims
 from infra.checkpoints import CheckpointStore
 from infra.open_store import open_store
-from tasks.pipeline import load_pipeline
-from tasks.plan import make_plan
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.plan import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(900)]
 STEPS = 2000

@@ -27,8 +27,8 @@ from infra.launch.local import LocalLauncher
 from infra.launch.network import free_port
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.execute import execute_stage
-from tasks.pipeline import load_pipeline
+from tasks.pipeline.load import load_pipeline
+from tasks.run.execute import execute_stage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 STEPS = 400

@@ -16,9 +16,9 @@ from infra.errors import CorruptArtifact, OutOfMemory, StageError
 from infra.open_store import open_store
 from tasks.data.parts.batches import MOST, PART_COST, WORTH_HANDING_OUT, Batch, batches
 from tasks.data.parts.parts import make_part
-from tasks.pipeline import load_pipeline
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.parts import parts_of
 from tasks.stage import PartKind, PartSpec
-from tasks.stage_parts import parts_of
 from tasks.stages import dataset, pack
 
 PIPELINE = """

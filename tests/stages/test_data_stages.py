@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from infra.errors import StageError
-from tasks.data.tokens.ids import encoding
-from tasks.data.tokens.ids import ids as tokens
+from tasks.data.tokens import encoding
+from tasks.data.tokens import ids as tokens
 from tasks.data.tokens.packing import PackedRows, best_fit, one_to_a_row
 from tasks.data.tokens.tokenizing import load_tokenizer, train_bpe
 from tasks.stages import dataset, pack, tokenizer

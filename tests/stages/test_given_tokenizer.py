@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infra.errors import StageError
+from tasks.data.tokens import tokenizing
 from tasks.data.tokens.encoding import Encoder
-from tasks.data.tokens.ids import tokenizing
 from tasks.objective import SpecialIds, class_head, objective
 from tasks.processors.given_tokenizer import ROLES, bring_tokenizer
 from tasks.processors.padding import padding_id

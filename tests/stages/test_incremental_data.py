@@ -239,7 +239,7 @@ def test_a_damaged_part_is_made_anew(jobs: ModuleType, tmp_path: Path) -> None:
 @pytest.fixture
 def meddled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a file of 30 rows, which is another one while it is read, and afterwards what it was."""
-    from tasks.data.parts.parts import prepare
+    from tasks.data.parts import prepare
 
     data = write(tmp_path / "data", "a.jsonl", [f"text {k}" for k in range(30)])
     plain, whole = prepare.read_rows, (data / "a.jsonl").read_bytes()

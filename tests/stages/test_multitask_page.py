@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tasks.pipeline import load_pipeline
+from tasks.pipeline.load import load_pipeline
 
 NAMES = ("Ada", "Grace", "Alan", "Kurt")
 PLACES = ("Paris", "Vienna", "London", "Basel")

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tasks.pipeline import load_pipeline
+from tasks.pipeline.load import load_pipeline
 from tasks.stage import stages
 
 

@@ -24,8 +24,8 @@ from infra.artifacts import Manifest
 from infra.errors import StageError
 from tasks.data.dataset.column_figures import ColumnFigures, column_card
 from tasks.data.hashing import content_digest
-from tasks.data.parts.parts import prepare
-from tasks.data.reading.rows import records
+from tasks.data.parts import prepare
+from tasks.data.reading import records
 from tasks.data.reading.typed_columns import CONVERTERS, ColumnType, arrow_type, values_reader
 from tasks.stages import dataset
 

@@ -85,8 +85,8 @@ def run(file: Path, store: Store, folder: Path, name: str = "r1") -> dict[str, M
     from infra.launch.local import LocalLauncher
     from infra.launch.slots import Slots
     from infra.wandb_replay import WandbReplay
-    from tasks.execute import RunContext, execute_stage
-    from tasks.pipeline import load_pipeline
+    from tasks.pipeline.load import load_pipeline
+    from tasks.run.execute import RunContext, execute_stage
 
     pipeline = load_pipeline(file, [], store.url)
     tracking = WandbReplay(TrackingSettings(mode="disabled"), project="p", group=name, folder=folder)

@@ -27,11 +27,12 @@ from infra.errors import CorruptArtifact, ForgelineError
 from infra.open_store import open_store
 from infra.process_id import this_process
 from infra.store_file import FileStore
-from tasks import decided_run, watching
-from tasks.chosen_inputs import bound
-from tasks.execute import StageResult, _finish
-from tasks.plan import resolve_in, resolve_refs, stored
-from tasks.run_record import RunRecord
+from tasks.plan import watching
+from tasks.plan.chosen_inputs import bound
+from tasks.plan.plan import resolve_in, resolve_refs, stored
+from tasks.run import decided_run
+from tasks.run.execute import StageResult, _finish
+from tasks.run.record import RunRecord
 
 RUNS = ("20260101-000000-aaaa", "20260102-000000-aaaa", "20260103-000000-aaaa")
 PRODUCTION = "fresh/production"

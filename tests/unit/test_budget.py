@@ -18,10 +18,10 @@ from infra.launch.slots import Slots
 from infra.open_store import open_store
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
-from tasks.execute import execute_stage
-from tasks.pipeline import Pipeline, load_pipeline
-from tasks.run_context import RunContext
-from tasks.run_record import RunRecord, spent_by
+from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.run.context import RunContext
+from tasks.run.execute import execute_stage
+from tasks.run.record import RunRecord, spent_by
 
 PIPELINE = """\
 name: demo

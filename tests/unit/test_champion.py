@@ -17,7 +17,7 @@ from infra.errors import ConfigError, StageError, UsageError
 from infra.open_store import open_store
 from infra.refs import RefConflict
 from tasks.evaluation.champion import judged_before
-from tasks.plan import make_plan
+from tasks.plan.plan import make_plan
 from tasks.release.gate.judging import judge, verdict_on
 from tasks.release.gate.requirement import Requirement
 from tasks.release.promotion.refs import promote, roll_back

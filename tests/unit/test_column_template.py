@@ -13,7 +13,7 @@ from infra.errors import ConfigError
 from tasks.data.reading.column_template import template_parts
 from tasks.data.reading.rows import Columns, Rejected, Row, read_rows
 from tasks.data.reading.sources import Source
-from tasks.pipeline import load_pipeline
+from tasks.pipeline.load import load_pipeline
 
 PIPELINE = """\
 name: template

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tasks.plan import make_plan
+from tasks.plan.plan import make_plan
 
 SAMPLE = 22
 

@@ -10,7 +10,7 @@ import pytest
 
 from infra.errors import ConfigError, StageError
 from infra.execution import Execution
-from tasks.pipeline import load_pipeline
+from tasks.pipeline.load import load_pipeline
 from tasks.training.engine.batch import BatchSplit
 from tasks.training.engine.deepspeed_config import deepspeed_config, zero_stage
 

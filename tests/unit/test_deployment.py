@@ -14,9 +14,9 @@ from flows.registration import registration
 from infra.durations import UNITS, seconds
 from infra.errors import ConfigError, UsageError
 from infra.open_store import open_store
-from tasks.parameter_form import form, overrides
-from tasks.pipeline import Pipeline, load_pipeline
-from tasks.plan import make_plan
+from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.parameter_form import form, overrides
+from tasks.plan.plan import make_plan
 from tasks.stage import identity_params
 
 STAGES = """

@@ -22,7 +22,7 @@ from tasks.data.reading.file_patterns import keeps, split_root, walk
 from tasks.data.reading.found_files import find_files, links_not_followed
 from tasks.data.reading.source_digests import hashed
 from tasks.data.reading.sources import Source
-from tasks.pipeline import load_pipeline
+from tasks.pipeline.load import load_pipeline
 
 
 def source(files: str, **more: Any) -> Source:

@@ -17,9 +17,9 @@ from infra.census import Keep
 from infra.collector import collect
 from infra.errors import StoreError
 from infra.store_file import FileStore
-from tasks.pipeline import load_pipeline
-from tasks.plan import make_plan
-from tasks.run_record import RunRecord
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.plan import make_plan
+from tasks.run.record import RunRecord
 
 
 @pytest.fixture(name="hand", scope="session")

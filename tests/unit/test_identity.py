@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from infra.artifacts import ArtifactRef
-from tasks.pipeline import Pipeline, load_pipeline
-from tasks.plan import resolve
+from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.plan.plan import resolve
 from tasks.stage import stages
 
 CONFIGS = Path(__file__).parents[2] / "configs"

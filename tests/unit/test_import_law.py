@@ -42,8 +42,8 @@ def test_no_stage_names_an_objective() -> None:
 
 def test_planning_imports_nothing_heavy() -> None:
     code = (
-        "import sys, flows.cli, tasks.plan, tasks.pipeline_schema, infra.store\n"
-        "tasks.pipeline_schema.schema()\n"
+        "import sys, flows.cli, tasks.plan.plan, tasks.pipeline.schema, infra.store\n"
+        "tasks.pipeline.schema.schema()\n"
         "heavy = {'torch', 'transformers', 'deepspeed', 'wandb', 'prefect', 's3fs', 'onnxruntime', 'pyarrow', 'sklearn', 'optuna'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from infra.ledger import BUCKETS, Interval, stage_buckets, wall_buckets
 from infra.tracking import JobTracker
-from tasks.job_times import JobTimes, furthest_step
+from tasks.run.job_times import JobTimes, furthest_step
 
 moments = st.integers(-5, 45).map(lambda ms: ms / 1000)
 intervals = st.lists(st.builds(Interval, st.sampled_from("ab"), st.sampled_from(BUCKETS), moments, moments), max_size=8)

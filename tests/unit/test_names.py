@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.data.reading import names
 from tasks.data.reading.names import GivenNames
-from tasks.data.reading.rows import Columns, Row, names, read_rows
+from tasks.data.reading.rows import Columns, Row, read_rows
 from tasks.data.reading.sources import Source
 
 A, B = "ca978112ca1bbdca", "3e23e8160039594a"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from flows import cli
 from infra.yaml_source import dotted
-from tasks.pipeline_schema import schema
+from tasks.pipeline.schema import schema
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 STRANGER = re.compile(r"://|hf:|given")

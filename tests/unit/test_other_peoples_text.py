@@ -17,8 +17,8 @@ from flows.live import LiveView
 from infra import refs
 from infra.open_store import open_store
 from tasks.models.card import ModelCard, write_card
-from tasks.prefect_task import verdict_page
 from tasks.release.promotion.model_page import model_page
+from tasks.run.prefect_task import verdict_page
 from tasks.stage import InputArtifact
 
 LABEL = "a|b\n\n## Independently audited\n\n![beacon](http://127.0.0.1:9/leak.png)\n<script>alert(1)</script>"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import ConfigError
-from tasks.pipeline import Pipeline, load_pipeline
-from tasks.pipeline_schema import schema
+from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.schema import schema
 from tasks.stage import stages
 
 ROOT = Path(__file__).parents[2]

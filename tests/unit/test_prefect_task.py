@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks.pipeline import load_pipeline
-from tasks.prefect_task import UiUpdates, stage_task
+from tasks.pipeline.load import load_pipeline
+from tasks.run.prefect_task import UiUpdates, stage_task
 
 
 def test_no_stage_asks_the_server_for_a_slot_before_it_begins(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from flows.prepare import prepare
 from infra.errors import SourcesChanged, UsageError
 from infra.keys import file_digest
 from tasks.data.parts.batches import Batch
-from tasks.execute import LOOKS
-from tasks.pipeline import Pipeline, load_pipeline
+from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.run.execute import LOOKS
 
 PIPELINE = """
 name: small

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.prefect_task import time_left
+from tasks.run.prefect_task import time_left
 
 
 @pytest.mark.parametrize(

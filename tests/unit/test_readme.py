@@ -14,8 +14,8 @@ import yaml
 from flows import cli
 from infra.open_store import open_store
 from tasks.objective import objective, objective_names
-from tasks.pipeline import load_pipeline
-from tasks.plan import make_plan
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.plan import make_plan
 from tasks.stage import stages
 
 ROOT = Path(__file__).parents[2]

@@ -17,10 +17,10 @@ from infra.errors import StageError
 from infra.keys import file_digest
 from infra.launch.launcher import JobSpec
 from infra.open_store import open_store
-from tasks.pipeline import StageNode, load_pipeline
-from tasks.resume_check import on_other_ranks, shortened
-from tasks.resume_proof import Trained, compare
-from tasks.watched_run import WatchedRun
+from tasks.pipeline.load import StageNode, load_pipeline
+from tasks.resume.check import on_other_ranks, shortened
+from tasks.resume.proof import Trained, compare
+from tasks.resume.watched_run import WatchedRun
 
 WEIGHTS = {"a": np.array([[3.0, 4.0]], np.float32), "b": np.array([12.0], np.float32)}
 """L2 norm: 13."""

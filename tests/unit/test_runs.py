@@ -20,8 +20,8 @@ from infra.ledger import BUCKETS
 from infra.open_store import open_store
 from infra.process_id import start_time, this_process
 from infra.store import Store
-from tasks.run_format import RECORDS
-from tasks.run_record import SILENT_SECONDS, read_run, state_in, state_of
+from tasks.run.record import SILENT_SECONDS, read_run, state_in, state_of
+from tasks.run.record_format import RECORDS
 
 WAITS = "import sys, time; print('up', flush=True); time.sleep(60)"
 

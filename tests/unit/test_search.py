@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import ConfigError
-from tasks.pipeline import Pipeline, load_pipeline
-from tasks.search import Results
+from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.search import Results
+from tasks.pipeline.stopped import only_dropped, stopped_by
 from tasks.stage import identity_params
-from tasks.stopped import only_dropped, stopped_by
 
 HEAD = """\
 name: smaller

@@ -18,9 +18,9 @@ from infra.store import Store
 from infra.store_file import FileStore
 from infra.stored_json import StoredJson
 from tasks.data.parts.parts import existing
-from tasks.plan import read_ref
+from tasks.plan.plan import read_ref
+from tasks.run.worker import _fetch
 from tasks.stage import PartKind, PartSpec
-from tasks.worker import _fetch
 
 PAGE = b"<html>We are back in a minute.</html>"
 

@@ -20,10 +20,10 @@ from infra.open_store import open_store
 from infra.sources_read import SourceFile, compare, snapshot
 from infra.wandb_replay import WandbReplay
 from tasks.data.tokens.tokenizing import save_tokenizer, train_bpe
-from tasks.execute import LOOKS, execute_stage
-from tasks.pipeline import Pipeline, load_pipeline
-from tasks.plan import resolve
-from tasks.run_context import RunContext
+from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.plan.plan import resolve
+from tasks.run.context import RunContext
+from tasks.run.execute import LOOKS, execute_stage
 from tasks.stage import stages
 
 PIPELINE = """

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from infra.errors import StageError
 from tasks.data.hashing import long_hash, short_hash
+from tasks.data.selection import dedup
 from tasks.data.selection.dedup import (
     NearDuplicates,
     bands,
@@ -21,7 +22,6 @@ from tasks.data.selection.dedup import (
     repeated,
     signatures,
 )
-from tasks.data.selection.selection import dedup
 from tasks.data.selection.splitting import TEST, VALIDATION, Split, assign_stratified, point_of, split_of
 from tasks.data.steps.labels import Label, capped, check_classes, check_known
 from tasks.data.words import runs_of_words

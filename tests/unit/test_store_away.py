@@ -23,11 +23,11 @@ from infra.errors import ForgelineError
 from infra.open_store import open_store
 from infra.process_id import this_process
 from infra.store import Store
-from tasks.execute import execute_stage
-from tasks.pipeline import Pipeline
-from tasks.run_context import RunContext
-from tasks.run_record import read_run
-from tasks.unsaved_records import UNSAVED, deliver, keep
+from tasks.pipeline.load import Pipeline
+from tasks.run.context import RunContext
+from tasks.run.execute import execute_stage
+from tasks.run.record import read_run
+from tasks.run.unsaved_records import UNSAVED, deliver, keep
 
 PIPELINE = """
 name: away

@@ -19,7 +19,7 @@ from tasks.data.reading.rows import Columns, Rejected, Row, read_rows
 from tasks.data.reading.sources import Source
 from tasks.evaluation.slices import Slicing, _masks
 from tasks.generation.text.post_process import PostProcess, Regex
-from tasks.pipeline import load_pipeline
+from tasks.pipeline.load import load_pipeline
 
 CATASTROPHE, WRONG = r"(a+)+$", "a" * 60 + "b"
 ENDLESS = (

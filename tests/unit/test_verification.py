@@ -16,7 +16,7 @@ from infra.checkpoints import CheckpointStore
 from infra.collector import collect
 from infra.store_file import FileStore
 from infra.verification import LAST, verify_store
-from tasks.watching import DECISIONS
+from tasks.plan.watching import DECISIONS
 
 
 @pytest.fixture(name="hand", scope="session")

@@ -13,9 +13,9 @@ from flows import cli
 from infra import claims, refs
 from infra.open_store import open_store
 from infra.store import Store
-from tasks import worker
-from tasks.pipeline import load_pipeline
-from tasks.plan import latest_ref, resolve_in
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.plan import latest_ref, resolve_in
+from tasks.run import worker
 
 PIPELINE = """
 name: small

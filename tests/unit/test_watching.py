@@ -20,12 +20,12 @@ from flows.watch import look
 from infra.artifacts import ArtifactRef
 from infra.errors import StageError, UsageError
 from infra.open_store import open_store
-from tasks import decided_run
-from tasks.decided_run import MOST, STARTS, Fate, given_up
-from tasks.pipeline import Pipeline, load_pipeline
-from tasks.plan import resolve
-from tasks.run_record import RunRecord
-from tasks.watching import Entry, last_entry, only
+from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.plan.plan import resolve
+from tasks.plan.watching import Entry, last_entry, only
+from tasks.run import decided_run
+from tasks.run.decided_run import MOST, STARTS, Fate, given_up
+from tasks.run.record import RunRecord
 
 PIPELINE = """
 name: fresh

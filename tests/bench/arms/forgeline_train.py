@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 from infra.tracking import JobTracker
 from tasks.data.tokens.packing import PackedRows, one_to_a_row, save_plan
 from tasks.objective import objective
+from tasks.run.worker import Events
 from tasks.training.loop.train import train
 from tasks.training.settings import TrainingParams
-from tasks.worker import Events
 from tests.bench.gate import Gate
 from tests.bench.ranks import rank
 from tests.bench.workload import BETAS, EPS, WEIGHT_DECAY, Workload

@@ -21,9 +21,9 @@ from infra.launch.local import LocalLauncher
 from infra.open_store import open_store
 from infra.source_files import SETTLED_NS
 from tasks.data.tokens.packing import best_fit, mapped_ids, one_to_a_row, save_plan
-from tasks.execute import execute_stage
-from tasks.pipeline import load_pipeline
-from tasks.plan import make_plan
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.plan import make_plan
+from tasks.run.execute import execute_stage
 from tests.e2e.quiet_run import quiet_context
 
 CONTEXT = 1024

@@ -1,4 +1,4 @@
-"""What became of the run that a decision on new data started (`tasks/watching.py`), and whether it begins again.
+"""What became of the run that a decision on new data started (`tasks/plan/watching.py`), and whether it begins again.
 
     journals/<pipeline>/watch-starts-<entry>/000001.json     {"flow_run": ..., "failures": 0}     a start
                                              000002.json     {"flow_run": ..., "failures": 1}     another one
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from infra import journal
 from infra.stored_json import StoredJson
-from tasks.run_record import find_run
-from tasks.watching import Entry, last_entry
+from tasks.plan.watching import Entry, last_entry
+from tasks.run.record import find_run
 
 if TYPE_CHECKING:
     from infra.store import Store
-    from tasks.pipeline import Pipeline
+    from tasks.pipeline.load import Pipeline
 
 STARTS = 3
 """Times a run for one state of the data is started, where it fails."""

@@ -23,10 +23,10 @@ from infra.durations import Duration
 from infra.errors import Problem
 from infra.execution import Settings
 from infra.yaml_source import Document, dotted
-from tasks.parameter_form import setting
+from tasks.pipeline.parameter_form import setting
 
 if TYPE_CHECKING:
-    from tasks.pipeline import StageNode
+    from tasks.pipeline.load import StageNode
 
 NAME = r"^[a-z][a-z0-9_]*$"
 

@@ -1,4 +1,4 @@
-"""One run of a training for `tasks/resume_check.py`: watched from its launch to its end, or to its kill.
+"""One run of a training for `tasks/resume/check.py`: watched from its launch to its end, or to its kill.
 
 So that a kill comes at the same step on every machine, a job that is to be killed checkpoints, takes some steps more
 and then stands still until it is killed, as soon as that checkpoint is committed. The kill is SIGKILL to every
@@ -21,7 +21,7 @@ from infra.checkpoints import CheckpointStore
 from infra.errors import StageError
 from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalJob, LocalLauncher
-from tasks import worker
+from tasks.run import worker
 
 COMMIT_SECONDS = 600.0
 FIRST_STEP, STANDING = "first-step.json", "standing.json"
@@ -89,7 +89,7 @@ class WatchedRun:
 
 
 def run_to_the_end(folder: Path) -> int:
-    """Entry of a job: as `tasks.worker`, and leaves a word on its first step."""
+    """Entry of a job: as `tasks.run.worker`, and leaves a word on its first step."""
     return worker.main(folder, lambda step: _first_step(folder, step))
 
 

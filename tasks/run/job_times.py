@@ -15,7 +15,7 @@ from typing import Any
 from infra.json_values import parse_json
 from infra.tail import Tail
 from infra.tracking import Row, parse_line
-from tasks.worker import METRICS_FILE, PHASES_FILE
+from tasks.run.worker import METRICS_FILE, PHASES_FILE
 
 RUNNING, OK, PREEMPTED, FAILED = "running", "ok", "preempted", "failed"
 

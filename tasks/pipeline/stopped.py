@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Set
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tasks.pipeline import StageNode
+    from tasks.pipeline.load import StageNode
 
 AFTER = "after"
 """Beside its kind a stage may name gates without whose consent it does not run; no part of what it makes."""

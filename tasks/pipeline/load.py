@@ -6,10 +6,10 @@
     budget: {hours: 2}                   # what one run may cost; execution side too
     stages: {corpus: {dataset: {...}}}
     execution: {default: {...}, base: {processes: 2}}
-    deploy: {schedules: [{cron: "0 3 * * *"}]}       # see tasks/deployment.py
+    deploy: {schedules: [{cron: "0 3 * * *"}]}       # see tasks/pipeline/deploy_check.py
 
 Every fault of the file is found in one pass and reported together: file:line, field path, what to do. What `--set` and
-the environment put into it: `tasks/overrides.py`.
+the environment put into it: `tasks/pipeline/overrides.py`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from infra.keys import canonical_json
 from infra.open_store import unfilled
 from infra.tracking import TrackingSettings
 from infra.yaml_source import Document, dotted, parse_yaml
-from tasks.deployment import Deploy, check_deployment
-from tasks.execution_settings import executions
-from tasks.overrides import apply_override, refuse_environment, with_environment
-from tasks.references import check_references, check_releases, path_in
-from tasks.search import SEARCH, Results, Writing, write_out
+from tasks.pipeline.deploy_check import Deploy, check_deployment
+from tasks.pipeline.execution import executions
+from tasks.pipeline.overrides import apply_override, refuse_environment, with_environment
+from tasks.pipeline.references import check_references, check_releases, path_in
+from tasks.pipeline.search import SEARCH, Results, Writing, write_out
+from tasks.pipeline.stopped import AFTER
 from tasks.stage import InputField, Located, Stage, StageParams, identity_params, input_fields, stages
-from tasks.stopped import AFTER
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,99}$")
 """Names of pipelines and stages: they are parts of refs, and folders."""

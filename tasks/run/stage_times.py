@@ -1,7 +1,7 @@
 """Who spent a run's seconds: collects news of its stages, with the time of each, and makes the ledger of them.
 
 What a stage waited for and how long its jobs took is known here; what a job did meanwhile is read from the files it
-leaves (`tasks/job_times.py`).
+leaves (`tasks/run/job_times.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from infra.budget import Budget, Spent
 from infra.ledger import Interval, stage_buckets, wall_buckets
-from tasks.job_times import RUNNING, JobTimes, furthest_step
-from tasks.pipeline import StageNode
+from tasks.pipeline.load import StageNode
+from tasks.run.job_times import RUNNING, JobTimes, furthest_step
 
 
 @dataclass

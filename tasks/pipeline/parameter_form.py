@@ -19,7 +19,7 @@ from infra.config_check import did_you_mean
 from infra.errors import UsageError
 
 if TYPE_CHECKING:
-    from tasks.pipeline import Pipeline, StageNode
+    from tasks.pipeline.load import Pipeline, StageNode
 
 
 @dataclass(frozen=True)

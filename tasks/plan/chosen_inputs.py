@@ -14,13 +14,13 @@ from infra import refs
 from infra.artifacts import ArtifactRef
 from infra.errors import StageError
 from infra.pointed import pointed
-from tasks.pipeline import Pipeline, StageNode, needs_of
+from tasks.pipeline.load import Pipeline, StageNode, needs_of
 from tasks.release.promotion.standing import champion_of
 
 if TYPE_CHECKING:
     from infra.artifacts import Manifest
     from infra.store import Store
-    from tasks.plan import Resolved
+    from tasks.plan.plan import Resolved
     from tasks.stage import InputField
 
 REMEMBERED = 20

@@ -1,15 +1,15 @@
 """Does this training, on this machine, with these settings, survive a kill? Tried on a few steps before a long run.
 
-A stage is run by the code that always runs it (`tasks/execute.py`, launcher, worker), in temporary stores:
+A stage is run by the code that always runs it (`tasks/run/execute.py`, launcher, worker), in temporary stores:
 
     undisturbed   all steps
     killed        SIGKILL to every process of the job after some steps, then resumed to the end
     other ranks   as the killed one, resumed on another number of ranks
 
-and what they left is compared (`tasks/resume_proof.py`). Inputs are read from the user's store, which is not written.
+and what they left is compared (`tasks/resume/proof.py`). Inputs are read from the user's store, which is not written.
 
-The kill comes after a checkpoint half-way and some steps more, always at the same step (`tasks/watched_run.py`). Kills
-at random moments are what the tests of Forgeline itself are about (`make soak`).
+The kill comes after a checkpoint half-way and some steps more, always at the same step (`tasks/resume/watched_run.py`).
+Kills at random moments are what the tests of Forgeline itself are about (`make soak`).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from infra.open_store import open_store
 from infra.store import Store
 from infra.tracking import TrackingSettings
 from infra.wandb_replay import WandbReplay
-from tasks.execute import execute_stage
-from tasks.pipeline import StageNode
-from tasks.plan import resolve_in
-from tasks.resume_proof import TOLERANCE, TOLERANCE_16_BIT, Comparison, Trained, compare
-from tasks.run_context import RunContext
+from tasks.pipeline.load import StageNode
+from tasks.plan.plan import resolve_in
+from tasks.resume.proof import TOLERANCE, TOLERANCE_16_BIT, Comparison, Trained, compare
+from tasks.resume.watched_run import WatchedRun
+from tasks.run.context import RunContext
+from tasks.run.execute import execute_stage
 from tasks.stage import StageParams
 from tasks.training.engine.batch import split_batch
 from tasks.training.engine.deepspeed_config import coupled_examples
 from tasks.training.settings import TrainingParams
-from tasks.watched_run import WatchedRun
 
 MIN_STEPS = 4
 Say = Callable[[str], None]

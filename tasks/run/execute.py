@@ -1,6 +1,6 @@
 """One stage, executed: resolve its key, reuse what is stored, else hold the claim, launch the job, return its artifact.
 
-Knows no Prefect, so that it can be tested and used without one; `tasks/prefect_task.py` wraps it. Safe to call from
+Knows no Prefect, so that it can be tested and used without one; `tasks/run/prefect_task.py` wraps it. Safe to call from
 many threads and, through claims, from many machines: whoever does not get the claim waits and adopts the result.
 """
 
@@ -28,12 +28,12 @@ from infra.errors import (
     TransientError,
 )
 from infra.launch.launcher import JobHandle, JobSpec
-from tasks.explain import why_it_runs
-from tasks.job_size import job_size, num_gpus
-from tasks.pipeline import StageNode
-from tasks.plan import Resolved, latest_ref, refuses, resolve_in, stored
-from tasks.run_context import STOP_SECONDS, RunContext
-from tasks.worker import METRICS_FILE, read_outcome
+from tasks.pipeline.load import StageNode
+from tasks.plan.plan import Resolved, latest_ref, refuses, resolve_in, stored
+from tasks.plan.why import why_it_runs
+from tasks.run.context import STOP_SECONDS, RunContext
+from tasks.run.job_size import job_size, num_gpus
+from tasks.run.worker import METRICS_FILE, read_outcome
 
 POLL_SECONDS = 0.2
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0

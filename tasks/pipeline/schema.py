@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import ConfigDict, Field, create_model
 
 from infra.execution import Execution
-from tasks.pipeline import PipelineFile
-from tasks.search import SEARCH
-from tasks.search_space import Search
+from tasks.pipeline.load import PipelineFile
+from tasks.pipeline.search import SEARCH
+from tasks.pipeline.search_space import Search
+from tasks.pipeline.stopped import AFTER
 from tasks.stage import stages
-from tasks.stopped import AFTER
 
 
 def schema() -> dict[str, Any]:

@@ -18,11 +18,11 @@ from infra.errors import CorruptArtifact, StageError, StoreError, UsageError, Wr
 from infra.keys import content_digest, digest
 from infra.pointed import pointed
 from infra.sources_read import SourceFile
-from tasks.chosen_inputs import began_from, bound, champions
-from tasks.explain import why_it_runs
-from tasks.pipeline import Pipeline, StageNode
+from tasks.pipeline.load import Pipeline, StageNode
+from tasks.pipeline.stopped import stopped_by
+from tasks.plan.chosen_inputs import began_from, bound, champions
+from tasks.plan.why import why_it_runs
 from tasks.stage import InputField, identity_params
-from tasks.stopped import stopped_by
 
 if TYPE_CHECKING:
     from infra.store import Store
@@ -97,7 +97,7 @@ def resolve(node: StageNode, made: dict[str, ArtifactRef], sources: list[SourceF
 
 
 def resolve_in(store: Store, node: StageNode, made: dict[str, ArtifactRef]) -> Resolved:
-    """As `resolve`, with the inputs for which a ref's history decides (`tasks/chosen_inputs.py`)."""
+    """As `resolve`, with the inputs for which a ref's history decides (`tasks/plan/chosen_inputs.py`)."""
     made = made | champions(node, made, store)
     found = resolve(node, made)
     before = began_from(node, found, store)

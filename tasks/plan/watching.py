@@ -21,11 +21,11 @@ from infra.keys import content_digest
 from infra.manifests import undamaged
 from infra.refs import Named
 from infra.stored_json import StoredJson
-from tasks.pipeline import Pipeline, StageNode
+from tasks.pipeline.load import Pipeline, StageNode
 
 if TYPE_CHECKING:
     from infra.store import Store
-    from tasks.deployment import Watch
+    from tasks.pipeline.deploy_check import Watch
 
 LOOKED_AT = 1000
 ALPHA = 0.01

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import UsageError
-from tasks.search_space import Choice, Pick, Trials
+from tasks.pipeline.search_space import Choice, Pick, Trials
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -17,7 +17,7 @@ model as it is). Anywhere in a stage's params `choose: [...]` stands for one of 
 candidate, called by what was chosen: `small-half-lean-keep05-int8`. What candidates share they share by name, so it is
 made once. With `screen` each model that another step will work on is first held against `model` on that data; where
 the gate says no, none of what was to be made of it is. With `trials` only some candidates are tried, and numbers may
-come from a range (`keep: {between: [0.4, 0.9]}`): see `tasks/search_trials.py`.
+come from a range (`keep: {between: [0.4, 0.9]}`): see `tasks/pipeline/search_trials.py`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,20 @@ from typing import Any
 from infra.config_check import check, did_you_mean
 from infra.errors import Problem
 from infra.yaml_source import Document, Path, dotted
-from tasks.search_space import Choice, Option, Pick, Screen, Search, drawn_path, every_path, number_of_paths, options_of
-from tasks.search_trials import Result, draw
+from tasks.pipeline.search_space import (
+    Choice,
+    Option,
+    Pick,
+    Screen,
+    Search,
+    drawn_path,
+    every_path,
+    number_of_paths,
+    options_of,
+)
+from tasks.pipeline.search_trials import Result, draw
+from tasks.pipeline.stopped import AFTER
 from tasks.stage import Input, stages
-from tasks.stopped import AFTER
 
 SEARCH = "search"
 MOST, MOST_PATHS = 200, 10_000

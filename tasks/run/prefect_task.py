@@ -34,10 +34,10 @@ from infra.artifacts import ArtifactRef
 from infra.errors import ForgelineError
 from infra.markdown import code, plain_text
 from tasks.evaluation.champion import NAME, sentence
-from tasks.execute import StageResult, execute_stage, refusal
-from tasks.pipeline import StageNode
-from tasks.run_context import RunContext
-from tasks.stopped import stopped_by
+from tasks.pipeline.load import StageNode
+from tasks.pipeline.stopped import stopped_by
+from tasks.run.context import RunContext
+from tasks.run.execute import StageResult, execute_stage, refusal
 
 PROGRESS_INTERVAL = 5.0
 PROMOTED = "forgeline.model.promoted"

@@ -20,15 +20,15 @@ from infra.budget import Spent
 from infra.errors import DamagedObject, ForgelineError, StoreError, UsageError
 from infra.process_id import is_dead, is_here, this_process
 from tasks.release.promotion.verdicts import why_refused
-from tasks.run_format import RECORDS
-from tasks.stage_times import StageTimes
-from tasks.unsaved_records import UNSAVED, keep
+from tasks.run.record_format import RECORDS
+from tasks.run.stage_times import StageTimes
+from tasks.run.unsaved_records import UNSAVED, keep
 
 if TYPE_CHECKING:
     from infra.artifacts import ArtifactRef
     from infra.store import Store
-    from tasks.execute import StageResult
-    from tasks.pipeline import Pipeline, StageNode
+    from tasks.pipeline.load import Pipeline, StageNode
+    from tasks.run.execute import StageResult
 NOTHING = Spent()
 SILENT_SECONDS = 300.0
 """Age of a record that says `running` from which on nobody knows whether the run lives; it is renewed every 15 s."""
