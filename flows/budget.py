@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from infra.budget import HOUR, Spent
-from tasks.pipeline.load import StageNode
+from tasks.pipeline.node import StageNode
 from tasks.plan.estimates import estimate
 from tasks.run.context import RunContext
 from tasks.run.job_size import job_size, num_gpus

@@ -12,7 +12,7 @@ from infra.transfer import DamagedFiles
 from tasks.plan.plan import make_plan
 
 if TYPE_CHECKING:
-    from tasks.pipeline.load import Pipeline
+    from tasks.pipeline.dag import Pipeline
 
 
 def checkpoints_of(pipeline: Pipeline, stage: str) -> CheckpointStore:

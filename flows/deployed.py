@@ -38,7 +38,8 @@ from flows.watch import look
 from flows.watch_here import fate_here, make_here
 from infra.errors import StoreError, UsageError
 from infra.markdown import code, plain_text
-from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
 from tasks.pipeline.parameter_form import overrides
 from tasks.pipeline.search import Results
 from tasks.plan.watching import Entry

@@ -22,7 +22,8 @@ from infra.launch.local import LocalLauncher
 from infra.local_garbage import own
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.pipeline.load import Pipeline, StageNode
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.node import StageNode
 from tasks.plan.chosen_inputs import bound
 from tasks.plan.plan import make_plan, resolve_refs
 from tasks.resume.check import MIN_STEPS, StageProof, check_resume, trainings

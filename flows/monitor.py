@@ -9,7 +9,7 @@ from typing import Any
 from flows.live import LiveView
 from infra.errors import ForgelineError
 from infra.tail import json_objects
-from tasks.pipeline.load import StageNode
+from tasks.pipeline.node import StageNode
 from tasks.pipeline.stopped import stopped_by
 from tasks.run.execute import StageResult
 from tasks.run.record import RunRecord

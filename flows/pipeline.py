@@ -19,7 +19,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.monitor import Monitor
 from infra.artifacts import ArtifactRef
-from tasks.pipeline.load import Pipeline
+from tasks.pipeline.dag import Pipeline
 from tasks.run.context import RunContext
 from tasks.run.prefect_task import UiUpdates, show_ledger, stage_task
 

@@ -27,7 +27,8 @@ from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 from tasks.data.parts.batches import Batch, batches
-from tasks.pipeline.load import Pipeline, StageNode
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.node import StageNode
 from tasks.plan.chosen_inputs import bound
 from tasks.plan.parts import parts_of
 from tasks.plan.plan import make_plan, resolve_refs

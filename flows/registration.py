@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.pipeline.deploy_check import Schedule
-from tasks.pipeline.load import Pipeline
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.deploy import Schedule
 from tasks.pipeline.parameter_form import form
 
 RUN, WATCH = "run", "watch"

@@ -6,7 +6,7 @@ from flows.monitor import Monitor
 from infra.errors import CorruptArtifact, InputChanged, StoreError
 from infra.manifest_file import manifest_path
 from infra.store import Store
-from tasks.pipeline.load import Pipeline
+from tasks.pipeline.dag import Pipeline
 from tasks.plan.plan import PlannedStage, make_plan
 
 

@@ -34,7 +34,7 @@ from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
-from tasks.pipeline.load import Pipeline
+from tasks.pipeline.dag import Pipeline
 from tasks.pipeline.stopped import only_dropped
 from tasks.plan.chosen_inputs import bound
 from tasks.plan.plan import PlannedStage, resolve_refs

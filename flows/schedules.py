@@ -23,10 +23,10 @@ from pydantic import ValidationError
 from flows.registration import schedule_body
 from infra.errors import ConfigError, Problem
 from infra.yaml_source import dotted, parse_yaml
-from tasks.pipeline.deploy_check import Schedule
+from tasks.pipeline.deploy import Schedule
 
 if TYPE_CHECKING:
-    from tasks.pipeline.load import Pipeline
+    from tasks.pipeline.dag import Pipeline
 
 SHOWN = 3
 PATIENCE = 20.0

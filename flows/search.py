@@ -16,7 +16,8 @@ from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
 from tasks.data.parts.parts import input_manifest
-from tasks.pipeline.load import Pipeline, StageNode
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.node import StageNode
 from tasks.pipeline.search import Results
 from tasks.pipeline.search_trials import Result
 from tasks.plan.plan import make_plan

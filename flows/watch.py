@@ -20,8 +20,10 @@ from infra.errors import UsageError
 from infra.open_store import open_store
 from infra.patience import Patience
 from infra.store import Store
-from tasks.pipeline.deploy_check import Watch, watched
-from tasks.pipeline.load import Pipeline, StageNode
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.deploy import Watch
+from tasks.pipeline.deploy_check import watched
+from tasks.pipeline.node import StageNode
 from tasks.plan import watching
 from tasks.plan.watching import SAME_EXAMPLES, Entry, Sources
 from tasks.run import decided_run

@@ -7,7 +7,7 @@ from typing import Any
 from flows.run import run_pipeline
 from infra.artifacts import ArtifactRef
 from infra.errors import GateRefused, Preempted, StageError
-from tasks.pipeline.load import Pipeline
+from tasks.pipeline.dag import Pipeline
 from tasks.plan.watching import Entry
 from tasks.run.decided_run import Fate
 

@@ -22,7 +22,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     from flows.checks import here, machine, new_data, prefect_server, store, tracking
     from flows.checks.check import Result, examine
     from flows.run import home
-    from tasks.pipeline.load import default_store
+    from tasks.pipeline.dag import default_store
 
     url = arguments.store or default_store()
     checks = [*machine.checks(home()), *here.checks(home()), *store.checks(url), *new_data.checks(url)]

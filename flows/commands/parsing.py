@@ -15,7 +15,7 @@ from infra.terminal import printable
 if TYPE_CHECKING:
     from flows.search import Load
     from infra.store import Store
-    from tasks.pipeline.load import Pipeline
+    from tasks.pipeline.dag import Pipeline
 
 VERIFY_HELP = "read every source file, whether or not its size and time say that it changed"
 
@@ -85,7 +85,7 @@ def loader(arguments: argparse.Namespace) -> Load:
 def store_of(arguments: argparse.Namespace) -> Store:
     """The store of a command without a pipeline file. One that the command did not name is told, on stderr."""
     from infra.open_store import open_store
-    from tasks.pipeline.load import default_store
+    from tasks.pipeline.dag import default_store
 
     url = arguments.store or default_store()
     if not arguments.store:

@@ -12,7 +12,7 @@ from flows.commands.reports import write_report
 from infra.errors import without_credentials
 
 if TYPE_CHECKING:
-    from tasks.pipeline.load import Pipeline
+    from tasks.pipeline.dag import Pipeline
     from tasks.run.record import RunRecord
 
 

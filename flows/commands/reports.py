@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
 
 def show(arguments: argparse.Namespace) -> int:
     from infra import refs
-    from tasks.plan.plan import read_ref
+    from tasks.plan.resolved import read_ref
 
     store = store_of(arguments)
     ref = read_ref(store, arguments.ref)

@@ -6,7 +6,7 @@
     budget: {hours: 2}                   # what one run may cost; execution side too
     stages: {corpus: {dataset: {...}}}
     execution: {default: {...}, base: {processes: 2}}
-    deploy: {schedules: [{cron: "0 3 * * *"}]}       # see tasks/pipeline/deploy_check.py
+    deploy: {schedules: [{cron: "0 3 * * *"}]}       # see tasks/pipeline/deploy.py
 
 Every fault of the file is found in one pass and reported together: file:line, field path, what to do. What `--set` and
 the environment put into it: `tasks/pipeline/overrides.py`.
@@ -14,103 +14,33 @@ the environment put into it: `tasks/pipeline/overrides.py`.
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Set
+from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel
 
-from infra.budget import Budget
 from infra.config_check import check, did_you_mean
-from infra.errors import CREDENTIALS, ConfigError, Problem
+from infra.errors import ConfigError, Problem
 from infra.execution import Execution
 from infra.keys import canonical_json
-from infra.open_store import unfilled
-from infra.tracking import TrackingSettings
 from infra.yaml_source import Document, dotted, parse_yaml
-from tasks.pipeline.deploy_check import Deploy, check_deployment
+from tasks.pipeline.dag import NAME, Pipeline, PipelineFile
+from tasks.pipeline.deploy_check import check_deployment
 from tasks.pipeline.execution import executions
+from tasks.pipeline.node import AFTER, StageNode, needs_of
 from tasks.pipeline.overrides import apply_override, refuse_environment, with_environment
 from tasks.pipeline.references import check_references, check_releases, path_in
 from tasks.pipeline.search import SEARCH, Results, Writing, write_out
-from tasks.pipeline.stopped import AFTER
-from tasks.stage import InputField, Located, Stage, StageParams, identity_params, input_fields, stages
+from tasks.stage import Located, StageParams, identity_params, input_fields, stages
 
-NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,99}$")
-"""Names of pipelines and stages: they are parts of refs, and folders."""
-DEFAULT_STORE = ".forgeline/store"
 NOTHING_TRIED = Results()
 EXECUTION_SIDE = ("store", "tracking", "budget", "execution")
 """Sections that decide how and where a pipeline runs, so that the environment may have a say in them. Not `deploy`,
 which is told to Prefect and so to all who may look there.
 """
-
-
-def default_store() -> str:
-    """Where commands without a pipeline file look: $FORGELINE_STORE, else the folder pipelines use by default."""
-    return os.environ.get("FORGELINE_STORE") or DEFAULT_STORE
-
-
-class PipelineFile(BaseModel):
-    """The top level of a pipeline file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(pattern=NAME.pattern, description="Name of the pipeline; its refs live under it.")
-    description: str = Field("", description="One sentence on what it makes.")
-    store: str = Field(DEFAULT_STORE, min_length=1, description="A folder, or s3://bucket/prefix.")
-    tracking: TrackingSettings = Field(
-        default_factory=TrackingSettings, description="Weights & Biases; offline by default."
-    )
-    budget: Budget = Field(default_factory=Budget, description="What a run may cost, and prices; no limit by default.")
-    stages: dict[str, Any] = Field(min_length=1, description="Stage name -> {kind: params}.")
-    execution: dict[str, Any] = Field(
-        default_factory=dict, description="`default` and stage names -> execution settings."
-    )
-    deploy: Deploy = Field(default_factory=Deploy, description="When it runs by itself, and what it watches.")
-
-    @field_validator("store")
-    @classmethod
-    def _no_credentials(cls, value: str) -> str:
-        if CREDENTIALS.search(value):
-            raise ValueError("no credentials in a file: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
-        if wrong := unfilled(value):
-            raise ValueError(wrong)
-        return value
-
-
-@dataclass(frozen=True)
-class StageNode:
-    """One stage of a pipeline, checked. `needs` are the stages it waits for: its inputs', then the gates of `after`."""
-
-    name: str
-    stage: Stage[Any]
-    params: StageParams
-    execution: Execution
-    inputs: tuple[InputField, ...]
-    needs: tuple[str, ...]
-    after: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A checked pipeline; `stages` are in an order in which each comes after what it needs."""
-
-    name: str
-    description: str
-    store: str
-    tracking: TrackingSettings
-    stages: dict[str, StageNode]
-    text: str
-    path: Path
-    budget: Budget = field(default_factory=Budget)
-    overrides: tuple[str, ...] = field(default=())
-    searches: tuple[Writing, ...] = field(default=())
-    deploy: Deploy = field(default_factory=Deploy)
 
 
 def load_pipeline(
@@ -257,12 +187,6 @@ def _check_identity(
         problems.append(
             Problem(document.place(where), field, what.replace("has no canonical JSON form", "cannot be used"))
         )
-
-
-def needs_of(inputs: Iterable[InputField], after: Iterable[str]) -> tuple[str, ...]:
-    """The stages to wait for: those named, also where a ref may take their place, and gates."""
-    named = [item.fallback if item.ref else item.stage for item in inputs]
-    return tuple(dict.fromkeys([*(name for name in named if name), *after]))
 
 
 def _with_optional(node: StageNode, candidates: Set[str]) -> StageNode:

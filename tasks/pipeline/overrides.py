@@ -14,7 +14,7 @@ from typing import Any
 from infra.config_check import did_you_mean
 from infra.errors import ConfigError, Problem
 from infra.yaml_source import Document, dotted, parse_scalar
-from tasks.pipeline.stopped import AFTER
+from tasks.pipeline.node import AFTER
 
 INDEX = re.compile(r"(?:\[[0-9]+\])+$")
 NUMBER = re.compile(r"[0-9]+")

@@ -19,7 +19,8 @@ from infra.config_check import did_you_mean
 from infra.errors import UsageError
 
 if TYPE_CHECKING:
-    from tasks.pipeline.load import Pipeline, StageNode
+    from tasks.pipeline.dag import Pipeline
+    from tasks.pipeline.node import StageNode
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from infra.config_check import did_you_mean
 from infra.errors import Problem
 from infra.refs import is_name
 from infra.yaml_source import Document, Path, dotted
+from tasks.pipeline.node import AFTER
 from tasks.pipeline.split_references import split_fault
-from tasks.pipeline.stopped import AFTER
 from tasks.release.promotion.refs import weights_ref
 
 if TYPE_CHECKING:
-    from tasks.pipeline.load import StageNode
+    from tasks.pipeline.node import StageNode
 
 LATEST = re.compile(r"[^/]+/[^/]+/latest")
 """Refs that runs move by themselves, whatever a gate says."""

@@ -7,10 +7,10 @@ from typing import Any
 from pydantic import ConfigDict, Field, create_model
 
 from infra.execution import Execution
-from tasks.pipeline.load import PipelineFile
+from tasks.pipeline.dag import PipelineFile
+from tasks.pipeline.node import AFTER
 from tasks.pipeline.search import SEARCH
 from tasks.pipeline.search_space import Search
-from tasks.pipeline.stopped import AFTER
 from tasks.stage import stages
 
 

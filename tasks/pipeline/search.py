@@ -29,6 +29,7 @@ from typing import Any
 from infra.config_check import check, did_you_mean
 from infra.errors import Problem
 from infra.yaml_source import Document, Path, dotted
+from tasks.pipeline.node import AFTER
 from tasks.pipeline.search_space import (
     Choice,
     Option,
@@ -41,7 +42,6 @@ from tasks.pipeline.search_space import (
     options_of,
 )
 from tasks.pipeline.search_trials import Result, draw
-from tasks.pipeline.stopped import AFTER
 from tasks.stage import Input, stages
 
 SEARCH = "search"

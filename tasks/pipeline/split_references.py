@@ -10,7 +10,7 @@ from tasks.data.selection.splitting import SPLITS
 from tasks.stage import InputField
 
 if TYPE_CHECKING:
-    from tasks.pipeline.load import StageNode
+    from tasks.pipeline.node import StageNode
 
 WITH_SPLITS = ("dataset", "tokens")
 

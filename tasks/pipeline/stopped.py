@@ -10,10 +10,7 @@ from collections.abc import Collection, Iterable, Set
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tasks.pipeline.load import StageNode
-
-AFTER = "after"
-"""Beside its kind a stage may name gates without whose consent it does not run; no part of what it makes."""
+    from tasks.pipeline.node import StageNode
 
 
 def stopped_by(refused: Set[str], nodes: Iterable[StageNode]) -> dict[str, str]:

@@ -14,13 +14,14 @@ from infra import refs
 from infra.artifacts import ArtifactRef
 from infra.errors import StageError
 from infra.pointed import pointed
-from tasks.pipeline.load import Pipeline, StageNode, needs_of
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.node import StageNode, needs_of
 from tasks.release.promotion.standing import champion_of
 
 if TYPE_CHECKING:
     from infra.artifacts import Manifest
     from infra.store import Store
-    from tasks.plan.plan import Resolved
+    from tasks.plan.resolved import Resolved
     from tasks.stage import InputField
 
 REMEMBERED = 20

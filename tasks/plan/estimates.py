@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from infra import refs
 from infra.artifacts import Manifest
 from infra.manifests import undamaged
-from tasks.plan.plan import PlannedStage, latest_ref
+from tasks.plan.plan import PlannedStage
+from tasks.plan.resolved import latest_ref
 
 if TYPE_CHECKING:
     from infra.store import Store
-    from tasks.pipeline.load import StageNode
+    from tasks.pipeline.node import StageNode
 
 LAST_RUNS = 5
 READERS = 8

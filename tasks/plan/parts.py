@@ -11,7 +11,7 @@ from infra.errors import ForgelineError
 from infra.store import Store
 from infra.tracking import NullTracker
 from tasks.data.parts.parts import input_manifest
-from tasks.pipeline.load import StageNode
+from tasks.pipeline.node import StageNode
 from tasks.stage import InputArtifact, Job, PartKind, PartSpec
 
 

@@ -21,11 +21,12 @@ from infra.keys import content_digest
 from infra.manifests import undamaged
 from infra.refs import Named
 from infra.stored_json import StoredJson
-from tasks.pipeline.load import Pipeline, StageNode
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.node import StageNode
 
 if TYPE_CHECKING:
     from infra.store import Store
-    from tasks.pipeline.deploy_check import Watch
+    from tasks.pipeline.deploy import Watch
 
 LOOKED_AT = 1000
 ALPHA = 0.01

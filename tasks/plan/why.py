@@ -15,8 +15,8 @@ from infra.manifests import undamaged
 if TYPE_CHECKING:
     from infra.artifacts import Manifest
     from infra.store import Store
-    from tasks.pipeline.load import StageNode
-    from tasks.plan.plan import Resolved
+    from tasks.pipeline.node import StageNode
+    from tasks.plan.resolved import Resolved
 
 log = logging.getLogger(__name__)
 MISSING = object()

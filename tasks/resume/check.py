@@ -32,7 +32,7 @@ from infra.open_store import open_store
 from infra.store import Store
 from infra.tracking import TrackingSettings
 from infra.wandb_replay import WandbReplay
-from tasks.pipeline.load import StageNode
+from tasks.pipeline.node import StageNode
 from tasks.plan.plan import resolve_in
 from tasks.resume.proof import TOLERANCE, TOLERANCE_16_BIT, Comparison, Trained, compare
 from tasks.resume.watched_run import WatchedRun

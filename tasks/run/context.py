@@ -12,7 +12,7 @@ from infra.launch.launcher import Launcher
 from infra.launch.slots import Slots
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
-from tasks.pipeline.load import StageNode
+from tasks.pipeline.node import StageNode
 
 STOP_SECONDS = 5.0
 """For jobs to end when a run is cancelled."""

@@ -22,7 +22,7 @@ from tasks.run.record import find_run
 
 if TYPE_CHECKING:
     from infra.store import Store
-    from tasks.pipeline.load import Pipeline
+    from tasks.pipeline.dag import Pipeline
 
 STARTS = 3
 """Times a run for one state of the data is started, where it fails."""

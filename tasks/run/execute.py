@@ -28,8 +28,9 @@ from infra.errors import (
     TransientError,
 )
 from infra.launch.launcher import JobHandle, JobSpec
-from tasks.pipeline.load import StageNode
-from tasks.plan.plan import Resolved, latest_ref, refuses, resolve_in, stored
+from tasks.pipeline.node import StageNode
+from tasks.plan.plan import resolve_in
+from tasks.plan.resolved import Resolved, latest_ref, refuses, stored
 from tasks.plan.why import why_it_runs
 from tasks.run.context import STOP_SECONDS, RunContext
 from tasks.run.job_size import job_size, num_gpus

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tasks.pipeline.load import StageNode
+from tasks.pipeline.node import StageNode
 
 
 def num_gpus(node: StageNode, ranks: int) -> int:

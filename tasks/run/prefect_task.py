@@ -34,7 +34,7 @@ from infra.artifacts import ArtifactRef
 from infra.errors import ForgelineError
 from infra.markdown import code, plain_text
 from tasks.evaluation.champion import NAME, sentence
-from tasks.pipeline.load import StageNode
+from tasks.pipeline.node import StageNode
 from tasks.pipeline.stopped import stopped_by
 from tasks.run.context import RunContext
 from tasks.run.execute import StageResult, execute_stage, refusal

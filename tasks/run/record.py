@@ -27,7 +27,8 @@ from tasks.run.unsaved_records import UNSAVED, keep
 if TYPE_CHECKING:
     from infra.artifacts import ArtifactRef
     from infra.store import Store
-    from tasks.pipeline.load import Pipeline, StageNode
+    from tasks.pipeline.dag import Pipeline
+    from tasks.pipeline.node import StageNode
     from tasks.run.execute import StageResult
 NOTHING = Spent()
 SILENT_SECONDS = 300.0

@@ -16,7 +16,7 @@ from typing import Any
 
 from infra.budget import Budget, Spent
 from infra.ledger import Interval, stage_buckets, wall_buckets
-from tasks.pipeline.load import StageNode
+from tasks.pipeline.node import StageNode
 from tasks.run.job_times import RUNNING, JobTimes, furthest_step
 
 

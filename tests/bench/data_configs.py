@@ -17,7 +17,7 @@ from infra.artifacts import Manifest
 from infra.open_store import open_store
 from infra.store import Store
 from tasks.pipeline.load import load_pipeline
-from tasks.plan.plan import latest_ref
+from tasks.plan.resolved import latest_ref
 from tasks.release.evidence import Evidence
 from tasks.release.report.views.data import data_views
 from tests.bench import machine

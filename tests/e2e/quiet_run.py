@@ -8,7 +8,7 @@ from infra.launch.launcher import Launcher
 from infra.launch.slots import Slots
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
-from tasks.pipeline.load import Pipeline
+from tasks.pipeline.dag import Pipeline
 from tasks.run.context import RunContext
 
 

@@ -18,7 +18,8 @@ from infra.artifacts import ArtifactRef
 from infra.launch.local import LocalLauncher
 from infra.open_store import open_store
 from infra.store import Store
-from tasks.pipeline.load import StageNode, load_pipeline
+from tasks.pipeline.load import load_pipeline
+from tasks.pipeline.node import StageNode
 from tasks.plan.plan import make_plan
 from tasks.resume.check import check_resume
 

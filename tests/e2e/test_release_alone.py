@@ -28,7 +28,7 @@ from infra.store import Store
 from tasks.evaluation.subject import BATCH
 from tasks.models.card import read_card
 from tasks.objectives.text.inputs.texts import read_split
-from tasks.plan.plan import latest_ref
+from tasks.plan.resolved import latest_ref
 from tasks.processors.tokenizer import load_tokenizer
 from tasks.stage import InputArtifact
 

@@ -29,7 +29,8 @@ from infra.process_id import this_process
 from infra.store_file import FileStore
 from tasks.plan import watching
 from tasks.plan.chosen_inputs import bound
-from tasks.plan.plan import resolve_in, resolve_refs, stored
+from tasks.plan.plan import resolve_in, resolve_refs
+from tasks.plan.resolved import stored
 from tasks.run import decided_run
 from tasks.run.execute import StageResult, _finish
 from tasks.run.record import RunRecord

@@ -9,9 +9,11 @@ from typing import Any
 from infra import refs
 from infra.artifacts import Manifest
 from infra.open_store import open_store
-from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
 from tasks.plan.chosen_inputs import bound
-from tasks.plan.plan import make_plan, resolve_in, resolve_refs, stored
+from tasks.plan.plan import make_plan, resolve_in, resolve_refs
+from tasks.plan.resolved import stored
 from tasks.release.promotion.refs import promote
 
 PIPELINE = """

@@ -18,7 +18,8 @@ from infra.launch.slots import Slots
 from infra.open_store import open_store
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
-from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
 from tasks.run.context import RunContext
 from tasks.run.execute import execute_stage
 from tasks.run.record import RunRecord, spent_by

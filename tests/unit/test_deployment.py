@@ -14,7 +14,8 @@ from flows.registration import registration
 from infra.durations import UNITS, seconds
 from infra.errors import ConfigError, UsageError
 from infra.open_store import open_store
-from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
 from tasks.pipeline.parameter_form import form, overrides
 from tasks.plan.plan import make_plan
 from tasks.stage import identity_params

@@ -14,7 +14,8 @@ from flows import cli
 from infra import refs
 from infra.keys import digest
 from infra.open_store import open_store
-from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
 from tasks.plan.estimates import LAST_RUNS, Estimate, estimate, estimate_plan
 from tasks.plan.plan import make_plan
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from infra.artifacts import ArtifactRef
-from tasks.pipeline.load import Pipeline, load_pipeline
-from tasks.plan.plan import resolve
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.resolved import resolve
 from tasks.stage import stages
 
 CONFIGS = Path(__file__).parents[2] / "configs"

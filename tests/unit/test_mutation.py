@@ -30,8 +30,11 @@ from infra.open_store import open_store
 from infra.store import Store
 from infra.tracking import TrackingSettings
 from tasks.objective import Objective, objective_class
-from tasks.pipeline.load import Pipeline, StageNode, load_pipeline
-from tasks.plan.plan import Resolved, latest_ref, make_plan, resolve
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
+from tasks.pipeline.node import StageNode
+from tasks.plan.plan import make_plan
+from tasks.plan.resolved import Resolved, latest_ref, resolve
 from tasks.stage import Input, Located, stages
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"

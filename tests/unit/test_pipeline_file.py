@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import ConfigError
-from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
 from tasks.pipeline.schema import schema
 from tasks.stage import stages
 

@@ -14,7 +14,8 @@ from flows.prepare import prepare
 from infra.errors import SourcesChanged, UsageError
 from infra.keys import file_digest
 from tasks.data.parts.batches import Batch
-from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
 from tasks.run.execute import LOOKS
 
 PIPELINE = """

@@ -17,7 +17,8 @@ from infra.errors import StageError
 from infra.keys import file_digest
 from infra.launch.launcher import JobSpec
 from infra.open_store import open_store
-from tasks.pipeline.load import StageNode, load_pipeline
+from tasks.pipeline.load import load_pipeline
+from tasks.pipeline.node import StageNode
 from tasks.resume.check import on_other_ranks, shortened
 from tasks.resume.proof import Trained, compare
 from tasks.resume.watched_run import WatchedRun

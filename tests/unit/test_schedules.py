@@ -10,7 +10,7 @@ import pytest
 
 from flows import cli
 from flows.schedules import next_dates
-from tasks.pipeline.deploy_check import Schedule
+from tasks.pipeline.deploy import Schedule
 
 BERLIN = "Europe/Berlin"
 

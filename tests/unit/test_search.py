@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import ConfigError
-from tasks.pipeline.load import Pipeline, load_pipeline
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
 from tasks.pipeline.search import Results
 from tasks.pipeline.stopped import only_dropped, stopped_by
 from tasks.stage import identity_params

@@ -18,7 +18,7 @@ from infra.store import Store
 from infra.store_file import FileStore
 from infra.stored_json import StoredJson
 from tasks.data.parts.parts import existing
-from tasks.plan.plan import read_ref
+from tasks.plan.resolved import read_ref
 from tasks.run.worker import _fetch
 from tasks.stage import PartKind, PartSpec
 

@@ -20,8 +20,9 @@ from infra.open_store import open_store
 from infra.sources_read import SourceFile, compare, snapshot
 from infra.wandb_replay import WandbReplay
 from tasks.data.tokens.tokenizing import save_tokenizer, train_bpe
-from tasks.pipeline.load import Pipeline, load_pipeline
-from tasks.plan.plan import resolve
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.resolved import resolve
 from tasks.run.context import RunContext
 from tasks.run.execute import LOOKS, execute_stage
 from tasks.stage import stages

@@ -23,7 +23,7 @@ from infra.errors import ForgelineError
 from infra.open_store import open_store
 from infra.process_id import this_process
 from infra.store import Store
-from tasks.pipeline.load import Pipeline
+from tasks.pipeline.dag import Pipeline
 from tasks.run.context import RunContext
 from tasks.run.execute import execute_stage
 from tasks.run.record import read_run

@@ -14,7 +14,8 @@ from infra import claims, refs
 from infra.open_store import open_store
 from infra.store import Store
 from tasks.pipeline.load import load_pipeline
-from tasks.plan.plan import latest_ref, resolve_in
+from tasks.plan.plan import resolve_in
+from tasks.plan.resolved import latest_ref
 from tasks.run import worker
 
 PIPELINE = """

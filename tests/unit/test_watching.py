@@ -20,8 +20,9 @@ from flows.watch import look
 from infra.artifacts import ArtifactRef
 from infra.errors import StageError, UsageError
 from infra.open_store import open_store
-from tasks.pipeline.load import Pipeline, load_pipeline
-from tasks.plan.plan import resolve
+from tasks.pipeline.dag import Pipeline
+from tasks.pipeline.load import load_pipeline
+from tasks.plan.resolved import resolve
 from tasks.plan.watching import Entry, last_entry, only
 from tasks.run import decided_run
 from tasks.run.decided_run import MOST, STARTS, Fate, given_up
