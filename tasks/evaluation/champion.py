@@ -80,7 +80,7 @@ def judged_before(store: Store, champion: Manifest, data: InputArtifact, split: 
 
     Raises StageError where its dataset is no longer in the store, or had examples that are not in this split any more.
     """
-    from tasks.objectives.text.inputs.texts import read_split
+    from tasks.data.dataset.split import read_split
 
     ids = read_split(data, split, columns=("id",))["id"]
     found = next((item for item in _lineage(store, champion) if item["stage"] == data.stage), None)

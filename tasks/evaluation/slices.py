@@ -113,7 +113,7 @@ def read_masks(data: InputArtifact, split: str, slicings: Mapping[str, Slicing])
     Raises StageError on packed tokens, which have no columns, on a column that is missing or holds no text or number,
     and on one with too many values.
     """
-    from tasks.objectives.text.inputs.texts import read_split
+    from tasks.data.dataset.split import read_split
 
     if not slicings:
         return {}

@@ -194,7 +194,7 @@ def _record(
     samples = {name: m.samples for name, m in measured.items() if m.samples}
     evidence: dict[str, Any] = {"latency.json": times, "samples.json": samples}
     if data.manifest.type == "dataset":
-        from tasks.objectives.text.inputs.texts import read_split
+        from tasks.data.dataset.split import read_split
 
         table = read_split(data, split, columns=("id", "text"))
         predictions = {name: m.predictions for name, m in measured.items()}

@@ -100,7 +100,7 @@ def fidelity(model: InputArtifact, data: InputArtifact, split: str, parent: Answ
 
 def _name(data: InputArtifact, split: str, number: int) -> str:
     """How people find an example again."""
-    from tasks.objectives.text.inputs.texts import read_split
+    from tasks.data.dataset.split import read_split
 
     if data.manifest.type != "dataset":
         return f"row {number}"

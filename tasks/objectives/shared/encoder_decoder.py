@@ -52,7 +52,7 @@ class EncoderDecoder(TokenLabels):
         import torch
 
         from tasks.losses.cross_entropy import IGNORED
-        from tasks.objectives.text.inputs.texts import pad_token_ids
+        from tasks.objectives.shared.padding import pad_token_ids
 
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
         labels, _ = pad_token_ids([f["target_ids"] for f in features], IGNORED)

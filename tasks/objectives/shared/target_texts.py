@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tasks.objectives.text.inputs.texts import CHARACTERS_PER_TOKEN
+from tasks.objectives.shared.padding import CHARACTERS_PER_TOKEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

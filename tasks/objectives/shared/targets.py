@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from infra.errors import StageError
 from tasks.data.dataset.layout import has_split
+from tasks.data.dataset.split import read_split
 from tasks.data.plain_values import plain_text
-from tasks.objectives.text.inputs.texts import read_split
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact

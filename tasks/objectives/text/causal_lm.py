@@ -68,9 +68,10 @@ class CausalLM(Objective):
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
+        from tasks.data.dataset.split import read_split
         from tasks.objectives.text.inputs.chat import chat_features
         from tasks.objectives.text.inputs.packed import packed_rows
-        from tasks.objectives.text.inputs.texts import measured_texts, read_split
+        from tasks.objectives.text.inputs.texts import measured_texts
 
         if self.messages is not None:
             if data.manifest.type != "dataset":
@@ -101,7 +102,7 @@ class CausalLM(Objective):
         import torch
 
         from tasks.losses.cross_entropy import IGNORED
-        from tasks.objectives.text.inputs.texts import pad_token_ids
+        from tasks.objectives.shared.padding import pad_token_ids
 
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
         labels = input_ids.masked_fill(attention_mask == 0, IGNORED)

@@ -37,9 +37,10 @@ class Denoising(EncoderDecoder, OwnText):
     ) -> Sequence[Feature]:
         import numpy as np
 
+        from tasks.data.dataset.split import read_split
         from tasks.objectives.text.inputs.packed import packed_rows, tokenizer_of
         from tasks.objectives.text.inputs.span_corruption import noise_shape
-        from tasks.objectives.text.inputs.texts import read_split, tokenized
+        from tasks.objectives.text.inputs.texts import tokenized
         from tasks.objectives.text.inputs.vocabulary import Vocabulary, WithVocabulary
 
         tokenizer = tokenizer_of(data, tokenizer)

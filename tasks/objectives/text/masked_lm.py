@@ -61,8 +61,9 @@ class MaskedLM(TokenLabels, OwnText):
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
+        from tasks.data.dataset.split import read_split
         from tasks.objectives.text.inputs.packed import packed_rows, tokenizer_of
-        from tasks.objectives.text.inputs.texts import read_split, tokenized
+        from tasks.objectives.text.inputs.texts import tokenized
         from tasks.objectives.text.inputs.vocabulary import Vocabulary, WithVocabulary
 
         tokenizer = tokenizer_of(data, tokenizer)
@@ -106,7 +107,7 @@ class MaskedLM(TokenLabels, OwnText):
 
     def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
         from tasks.losses.cross_entropy import IGNORED
-        from tasks.objectives.text.inputs.texts import pad_token_ids
+        from tasks.objectives.shared.padding import pad_token_ids
 
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
         labels, _ = pad_token_ids([f["labels"] for f in features], IGNORED)

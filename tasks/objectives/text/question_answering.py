@@ -100,8 +100,8 @@ class QuestionAnswering(Objective):
         import numpy as np
         import torch
 
+        from tasks.objectives.shared.padding import pad_token_ids
         from tasks.objectives.text.inputs.question_windows import code_points
-        from tasks.objectives.text.inputs.texts import pad_token_ids
 
         rows = [row for f in features for row in zip(f["input_ids"], f["token_types"], f["characters"], strict=True)]
         input_ids, attention_mask = pad_token_ids([ids for ids, _, _ in rows], special.pad)

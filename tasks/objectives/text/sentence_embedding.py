@@ -64,8 +64,9 @@ class SentenceEmbedding(OwnText):
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
+        from tasks.data.dataset.split import read_texts
         from tasks.objectives.shared.targets import target_numbers
-        from tasks.objectives.text.inputs.texts import read_texts, tokenized
+        from tasks.objectives.text.inputs.texts import tokenized
 
         anchors, positives = (
             tokenized(read_texts(data, split, column), tokenizer, max_length) for column in ("text", self.positive)
@@ -91,7 +92,7 @@ class SentenceEmbedding(OwnText):
         """
         import torch
 
-        from tasks.objectives.text.inputs.texts import pad_token_ids
+        from tasks.objectives.shared.padding import pad_token_ids
 
         rows = [ids for feature in features for ids in (feature["input_ids"], feature["positive"])]
         input_ids, attention_mask = pad_token_ids(rows, special.pad)

@@ -37,9 +37,10 @@ class Seq2Seq(EncoderDecoder, OwnText):
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
+        from tasks.data.dataset.split import read_split
         from tasks.objectives.shared.target_texts import tokenized_targets
         from tasks.objectives.text.inputs.packed import tokenizer_of
-        from tasks.objectives.text.inputs.texts import read_split, tokenized
+        from tasks.objectives.text.inputs.texts import tokenized
         from tasks.objectives.text.inputs.vocabulary import Vocabulary, WithVocabulary
 
         tokenizer = tokenizer_of(data, tokenizer)

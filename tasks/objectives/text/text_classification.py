@@ -117,9 +117,9 @@ class TextClassification(OwnText):
 
     def _names(self, data: InputArtifact) -> Sequence[str]:
         """The classes in the order that numbers them: the model's, else the data's. StageError where they differ."""
+        from tasks.data.dataset.split import dataset_labels
         from tasks.metrics.class_names import same_labels
         from tasks.objectives.shared.targets import label_names
-        from tasks.objectives.text.inputs.texts import dataset_labels
 
         if self.labels is not None:
             return self._labels or label_names(data, self.labels)
@@ -140,7 +140,8 @@ class TextClassification(OwnText):
     def unlabelled(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
-        from tasks.objectives.text.inputs.texts import read_split, tokenized, tokenized_pairs
+        from tasks.data.dataset.split import read_split
+        from tasks.objectives.text.inputs.texts import tokenized, tokenized_pairs
 
         table = read_split(data, split, columns=("text", *((self.pair,) if self.pair else ())))
         if self.pair is None:
@@ -185,7 +186,7 @@ class TextClassification(OwnText):
         import numpy as np
         import torch
 
-        from tasks.objectives.text.inputs.texts import pad_token_ids
+        from tasks.objectives.shared.padding import pad_token_ids
 
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -128,8 +128,8 @@ class TokenClassification(TokenLabels):
         import torch
 
         from tasks.losses.cross_entropy import IGNORED
+        from tasks.objectives.shared.padding import pad_token_ids
         from tasks.objectives.text.inputs.tagged_words import padded
-        from tasks.objectives.text.inputs.texts import pad_token_ids
 
         input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}

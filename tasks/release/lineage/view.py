@@ -1,4 +1,4 @@
-"""A lineage for people and machines: a text tree, JSON, and a mermaid flowchart. `lineage_page.py` draws it as HTML."""
+"""A lineage for people and machines: a text tree, JSON, and a mermaid flowchart. `page.py` draws it as HTML."""
 
 from __future__ import annotations
 

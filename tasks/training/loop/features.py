@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infra.errors import StageError
 from tasks.data.dataset.layout import has_split
+from tasks.data.dataset.split import read_split
 from tasks.objective import Feature, Objective
 from tasks.objectives.text.inputs.augmentation import Augment, augmented
-from tasks.objectives.text.inputs.texts import read_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

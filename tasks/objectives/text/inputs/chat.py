@@ -18,10 +18,12 @@ import numpy.typing as npt
 
 from infra.errors import StageError
 from infra.time_limit import TimeLimit
+from tasks.data.dataset.split import read_split
 from tasks.data.reading.chat_template import SECONDS
 from tasks.losses.cross_entropy import IGNORED
+from tasks.objectives.shared.padding import CHARACTERS_PER_TOKEN
 from tasks.objectives.text.inputs.chat_tokens import Tokens, conversation_tokens
-from tasks.objectives.text.inputs.texts import CHARACTERS_PER_TOKEN, bytes_of_tokens, end_of_text, read_split
+from tasks.objectives.text.inputs.texts import bytes_of_tokens, end_of_text
 from tasks.processors.tokenizer import require_tokenizer
 
 if TYPE_CHECKING:

@@ -34,13 +34,14 @@ class Headless(Objective):
     def features(
         self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
     ) -> Sequence[Feature]:
-        from tasks.objectives.text.inputs.texts import read_split, tokenized
+        from tasks.data.dataset.split import read_split
+        from tasks.objectives.text.inputs.texts import tokenized
 
         texts = read_split(data, split, columns=("text",))["text"]
         return [{"input_ids": row} for row in tokenized(texts, tokenizer, max_length)]
 
     def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
-        from tasks.objectives.text.inputs.texts import pad_token_ids
+        from tasks.objectives.shared.padding import pad_token_ids
 
         input_ids, attention_mask = pad_token_ids([feature["input_ids"] for feature in features], special.pad)
         return {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infra.errors import StageError
+from tasks.data.dataset.split import read_split
 from tasks.objective import Prompt
-from tasks.objectives.text.inputs.texts import read_split, tokenized
+from tasks.objectives.text.inputs.texts import tokenized
 from tasks.processors.tokenizer import require_tokenizer
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
-from tasks.objectives.text.inputs.texts import read_split
+from tasks.data.dataset.split import read_split
 from tasks.processors.tokenizer import require_tokenizer
 
 if TYPE_CHECKING:

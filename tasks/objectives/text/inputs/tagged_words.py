@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StageError
+from tasks.data.dataset.split import read_split
 from tasks.data.plain_values import plain_text
 from tasks.losses.cross_entropy import IGNORED
-from tasks.objectives.text.inputs.texts import CHARACTERS_PER_TOKEN, read_split
+from tasks.objectives.shared.padding import CHARACTERS_PER_TOKEN
 from tasks.processors.tokenizer import require_tokenizer
 
 if TYPE_CHECKING:

@@ -2,87 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from infra.errors import StageError
-from tasks.data.dataset.layout import split_files
+from tasks.objectives.shared.padding import CHARACTERS_PER_TOKEN
 from tasks.processors.tokenizer import require_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-    from tasks.stage import InputArtifact
-
-# No text of max_length tokens is longer than this many characters a token; what lies beyond is cut before tokenizing.
-CHARACTERS_PER_TOKEN = 64
-
-
-def read_split(data: InputArtifact, split: str, *, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """Columns of one split in frozen order. Raises StageError if the split or a column is missing, or it is empty."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        files = split_files(data.path, split)
-    except StageError as error:
-        raise StageError(error.what, where=data.stage, hint=error.hint) from error
-    empty = StageError(
-        f"split {split!r} is empty", where=data.stage, hint="Add data, or give the split a larger share."
-    )
-    if not files:
-        raise empty  # it has no columns that could be missing
-    schema = pq.read_schema(files[0])
-    missing = [name for name in columns if name not in schema.names]
-    if missing:
-        raise StageError(
-            f"split {split!r} has no column {missing[0]!r}",
-            where=data.stage,
-            hint=f"It has: {', '.join(schema.names)}. {_where_from(missing[0])}",
-        )
-    wanted = pa.schema([schema.field(name) for name in columns])
-    table = pa.concat_tables([wanted.empty_table(), *(pq.read_table(f, columns=list(columns)) for f in files)])
-    if table.num_rows == 0:
-        raise empty
-    return {name: table.column(name).to_pylist() for name in columns}
-
-
-def read_texts(data: InputArtifact, split: str, column: str) -> list[str]:
-    """A column of texts. Raises StageError where one is missing or empty, naming its example."""
-    table = read_split(data, split, columns=tuple(dict.fromkeys(("id", column))))
-    for name, text in zip(table["id"], table[column], strict=True):
-        if not isinstance(text, str) or not text.strip():
-            raise StageError(
-                f"example {name!r} of split {split!r} has no text in column {column!r}",
-                where=data.stage,
-                hint="Give every row one, or leave the row out of the source.",
-            )
-    return table[column]
-
-
-def _where_from(column: str) -> str:
-    if column == "label":
-        return "Labels come from the dataset stage's `label`."
-    return "A source's `columns` names what passes through to the dataset."
-
-
-def dataset_labels(data: InputArtifact) -> list[str]:
-    """The label set of a `dataset`, in the order that numbers the classes; StageError if there are under two."""
-    labels = json.loads((data.path / "dataset.json").read_text(encoding="utf-8")).get("labels")
-    if not labels:
-        raise StageError("the dataset has no labels", where=data.stage, hint="Give its dataset stage a `label`.")
-    if len(labels) < 2:
-        raise StageError(
-            f"the label set has one class, {labels[0]!r}",
-            where=data.stage,
-            hint="There is nothing to tell apart: keep at least two labels.",
-        )
-    return [str(label) for label in labels]
 
 
 def tokenized(
@@ -173,17 +104,3 @@ def tokenized_pairs(
         row = np.asarray(ids or [empty], dtype=np.int32)
         rows.append({"input_ids": row, "token_type_ids": np.array(types or [0], np.int32)})
     return rows
-
-
-def pad_token_ids(
-    rows: Sequence[npt.NDArray[Any]], pad_token_id: int, *, multiple: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded int64 `input_ids` [B, T] and `attention_mask` [B, T]; T is the longest, rounded up to `multiple`."""
-    longest = max(len(row) for row in rows)
-    width = -(-longest // multiple) * multiple
-    input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
-    attention_mask = np.zeros((len(rows), width), dtype=np.int64)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row)] = row
-        attention_mask[i, : len(row)] = 1
-    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
