@@ -163,7 +163,8 @@ def _on_update(pipeline: str) -> Body:
 
 
 BEATS = ("prefect.flow-run.heartbeat", "prefect.flow-run.Running")  # it may die before its first beat
-TAKEN = ("prefect.flow-run.Pending", "prefect.flow-run.Cancelling")
+TAKEN = tuple(f"prefect.flow-run.{name}" for name in ("Pending", "Submitting", "InfrastructurePending", "Cancelling"))
+"""By name, not by type: a worker gives Pending other names as it goes on, and each would pass for a beginning."""
 
 
 def _crashed_after(after: tuple[str, ...], seconds: int, why: str) -> Body:

@@ -191,11 +191,13 @@ def test_a_run_whose_worker_died_is_crashed_and_makes_room(
         assert becomes(made, "PENDING") == "PENDING", "no other holds the slot"
         return made
 
-    def becomes(made: str, state: str) -> str:
-        answer = ask(api, "POST", f"/flow_runs/{made}/set_state", {"state": {"type": state}, "force": False})
-        return str(answer["state"]["type"])
+    def becomes(made: str, state: str, name: str | None = None) -> str:
+        asked = {"state": {"type": state, "name": name}, "force": False}
+        answer = ask(api, "POST", f"/flow_runs/{made}/set_state", asked)
+        return str(answer["state"]["name" if name else "type"])
 
     dead = [taken("run"), taken("watch")]
+    assert becomes(dead[0], "PENDING", "Submitting") == "Submitting", "and its worker dies before it begins"
     assert becomes(dead[1], "RUNNING") == "RUNNING", "and it dies before its first beat"
     later = standing(partial(ask, api), datetime.now(UTC) + timedelta(seconds=STANDS))
     assert (later.level, dead[0] in later.said, dead[1] in later.said) == ("fault", True, False), later.said
