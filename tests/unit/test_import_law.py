@@ -192,3 +192,15 @@ def test_the_top_level_names_belong_to_this_distribution_alone(name: str) -> Non
     from importlib.metadata import packages_distributions
 
     assert set(packages_distributions().get(name, ["forgeline"])) == {"forgeline"}
+
+
+def test_the_map_in_the_docs_is_the_tree() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(?:tasks/)?(\w+)/` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(FLOOR_OF.keys() - {"stage", "objective"})
+    diagram = page.partition("subgraph tasks\n")[2].partition("  end")[0].replace(".py", "")
+    chains = [[set(step.split(" & ")) for step in line.strip().split(" --> ")] for line in diagram.splitlines()]
+    for chain in chains:
+        for above, below in zip(chain, chain[1:], strict=False):
+            assert min(FLOOR_OF[room] for room in above) > max(FLOOR_OF[room] for room in below), (above, below)
+    assert {room for chain in chains for step in chain for room in step} | {"infra", "flows"} == FLOOR_OF.keys()
