@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,12 +84,11 @@ def loader(arguments: argparse.Namespace) -> Load:
 def store_of(arguments: argparse.Namespace) -> Store:
     """The store of a command without a pipeline file. One that the command did not name is told, on stderr."""
     from infra.open_store import open_store
-    from tasks.pipeline.dag import default_store
+    from tasks.pipeline.dag import default_store, default_store_is
 
     url = arguments.store or default_store()
     if not arguments.store:
-        named = "as $FORGELINE_STORE says" if os.environ.get("FORGELINE_STORE") else f"the default in {Path.cwd()}"
-        say(f"store: {without_credentials(url)}, {named}; --store names another")
+        say(f"store: {without_credentials(url)}, {default_store_is()}; --store names another")
     return open_store(url)
 
 

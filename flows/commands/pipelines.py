@@ -58,6 +58,7 @@ def print_schema(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     from infra.open_store import open_store
+    from tasks.pipeline.dag import default_store_is
     from tasks.plan.estimates import estimate_plan
     from tasks.plan.plan import make_plan
 
@@ -65,7 +66,8 @@ def plan(arguments: argparse.Namespace) -> int:
     store = open_store(pipeline.store)
     lines = make_plan(pipeline, store, around_damage=True)
     expected = estimate_plan(lines, store, pipeline.name)
-    say(f"store: {without_credentials(pipeline.store)}")
+    named = "" if pipeline.names_store else f", {default_store_is()}"
+    say(f"store: {without_credentials(pipeline.store)}{named}")
     known = {name: found.to_json() if found else None for name, found in expected.stages.items()}
     rows = [{**line.to_json(), "estimate": known.get(line.node.name)} for line in lines]
     if arguments.json:

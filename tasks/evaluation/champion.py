@@ -17,7 +17,7 @@ import numpy.typing as npt
 from infra import refs
 from infra.errors import StageError
 from tasks.data.dataset.layout import stored_files
-from tasks.data.dataset.new_rows import rows
+from tasks.data.dataset.new_rows import passing, rows
 from tasks.models.card import read_card
 
 if TYPE_CHECKING:
@@ -97,11 +97,11 @@ def judged_before(store: Store, champion: Manifest, data: InputArtifact, split: 
         )
     if _test_version(before) != _test_version(data.manifest):
         return Since(np.zeros(len(ids), bool), "the test split was begun anew (`test_version`): all examples are new")
-    files = [entry.path for _, entry in stored_files(before, [split])]
-    theirs = list(rows(store, before, files))
-    mine = [(row["id"], row.get("text")) for row in rows(store, data.manifest, _files(data.manifest, split))]
-    texts, names = {text for _, text in mine if text is not None}, {name for name, _ in mine}
-    gone = [row["id"] for row in theirs if row["id"] not in names and row.get("text") not in texts]
+    both = passing(store, before) & passing(store, data.manifest)
+    theirs = list(rows(store, before, _files(before, split), both))
+    mine = list(rows(store, data.manifest, _files(data.manifest, split), both))
+    contents, names = {row["content"] for row in mine}, {row["id"] for row in mine}
+    gone = [row["id"] for row in theirs if row["id"] not in names and row["content"] not in contents]
     if gone:
         raise StageError(
             f"{len(gone)} of the {len(theirs)} examples the champion was judged on are not in {data.stage}.{split}: "
@@ -109,8 +109,8 @@ def judged_before(store: Store, champion: Manifest, data: InputArtifact, split: 
             where=NAME,
             hint="Bring them back, or raise `split.test_version` of the dataset to begin a new test split.",
         )
-    known_ids, known_texts = {row["id"] for row in theirs}, {row.get("text") for row in theirs} - {None}
-    place = {name: name in known_ids or text in known_texts for name, text in mine}
+    known_ids, known = {row["id"] for row in theirs}, {row["content"] for row in theirs}
+    place = {row["id"]: row["id"] in known_ids or row["content"] in known for row in mine}
     return Since(np.array([place[name] for name in ids]), f"of the {len(ids)} examples {sum(place.values())} are known")
 
 

@@ -24,8 +24,13 @@ DEFAULT_STORE = ".forgeline/store"
 
 
 def default_store() -> str:
-    """Where commands without a pipeline file look: $FORGELINE_STORE, else the folder pipelines use by default."""
+    """The store of whoever names none: $FORGELINE_STORE, else a folder."""
     return os.environ.get("FORGELINE_STORE") or DEFAULT_STORE
+
+
+def default_store_is() -> str:
+    """Where `default_store` comes from, in words."""
+    return "as $FORGELINE_STORE says" if os.environ.get("FORGELINE_STORE") else f"the default in {Path.cwd()}"
 
 
 class PipelineFile(BaseModel):
@@ -35,7 +40,12 @@ class PipelineFile(BaseModel):
 
     name: str = Field(pattern=NAME.pattern, description="Name of the pipeline; its refs live under it.")
     description: str = Field("", description="One sentence on what it makes.")
-    store: str = Field(DEFAULT_STORE, min_length=1, description="A folder, or s3://bucket/prefix.")
+    store: str = Field(
+        default_factory=default_store,
+        validate_default=True,
+        min_length=1,
+        description=f"A folder, or s3://bucket/prefix. Not given: $FORGELINE_STORE, else {DEFAULT_STORE}.",
+    )
     tracking: TrackingSettings = Field(
         default_factory=TrackingSettings, description="Weights & Biases; offline by default."
     )
@@ -63,6 +73,7 @@ class Pipeline:
     name: str
     description: str
     store: str
+    """Named by the command, else by the file, else by the environment (`default_store`)."""
     tracking: TrackingSettings
     stages: dict[str, StageNode]
     text: str
@@ -71,3 +82,5 @@ class Pipeline:
     overrides: tuple[str, ...] = field(default=())
     searches: tuple[Writing, ...] = field(default=())
     deploy: Deploy = field(default_factory=Deploy)
+    names_store: bool = True
+    """Whether the command or the file did."""

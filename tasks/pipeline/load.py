@@ -121,6 +121,7 @@ def _check(
         overrides=overrides,
         searches=tuple(searches),
         deploy=file.deploy,
+        names_store=bool(store) or "store" in data,
     )
 
 

@@ -194,7 +194,8 @@ def _drift(store: Store, last: Entry, fresh: dict[str, list[dict[str, Any]]]) ->
     """What differs between the new examples and those the last run had, of each dataset with enough of both."""
     from tasks.data.dataset.layout import stored_files
     from tasks.data.dataset.new_rows import rows
-    from tasks.data.drift.texts import differences, sample
+    from tasks.data.drift.difference import sample
+    from tasks.data.drift.differences import differences
     from tasks.stages.compare import Sizes
 
     found = []

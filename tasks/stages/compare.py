@@ -19,13 +19,16 @@ from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
 
 class Sizes(StageParams):
-    """How large a difference must be to count, 0 to 1; see `tasks/data/drift/texts.py`."""
+    """How large a difference must be to count, 0 to 1; see `tasks/data/drift/differences.py`."""
 
     length: float = Field(0.1, ge=0, le=1, description="Largest distance between the distributions of lengths.")
     label: float = Field(0.1, ge=0, le=1, description="Share of examples whose label would have to change.")
     language: float = Field(0.05, ge=0, le=1, description="Share of examples whose language would have to change.")
     vocabulary: float = Field(0.05, ge=0, le=1, description="Share of words that are new, beyond what is expected.")
     words: float = Field(0.05, ge=0, le=1, description="1 - cosine of the mean texts.")
+    column: float = Field(
+        0.1, ge=0, le=1, description="Distance between the distributions of any column that passes through."
+    )
 
 
 class Params(StageParams):
@@ -42,11 +45,16 @@ class Params(StageParams):
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.data.drift.texts import differences
+    from tasks.data.drift.differences import differences
 
     params = job.params
     old, new = _rows(job.input("against"), params), _rows(job.input("data"), params)
     judged = differences(old, new, alpha=params.alpha, sizes=params.sizes.model_dump(), seed=params.seed)
+    if not judged:
+        raise StageError(
+            "the datasets have neither texts, nor labels, nor columns that can be compared",
+            where=job.input("data").stage,
+        )
     drifted = any(difference.drifted for difference in judged)
     verdict = {
         "drifted": drifted,
@@ -68,18 +76,19 @@ def _counts(data: InputArtifact) -> dict[str, int]:
 
 def _rows(data: InputArtifact, params: Params) -> list[dict[str, Any]]:
     """The sampled rows. Raises StageError where there are too few to say anything."""
-    from tasks.data.dataset.layout import describe, iterate_columns, split_files
-    from tasks.data.drift.texts import sample
+    from tasks.data.dataset.layout import COLUMNS, describe, iterate_columns, split_files
+    from tasks.data.drift.columns import measured
+    from tasks.data.drift.difference import sample
 
     description = describe(data.path)
-    columns = [name for name in ("id", "text", "label") if name in description["columns"]]
-    names = [data.split] if data.split else list(description["splits"])
-    rows = [
-        dict(zip(columns, values, strict=True))
-        for name in names
-        for batch in iterate_columns(split_files(data.path, name), columns)
-        for values in zip(*(batch[column] for column in columns), strict=True)
-    ]
+    kept = [name for name in ("id", "text", "label") if name in description["columns"]]
+    others = sorted({*description["columns"]} - {*COLUMNS})
+    rows = []
+    for name in [data.split] if data.split else list(description["splits"]):
+        for batch in iterate_columns(split_files(data.path, name), [*kept, *others]):
+            for place in range(len(batch["id"])):
+                row: dict[str, Any] = {column: batch[column][place] for column in kept}
+                rows.append({**row, "columns": {column: measured(batch[column][place]) for column in others}})
     if len(rows) < 20:
         raise StageError(
             f"{len(rows)} examples say nothing about drift", where=data.stage, hint="Compare datasets of 20 or more."
@@ -87,4 +96,4 @@ def _rows(data: InputArtifact, params: Params) -> list[dict[str, Any]]:
     return sample(rows, params.sample, lambda row: str(row["id"]))
 
 
-STAGE = Stage(kind="compare", version=2, makes="drift", params=Params, run=run)
+STAGE = Stage(kind="compare", version=3, makes="drift", params=Params, run=run)

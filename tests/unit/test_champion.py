@@ -16,6 +16,7 @@ from infra.artifacts import ArtifactRef, Manifest
 from infra.errors import ConfigError, StageError, UsageError
 from infra.open_store import open_store
 from infra.refs import RefConflict
+from tasks.data.dataset.new_rows import new_rows
 from tasks.evaluation.champion import judged_before
 from tasks.plan.plan import make_plan
 from tasks.release.gate.judging import judge, verdict_on
@@ -221,15 +222,20 @@ class Datasets:
     def __init__(self, folder: Path) -> None:
         self.folder, self.store, self.count = folder, open_store(str(folder / "store")), 0
 
-    def dataset(self, rows: dict[str, str], *, test_version: int = 0) -> InputArtifact:
+    def dataset(
+        self, rows: dict[str, str], *, test_version: int = 0, photos: dict[str, bytes] | None = None
+    ) -> InputArtifact:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.count += 1
         place = self.folder / str(self.count)
         (place / "test").mkdir(parents=True)
-        pq.write_table(pa.table({"id": list(rows), "text": list(rows.values())}), place / "test/a.parquet")
-        description = {"splits": {"test": len(rows)}, "labels": None, "columns": ["id", "text"]}
+        columns: dict[str, list[Any]] = {"id": list(rows), "text": list(rows.values())}
+        if photos is not None:
+            columns["photo"] = [photos[name] for name in rows]
+        pq.write_table(pa.table(columns), place / "test/a.parquet")
+        description = {"splits": {"test": len(rows)}, "labels": None, "columns": list(columns)}
         (place / "dataset.json").write_text(json.dumps(description))
         manifest = self.store.commit(
             kind="dataset", type="dataset", key=f"{self.count:064d}", attempt="a", payload_dir=place,
@@ -261,6 +267,29 @@ def test_known_and_new_examples(tmp_path: Path) -> None:
     found = judged_before(made.store, champion, now, "test")
     assert found.mask.tolist() == [True, True, False], "b's text is there under another name"
     assert {name: int(mask.sum()) for name, mask in found.masks.items()} == {"known": 2, "new": 1}
+
+
+def test_pictures_without_texts_are_told_from_each_other(tmp_path: Path) -> None:
+    """Their text is empty, all alike: what makes two rows equal is text and columns."""
+    made = Datasets(tmp_path)
+    champion = made.champion(made.dataset({"a": "", "b": ""}, photos={"a": b"one", "b": b"two"}))
+    now = made.dataset({"a": "", "c": "", "d": ""}, photos={"a": b"one", "c": b"two", "d": b"three"})
+    assert judged_before(made.store, champion, now, "test").mask.tolist() == [True, True, False]
+    lost = made.dataset({"a": "", "d": ""}, photos={"a": b"one", "d": b"three"})
+    with pytest.raises(StageError, match=r"1 of the 2 examples the champion was judged on are not in texts.test: b"):
+        judged_before(made.store, champion, lost, "test")
+
+
+def test_new_pictures_are_new_rows(tmp_path: Path) -> None:
+    made = Datasets(tmp_path)
+    old = made.dataset({"a": "", "b": ""}, photos={"a": b"one", "b": b"two"}).manifest
+    new = made.dataset({"a": "", "b": "", "c": "", "d": ""}, photos={"a": b"one", "b": b"2", "c": b"two", "d": b"3"})
+    found = new_rows(made.store, new.manifest, old)
+    assert [row["id"] for row in found] == ["b", "d"], "c repeats a picture; b has another one now"
+    without = made.dataset({"a": "", "b": ""}).manifest
+    assert [row["id"] for row in new_rows(made.store, new.manifest, without)] == ["c", "d"], (
+        "nothing but ids is in both"
+    )
 
 
 def test_examples_that_are_gone_are_an_error_unless_the_test_split_was_begun_anew(tmp_path: Path) -> None:

@@ -78,3 +78,22 @@ def test_commands_say_which_store_they_looked_into(
     monkeypatch.setenv("FORGELINE_STORE", str(tmp_path / "named"))
     code, _, told = run(capsys, "logs", "latest")
     assert code == 2 and f"store: {tmp_path}/named, as $FORGELINE_STORE says; --store names another" in told
+
+
+def test_the_environment_is_the_store_of_a_file_that_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FORGELINE_STORE", raising=False)
+    text = "name: p\nstages: {a: {dataset: {sources: [{files: p.yaml}]}}}\n"
+    (tmp_path / "p.yaml").write_text(text)
+    assert run(capsys, "plan", "p.yaml")[2] == f"store: .forgeline/store, the default in {tmp_path}\n"
+    monkeypatch.setenv("FORGELINE_STORE", str(tmp_path / "named"))
+    assert run(capsys, "plan", "p.yaml")[2] == f"store: {tmp_path}/named, as $FORGELINE_STORE says\n"
+    assert run(capsys, "plan", "p.yaml", "--store", "other")[2] == "store: other\n"
+    (tmp_path / "p.yaml").write_text(f"{text}store: mine\n")
+    assert run(capsys, "plan", "p.yaml")[2] == "store: mine\n"
+    monkeypatch.setenv("FORGELINE_STORE", "s3://key:secret@bucket")
+    (tmp_path / "p.yaml").write_text(text)
+    code, _, told = run(capsys, "plan", "p.yaml")
+    assert code == 2 and "no credentials" in told and "secret" not in told

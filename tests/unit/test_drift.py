@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from tasks.data.drift.texts import Difference, judged, lengths, ngrams, novelty, shares
+from tasks.data.drift.columns import measured
+from tasks.data.drift.difference import Difference, judged, shares
+from tasks.data.drift.differences import differences
+from tasks.data.drift.texts import lengths, ngrams, novelty
+from tasks.stages.compare import Sizes
 
 COMMON = [f"word{i}" for i in range(300)]
 
@@ -66,3 +72,31 @@ def test_new_characters_are_noticed_where_no_spaces_stand_between_words() -> Non
     assert found.size > 0.3 and found.p < 0.05
     same = novelty(old, ["".join(random.choice(known, 40)) for _ in range(60)], 0, 60)
     assert same.size < 0.05
+
+
+def rows_of_pictures(seed: int, *, bytes_: int = 400, red: float = 0.3, grade: float = 0.0) -> list[dict[str, Any]]:
+    random = np.random.default_rng(seed)
+    return [
+        {
+            "id": str(i),
+            "text": "",
+            "columns": {
+                "photo": measured(b"x" * int(random.normal(bytes_, 40))),
+                "colour": measured("red" if random.random() < red else "blue"),
+                "grade": measured(float(random.normal(grade))),
+                "name": measured(f"number {seed} {i}"),
+            },
+        }
+        for i in range(200)
+    ]
+
+
+@pytest.mark.parametrize("column", ["photo", "colour", "grade"])
+def test_columns_drift_where_there_is_no_text(column: str) -> None:
+    settings = {"alpha": 0.01, "sizes": Sizes().model_dump(), "seed": 0}
+    same = differences(rows_of_pictures(0), rows_of_pictures(1), **settings)
+    assert [one.name for one in same] == ["column colour", "column grade", "column photo"], "names are ids: not tested"
+    assert not any(one.drifted for one in same)
+    moved: dict[str, Any] = {"photo": {"bytes_": 500}, "colour": {"red": 0.9}, "grade": {"grade": 2.0}}[column]
+    found = differences(rows_of_pictures(0), rows_of_pictures(1, **moved), **settings)
+    assert [one.name for one in found if one.drifted] == [f"column {column}"]

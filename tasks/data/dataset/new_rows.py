@@ -1,44 +1,65 @@
-"""What one dataset has and another has not: examples by their text, or by their id where there is no text.
+"""What one dataset has and another has not. Two rows are equal where text and columns are.
 
 A duplicate that took the place of the example it repeats is nothing new. Files that both have are not read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from tasks.data.dataset.layout import describe, iterate_columns, stored_files
+from tasks.data.dataset.layout import COLUMNS, describe, iterate_columns, stored_files
+from tasks.data.drift.columns import measured
+from tasks.data.hashing import content_digest
 
 if TYPE_CHECKING:
     from infra.artifacts import Manifest
     from infra.store import Store
 
 Row = dict[str, Any]
+"""`id`, `text` and `label`, as far as there are such; `content`: the same of equal rows; `columns`: what the tests of
+`tasks/data/drift/columns.py` see of the others."""
 
 
 def new_rows(store: Store, data: Manifest, other: Manifest | None) -> list[Row]:
-    """Rows (`id`, `text`, `label`, as far as there are such) of `data` that `other` has not; None: all of them."""
+    """Rows of `data` that `other` has not; None: all of them. Columns that only one of the two has do not count."""
     mine = {entry.path: entry.sha256 for _, entry in stored_files(data)}
     theirs = {entry.path: entry.sha256 for _, entry in stored_files(other)} if other else {}
-    known = set()
+    known, both = set(), passing(store, data)
     if other is not None:
+        both &= passing(store, other)
         changed = [path for path, sha in theirs.items() if mine.get(path) != sha]
-        known = {_content(row) for row in rows(store, other, changed)}
+        known = {row["content"] for row in rows(store, other, changed, both)}
     changed = [path for path, sha in mine.items() if theirs.get(path) != sha]
-    return [row for row in rows(store, data, changed) if _content(row) not in known]
+    return [row for row in rows(store, data, changed, both) if row["content"] not in known]
 
 
-def rows(store: Store, data: Manifest, files: list[str]) -> Iterator[Row]:
-    """Rows of some files of a stored dataset."""
+def passing(store: Store, data: Manifest) -> set[str]:
+    """The columns that pass through a stored dataset, beside those that each has."""
+    return {*describe(store.fetch(data, only=["dataset.json"]))["columns"]} - {*COLUMNS}
+
+
+def rows(store: Store, data: Manifest, files: list[str], content: Collection[str] | None = None) -> Iterator[Row]:
+    """Rows of some files of a stored dataset. content: columns that count beside the text; None: all that pass."""
     if not files:
         return
     folder = store.fetch(data, only=[*files, "dataset.json"])
-    kept = [name for name in ("id", "text", "label") if name in describe(folder)["columns"]]
-    for batch in iterate_columns((folder / path for path in sorted(files)), kept):
-        for values in zip(*(batch[name] for name in kept), strict=True):
-            yield dict(zip(kept, values, strict=True))
+    there = describe(folder)["columns"]
+    kept = [name for name in ("id", "text", "label") if name in there]
+    others = sorted({*there} - {*COLUMNS})
+    counted = others if content is None else sorted(content)
+    for batch in iterate_columns((folder / path for path in sorted(files)), [*kept, *others]):
+        for values in zip(*(batch[name] for name in (*kept, *others)), strict=True):
+            row = dict(zip((*kept, *others), values, strict=True))
+            found = {name: row[name] for name in kept}
+            found["content"] = _content(row, counted)
+            found["columns"] = {name: measured(row[name]) for name in others}
+            yield found
 
 
-def _content(row: Row) -> Any:
-    return row["id"] if row.get("text") is None else row["text"]
+def _content(row: Row, columns: list[str]) -> Any:
+    """A digest; of a row that has nothing but its id, the id."""
+    text, values = row.get("text") or "", [row[name] for name in columns]
+    if not text and all(value is None for value in values):
+        return row["id"]
+    return content_digest(text, values)

@@ -1,20 +1,13 @@
-"""How one set of texts differs from another, each difference with a size and a probability.
-
-A p-value says how often a difference at least this large would come about if both sets were drawn from one source; with
-enough examples it is small for differences nobody cares about. So a difference counts as drift where it is unlikely
-(after Holm's correction, 1979, for the number of tests) and large.
-"""
+"""How texts differ: their lengths, languages and words."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from tasks.data.drift.difference import Difference, shares
 from tasks.data.hashing import mixed, windows
 from tasks.data.words import word_hashes
 
@@ -23,38 +16,18 @@ FEATURES = 1 << 12
 """Buckets that word n-grams are hashed into."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One test. `size`: 0 (alike) to 1; `p`: of a difference as large by chance; `told`: for people."""
-
-    name: str
-    size: float
-    p: float
-    told: str
-    drifted: bool = False
-
-
-def differences(
-    old: Sequence[Mapping[str, Any]],
-    new: Sequence[Mapping[str, Any]],
-    *,
-    alpha: float,
-    sizes: dict[str, float],
-    seed: int,
-) -> list[Difference]:
-    """Every test on two sets of rows with `text`, and `label` where all have one, judged together."""
+def text_differences(old: Sequence[str], new: Sequence[str], seed: int) -> list[Difference]:
+    """Every test of texts: their lengths, languages and words."""
     from tasks.data.steps.language import detector
 
-    old_texts, new_texts = [row["text"] for row in old], [row["text"] for row in new]
-    found = [lengths([len(t) for t in old_texts], [len(t) for t in new_texts])]
-    if all("label" in row for row in (*old, *new)):
-        found.append(shares("label", [row["label"] for row in old], [row["label"] for row in new]))
     detect = detector()
-    languages = [[detect(text)[0] for text in texts] for texts in (old_texts, new_texts)]
-    found.append(shares("language", *languages))
-    found.append(novelty(old_texts, new_texts, seed))
-    found.append(ngrams(old_texts, new_texts, seed))
-    return judged(found, alpha=alpha, sizes=sizes)
+    languages = [[detect(text)[0] for text in texts] for texts in (old, new)]
+    return [
+        lengths([len(t) for t in old], [len(t) for t in new]),
+        shares("language", *languages),
+        novelty(old, new, seed),
+        ngrams(old, new, seed),
+    ]
 
 
 def lengths(old: Sequence[int], new: Sequence[int]) -> Difference:
@@ -64,21 +37,6 @@ def lengths(old: Sequence[int], new: Sequence[int]) -> Difference:
     found = ks_2samp(old, new)
     told = f"median {int(np.median(old)):,} -> {int(np.median(new)):,} characters"
     return Difference("length", float(found.statistic), float(found.pvalue), told)
-
-
-def shares(name: str, old: Sequence[str], new: Sequence[str]) -> Difference:
-    """Total variation distance of two sets of classes (labels, languages), with a chi-squared test."""
-    from scipy.stats import chi2_contingency
-
-    before, after = Counter(old), Counter(new)
-    kinds = sorted(before.keys() | after.keys())
-    table = np.array([[before[kind] for kind in kinds], [after[kind] for kind in kinds]], float)
-    distribution = table / table.sum(axis=1, keepdims=True)
-    moved = distribution[1] - distribution[0]
-    p = float(chi2_contingency(table).pvalue) if len(kinds) > 1 else 1.0
-    largest = sorted(range(len(kinds)), key=lambda i: -abs(moved[i]))[:3]
-    told = ", ".join(f"{kinds[i]} {distribution[0][i]:.1%} -> {distribution[1][i]:.1%}" for i in largest)
-    return Difference(name, float(np.abs(moved).sum() / 2), p, told)
 
 
 def novelty(old: Sequence[str], new: Sequence[str], seed: int, rounds: int = 200) -> Difference:
@@ -141,21 +99,3 @@ def _vector(text: str) -> Floats:
     weighed = np.sqrt(counts)
     norm = np.linalg.norm(weighed)
     return np.asarray(weighed / norm if norm else weighed)
-
-
-def judged(found: Sequence[Difference], *, alpha: float, sizes: dict[str, float]) -> list[Difference]:
-    """The differences with `drifted` set: unlikely after Holm's correction, and at least as large as `sizes` says."""
-    order = sorted(range(len(found)), key=lambda i: found[i].p)
-    result = list(found)
-    unlikely = True
-    for rank, i in enumerate(order):
-        unlikely = unlikely and found[i].p <= alpha / (len(found) - rank)
-        result[i] = replace(found[i], drifted=unlikely and found[i].size >= sizes[found[i].name])
-    return result
-
-
-def sample(texts: Sequence[Any], most: int, key: Callable[[Any], str]) -> list[Any]:
-    """At most `most` of them, those whose key hashes lowest: the same ones whenever they are there."""
-    from tasks.data.hashing import short_hash
-
-    return sorted(texts, key=lambda item: short_hash(key(item)))[:most]
