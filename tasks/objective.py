@@ -88,7 +88,7 @@ class Objective(StageParams):
     """The metric people compare models by, and whether more is better. A property where an option decides it."""
     greater_is_better: ClassVar[bool]
     truncatable: ClassVar[bool] = True
-    """Whether rows of `soft_targets` are distributions, of which the likeliest classes may stand for all."""
+    """Whether rows of `teacher_targets` are distributions, of which the likeliest classes may stand for all."""
 
     named_classes: ClassVar[bool] = False
     """Whether the model's head has a row for each of several classes, which have names."""
@@ -110,7 +110,7 @@ class Objective(StageParams):
         return ("input_ids", "attention_mask")
 
     @property
-    def reading(self) -> str:
+    def postprocessing_code(self) -> str:
         """Python lines for a model's page that make predictions, `scores`, of `logits` and the `batch` of its inputs.
 
         Of arrays of numpy and of torch alike. Empty: what the model gives is shown as it is.
@@ -118,7 +118,7 @@ class Objective(StageParams):
         return ""
 
     @property
-    def coupled(self) -> int:
+    def examples_per_loss(self) -> int:
         """How many consecutive examples of a step have one loss together; micro-batches never tear them apart."""
         return 1
 
@@ -212,18 +212,19 @@ class Objective(StageParams):
         """
         raise NotImplementedError
 
-    def noted(self) -> dict[str, float]:
+    def step_metrics(self) -> dict[str, float]:
         """Numbers for the record of a step, summed over the calls of `loss` since the last one and over the ranks."""
         return {}
 
-    def soft_loss(
+    def distillation_loss(
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
     ) -> torch.Tensor:
         """Distillation loss summed over the units of `loss`: T^2 * KL(teacher || student) (Hinton et al., 2015)."""
-        return self.distilled(logits, self.soft_targets(teacher_logits, batch)[0], batch, temperature)
+        return self.stored_distillation_loss(logits, self.teacher_targets(teacher_logits, batch)[0], batch, temperature)
 
-    def soft_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(what `soft_loss` reads of an output, rows [N, C] or [N], example by example; rows of each example [B]).
+    def teacher_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(what `distillation_loss` reads of an output, rows [N, C] or [N], example by example; rows of each example
+        [B]).
 
         Raises StageError where an example's rows depend on the batch it is in: those cannot be stored.
         """
@@ -233,13 +234,13 @@ class Objective(StageParams):
             hint="They cannot be stored: let `distill` ask the teacher itself.",
         )
 
-    def distilled(
+    def stored_distillation_loss(
         self, logits: torch.Tensor, targets: torch.Tensor | TopK, batch: Batch, temperature: float
     ) -> torch.Tensor:
-        """`soft_loss` against a teacher's `soft_targets`."""
+        """`distillation_loss` against stored `teacher_targets`."""
         from tasks.losses.distillation import distillation
 
-        return distillation(self.soft_targets(logits, batch)[0], targets, temperature)
+        return distillation(self.teacher_targets(logits, batch)[0], targets, temperature)
 
     def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
         """What evaluation keeps of a batch, one row per example: enough to compute every metric later."""

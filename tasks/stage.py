@@ -67,7 +67,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Later:
+class AddedLater:
     """Field marker: it came when artifacts of this stage version were made, so at its default it enters no key."""
 
 
@@ -308,7 +308,7 @@ def identity_params(params: BaseModel) -> dict[str, Any]:
         value = getattr(params, name)
         if any(isinstance(m, Input | Located) for m in info.metadata):
             continue
-        if Later() in info.metadata and value == info.get_default(call_default_factory=True):
+        if AddedLater() in info.metadata and value == info.get_default(call_default_factory=True):
             continue
         kept[name] = _plain(value)
     # Fields a model takes beyond those it declares (`model: {type, ...}` of a pretrain stage) decide just as much.

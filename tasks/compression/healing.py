@@ -40,7 +40,7 @@ def heal(
     after_step: AfterStep | None = None,
 ) -> TrainResult:
     """Train `model` on; teacher: the folder of `params.teacher`. The rest: `tasks/training/loop/train.py`."""
-    from tasks.compression.distillation.lesson import Lesson
+    from tasks.compression.distillation.loss import DistillationLoss
     from tasks.models.loading import load_model
     from tasks.training.engine.ranks import training_device
     from tasks.training.loop.train import train
@@ -48,7 +48,9 @@ def heal(
     ways: Any = {"tuning": tuning, "after_step": after_step}
     if teacher is None:
         return train(job, model, objective, *features, params, **ways)
-    lesson = Lesson(model, load_model(teacher, objective.auto_class), objective, params, training_device(job.execution))
-    result = train(job, model, objective, *features, params, loss_fn=lesson, parts=lesson.parts, **ways)
-    lesson.finished(result.model)
+    loss = DistillationLoss(
+        model, load_model(teacher, objective.auto_class), objective, params, training_device(job.execution)
+    )
+    result = train(job, model, objective, *features, params, loss_fn=loss, parts=loss.parts, **ways)
+    loss.finished(result.model)
     return result

@@ -16,10 +16,10 @@ import numpy as np
 
 from infra.errors import StageError
 from infra.launch.forked import Forked, forked
+from tasks.evaluation.evaluated_model import EvaluatedModel
 from tasks.evaluation.measured import Measured
 from tasks.evaluation.perturbations import Perturbation
 from tasks.evaluation.slices import Masks
-from tasks.evaluation.subject import Subject
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact
@@ -58,7 +58,7 @@ def compare(
     labels: the classes in the order that numbers them for all models, whatever each one's own order is.
     """
     make: dict[str, Callable[[], Any]] = {
-        model.stage: partial(Subject, model, data, split, timing.threads, masks, perturbations, seed, labels)
+        model.stage: partial(EvaluatedModel, model, data, split, timing.threads, masks, perturbations, seed, labels)
         for model in models
     }
     steps, done = len(models) * 3, 0

@@ -44,7 +44,7 @@ class Measure:
     value: float
     stderr: float | None
     n: int
-    rises: bool
+    higher_is_better: bool
     each: npt.NDArray[np.float64] | None
 
 
@@ -152,7 +152,7 @@ def _measures(task: str, found: dict[str, Any]) -> list[Measure]:
                 value=float(value),
                 stderr=float(stderr) if isinstance(stderr, int | float) else None,
                 n=int(results.get("sample_len", len(rows))),
-                rises=bool(found["higher_is_better"].get(task, {}).get(metric, True)),
+                higher_is_better=bool(found["higher_is_better"].get(task, {}).get(metric, True)),
                 each=each,
             )
         )

@@ -62,12 +62,12 @@ def changed_texts(
 
 
 def robustness(
-    name: str, clean: Mapping[str, Array], changed: Mapping[str, Array], rises: Callable[[str], bool]
+    name: str, clean: Mapping[str, Array], changed: Mapping[str, Array], higher_is_better: Callable[[str], bool]
 ) -> dict[str, Array]:
     """`metric[name]` and `metric_drop[name]` -> [R], from metric -> [R] on the texts as they are and as changed."""
     found = {f"{metric}[{name}]": values for metric, values in changed.items()}
     for metric, values in changed.items():
         stem, mark, rest = metric.partition("@")
-        drop = clean[metric] - values if rises(metric) else values - clean[metric]
+        drop = clean[metric] - values if higher_is_better(metric) else values - clean[metric]
         found[f"{stem}_drop{mark}{rest}[{name}]"] = drop
     return found

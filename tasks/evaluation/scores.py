@@ -40,7 +40,7 @@ def scores_of(
                 value,
                 found.replicates[m],
                 next((size for name, size in sizes.items() if m.endswith(name)), n),
-                rises=rises(objective, m),
+                higher_is_better=higher_is_better(objective, m),
             )
             for m, value in found.point.items()
         }
@@ -79,19 +79,25 @@ def about_model(artifact: InputArtifact, metrics: Mapping[str, Any], parameters:
     }
 
 
-def rises(objective: Objective, metric: str) -> bool:
+def higher_is_better(objective: Objective, metric: str) -> bool:
     """Whether more of a metric is better, of all examples or of a slice."""
     primary = metric.partition("[")[0] == objective.primary_metric
     return objective.greater_is_better if primary else greater_is_better(metric)
 
 
-def estimate(value: float, drawn: npt.NDArray[np.float64], n: int, *, rises: bool | None) -> dict[str, Any]:
+def estimate(value: float, drawn: npt.NDArray[np.float64], n: int, *, higher_is_better: bool | None) -> dict[str, Any]:
     """A metric with its 95 % interval; drawn: [R] its values on the resamples of n examples.
 
-    rises: whether more is better; None where neither more nor less is.
+    higher_is_better: whether more is better; None where neither more nor less is.
     """
     low, high = interval(drawn)
-    return {"value": _finite(value), "low": _finite(low), "high": _finite(high), "n": n, "greater_is_better": rises}
+    return {
+        "value": _finite(value),
+        "low": _finite(low),
+        "high": _finite(high),
+        "n": n,
+        "greater_is_better": higher_is_better,
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -27,7 +27,7 @@ from infra.errors import StageError
 from infra.regular_expression import compiled, time_limit
 from infra.time_limit import TimeLimit, TookTooLong
 from tasks.data.plain_values import plain, plain_text
-from tasks.stage import Later, StageParams
+from tasks.stage import AddedLater, StageParams
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact
@@ -52,7 +52,7 @@ class Slicing(StageParams):
         description="Ranges instead of values: below the first, from each to below the next, from the last on. A text "
         "is measured in characters, because tokens are each model's own.",
     )
-    listed: Annotated[list[str], Later()] = Field(
+    listed: Annotated[list[str], AddedLater()] = Field(
         default_factory=list, description="Values of the column that make the slice `listed`; the rest is `others`."
     )
     min_examples: int = Field(30, ge=1, description="A slice with fewer is reported, and no gate lets it pass.")

@@ -40,7 +40,7 @@ from tasks.run.context import RunContext
 from tasks.run.execute import execute_stage
 from tasks.stage import StageParams
 from tasks.training.engine.batch import split_batch
-from tasks.training.engine.deepspeed_config import coupled_examples
+from tasks.training.engine.deepspeed_config import examples_per_loss
 from tasks.training.settings import TrainingParams
 
 MIN_STEPS = 4
@@ -122,12 +122,13 @@ def on_other_ranks(node: StageNode) -> tuple[Execution, Execution] | str:
     """
     given, batches = node.execution, [training.global_batch_size for training in trainings(node.params)]
     wanted = [2] if given.processes == 1 else sorted({given.processes // 2, 1}, reverse=True)
-    coupled = coupled_examples(node.params)
-    other = next((count for count in wanted if all(batch % (count * coupled) == 0 for batch in batches)), None)
+    together = examples_per_loss(node.params)
+    other = next((count for count in wanted if all(batch % (count * together) == 0 for batch in batches)), None)
     if other is None:
         return f"global_batch_size {batches[0]} does not divide over {_ranks(wanted[0])}"
     splits = [
-        split_batch(batch, given.processes, given.per_device_train_batch_size, coupled=coupled) for batch in batches
+        split_batch(batch, given.processes, given.per_device_train_batch_size, examples_per_loss=together)
+        for batch in batches
     ]
     micro = math.gcd(*(split.micro for split in splits), *(batch // other for batch in batches))
     settings = given.model_copy(update={"per_device_train_batch_size": micro})

@@ -8,7 +8,7 @@
     distill: {teacher: theirs, data: more, alpha: 0, hidden: 1, layers: 2}          # an encoder without a head
 
 A student made by `layers` starts from evenly chosen layers of the teacher (an encoder-decoder: of both stacks). Another
-one must have the teacher's vocabulary. What is minimised: `tasks/compression/distillation/lesson.py`. The student of a
+one must have the teacher's vocabulary. What is minimised: `tasks/compression/distillation/loss.py`. The student of a
 pretrained encoder that was trained for nothing yet (general distillation; Jiao et al., 2020) is such an encoder itself.
 Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 """
@@ -86,7 +86,8 @@ class Params(TeacherParams, TrainingParams):
 def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
-    from tasks.compression.distillation.lesson import Lesson, student_from
+    from tasks.compression.distillation.loss import DistillationLoss
+    from tasks.compression.distillation.student import student_from
     from tasks.models.card import read_card
     from tasks.models.loading import load_model
     from tasks.objectives.text.inputs.headless import Headless
@@ -115,9 +116,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     model = load_model(source, objective.auto_class)
     student = student_from(model, params.layers) if params.layers else _given(job, objective, tokenizer)
     teacher = _stored(job, len(features.train)) if params.soft_targets else model
-    lesson = Lesson(student, teacher, objective, params, training_device(job.execution), unlabelled=unlabelled)
-    result = train(job, student, objective, *features, params, loss_fn=lesson, parts=lesson.parts)
-    lesson.finished(result.model)
+    loss = DistillationLoss(student, teacher, objective, params, training_device(job.execution), unlabelled=unlabelled)
+    result = train(job, student, objective, *features, params, loss_fn=loss, parts=loss.parts)
+    loss.finished(result.model)
     return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
 
 

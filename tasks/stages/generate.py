@@ -87,7 +87,12 @@ def run(job: Job[Params]) -> dict[str, float]:
         statistics = _statistics(outputs[model.stage], examples, metrics, process)
         point, replicated = replicates(partial(text_metrics, statistics), len(examples), params.resamples, params.seed)
         told = {
-            name: estimate(value, replicated[name], len(examples), rises=_rises(name, greater_is_better(name)))
+            name: estimate(
+                value,
+                replicated[name],
+                len(examples),
+                higher_is_better=_higher_is_better(name, greater_is_better(name)),
+            )
             for name, value in point.items()
         }
         scored[model.stage] = about_model(model, told, about[model.stage]["parameters"])
@@ -204,8 +209,8 @@ def _statistics(
     return {**found, "unfinished": np.array([not output.finished for output in outputs], np.float64)}
 
 
-def _rises(name: str, rises: bool) -> bool | None:
-    return None if name == "length_ratio" else rises  # 1 is best
+def _higher_is_better(name: str, higher_is_better: bool) -> bool | None:
+    return None if name == "length_ratio" else higher_is_better  # 1 is best
 
 
 def _copied(examples: Sequence[Example], metric: str, process: Callable[[str], str]) -> float:

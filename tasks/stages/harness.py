@@ -118,7 +118,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     scores = {
         "objective": "harness",
         "primary_metric": primary,
-        "greater_is_better": next(measure.rises for measure in measures if measure.name == primary),
+        "greater_is_better": next(measure.higher_is_better for measure in measures if measure.name == primary),
         "models": scored,
         "data": {"stage": ", ".join(sizes), "split": None, "n": sum(sizes.values()), "digest": digest(listed)},
         "labels": None,
@@ -162,12 +162,12 @@ def _estimate(measure: Measure, params: Params) -> tuple[dict[str, Any], npt.NDA
     if each is None:
         reach = 1.96 * (measure.stderr or 0.0)
         bounds = {"low": measure.value - reach, "high": measure.value + reach}
-        told = {"value": measure.value, **bounds, "n": measure.n, "greater_is_better": measure.rises}
+        told = {"value": measure.value, **bounds, "n": measure.n, "greater_is_better": measure.higher_is_better}
         return {**told, "stderr": measure.stderr}, None
     _, drawn = replicates(
         lambda weights: {"mean": weights @ each / weights.sum(1)}, len(each), params.resamples, params.seed
     )
-    told = estimate(measure.value, drawn["mean"], measure.n, rises=measure.rises)
+    told = estimate(measure.value, drawn["mean"], measure.n, higher_is_better=measure.higher_is_better)
     return {**told, "stderr": measure.stderr}, drawn["mean"]
 
 

@@ -39,7 +39,7 @@ class Params(StageParams):
 def run(job: Job[Params]) -> dict[str, float]:
     import torch
 
-    from tasks.compression.distillation.lesson import as_teacher
+    from tasks.compression.distillation.loss import as_teacher
     from tasks.compression.distillation.soft_targets import Form, write_soft_targets
     from tasks.models.card import read_card
     from tasks.models.loading import load_model

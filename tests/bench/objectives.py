@@ -260,9 +260,9 @@ def best(entry: dict[str, Any]) -> tuple[str, float]:
 def below(entry: dict[str, Any]) -> list[str]:
     """Models whose interval is not wholly better than the best baseline."""
     _, bar = best(entry)
-    rises = entry["greater_is_better"]
+    higher_is_better = entry["greater_is_better"]
     models = entry["models"]
-    return [of for of in STAGES if (models[of]["low"] <= bar if rises else models[of]["high"] >= bar)]
+    return [of for of in STAGES if (models[of]["low"] <= bar if higher_is_better else models[of]["high"] >= bar)]
 
 
 def outdated(entry: dict[str, Any]) -> bool:

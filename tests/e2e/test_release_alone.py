@@ -26,7 +26,7 @@ from infra.artifacts import Manifest
 from infra.open_store import open_store
 from infra.store import Store
 from tasks.data.dataset.split import read_split
-from tasks.evaluation.subject import BATCH
+from tasks.evaluation.evaluated_model import BATCH
 from tasks.models.card import read_card
 from tasks.plan.resolved import latest_ref
 from tasks.processors.tokenizer import load_tokenizer

@@ -13,7 +13,8 @@ import torch
 import transformers
 
 from infra.errors import StageError
-from tasks.compression.distillation.lesson import layer_stacks, student_from
+from tasks.compression.distillation.loss import layer_stacks
+from tasks.compression.distillation.student import student_from
 from tasks.compression.onnx.export import export_onnx, largest_difference, random_batches
 from tasks.compression.pruning.ffn_width import find_feed_forwards, neuron_importance, pruned
 from tasks.compression.quantization.int8 import quantize_dynamic_int8

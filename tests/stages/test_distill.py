@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import StageError
-from tasks.compression.distillation.lesson import chosen_layers, student_from
+from tasks.compression.distillation.student import chosen_layers, student_from
 from tasks.losses.distillation import distillation
 from tasks.models.card import ModelCard, read_card
 from tasks.objective import objective

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from infra.errors import StageError
-from tasks.compression.distillation.lesson import attention_distance, hidden_distance, student_from
+from tasks.compression.distillation.loss import attention_distance, hidden_distance
+from tasks.compression.distillation.student import student_from
 from tasks.models.card import ModelCard, read_card, write_card
 from tasks.objective import SpecialIds, objective
 from tasks.processors.tokenizer import load_tokenizer

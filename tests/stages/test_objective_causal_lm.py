@@ -134,7 +134,7 @@ def test_soft_loss_is_zero_for_the_teacher_itself_and_ignores_padding(tiny: Modu
     other[batch["attention_mask"] == 0] = 99.0
     other[..., 0][batch["attention_mask"] == 0] = -99.0
     # Adding a constant to all logits leaves the distribution as it is; the padded places differ, and do not count.
-    assert float(CausalLM().soft_loss(logits, other, batch, 2.0)) == pytest.approx(0, abs=1e-4)
+    assert float(CausalLM().distillation_loss(logits, other, batch, 2.0)) == pytest.approx(0, abs=1e-4)
 
 
 def test_rows_longer_than_the_model_are_refused(jobs: ModuleType, tiny_inputs: Path) -> None:

@@ -231,7 +231,7 @@ def test_the_soft_loss_is_of_first_and_last_token_without_padding(tokenizer: Any
         / 2
     )
     assert width < a.shape[1]
-    torch.testing.assert_close(chosen.soft_loss(a, b, batch, 2.0), expected)
+    torch.testing.assert_close(chosen.distillation_loss(a, b, batch, 2.0), expected)
 
 
 def fresh(tiny: ModuleType, tokenizer: Any, **fields: Any) -> Any:

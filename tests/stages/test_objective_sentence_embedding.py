@@ -89,7 +89,7 @@ def test_the_same_text_is_no_negative() -> None:
     (table,) = objective.similarities(hidden, batch)
     # 0 and 1 share their positive, 0 and 2 their anchor.
     assert (table < -100).tolist() == [[False, True, True], [True, False, False], [True, False, False]]
-    assert torch.isfinite(objective.soft_loss(hidden, hidden.flip(1) + 1, batch, 2.0))
+    assert torch.isfinite(objective.distillation_loss(hidden, hidden.flip(1) + 1, batch, 2.0))
 
 
 @pytest.mark.parametrize(("type", "micro"), [("bert", 4), ("llama", 8), ("bert", 16)])
@@ -132,15 +132,15 @@ def test_a_resumed_training_goes_on_though_nothing_reads_the_pooler(
 
 
 def test_micro_batches_hold_whole_groups() -> None:
-    assert split_batch(32, 2, "auto", coupled=16) == BatchSplit(32, 2, 16, 16)
-    assert split_batch(48, 1, "auto", coupled=8).halved() == BatchSplit(48, 1, 24, 8)
+    assert split_batch(32, 2, "auto", examples_per_loss=16) == BatchSplit(32, 2, 16, 16)
+    assert split_batch(48, 1, "auto", examples_per_loss=8).halved() == BatchSplit(48, 1, 24, 8)
     assert BatchSplit(48, 1, 24, 8).halved() == BatchSplit(48, 1, 8, 8)
     assert BatchSplit(48, 1, 8, 8).halved() is None, "less would tear a group apart"
     with pytest.raises(StageError, match="12 each, which groups of 8 examples do not divide") as caught:
-        split_batch(24, 2, "auto", coupled=8)
+        split_batch(24, 2, "auto", examples_per_loss=8)
     assert "16, 32" in str(caught.value.hint)
     with pytest.raises(StageError, match="micro-batches of 4 would tear apart groups of 8") as caught:
-        split_batch(16, 1, 4, coupled=8)
+        split_batch(16, 1, 4, examples_per_loss=8)
     assert "can be: 8, 16." in str(caught.value.hint)
 
 
@@ -158,7 +158,7 @@ def test_a_plan_sees_a_batch_that_groups_do_not_divide() -> None:
 
 def test_more_in_a_group_than_there_are_examples_is_refused(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) -> None:
     given = TrainingParams.model_validate({"max_steps": 1, "global_batch_size": 16})
-    with pytest.raises(StageError, match="a group of 16 examples is more than the 10 of the training split"):
+    with pytest.raises(StageError, match="16 examples have one loss, and the training split has 10"):
         train(jobs.make_job(tmp_path, given), tiny.model("bert", AutoModel), chosen(group=16), pairs(10), [], given)
 
 
@@ -202,14 +202,14 @@ def test_soft_loss_is_zero_for_the_teacher_itself_and_allows_another_hidden_size
     objective, batch = chosen(symmetric=True), chosen().collate(pairs(8), SpecialIds())
     shape, random = batch["input_ids"].shape, torch.Generator().manual_seed(0)
     student, teacher = torch.randn(*shape, 6, generator=random), torch.randn(*shape, 10, generator=random)
-    assert float(objective.soft_loss(teacher, teacher, batch, 2.0)) == pytest.approx(0, abs=1e-4)
+    assert float(objective.distillation_loss(teacher, teacher, batch, 2.0)) == pytest.approx(0, abs=1e-4)
     given = list(zip(objective.similarities(student, batch), objective.similarities(teacher, batch), strict=True))
     expected = 0.0
     for s, t in given:
         for a, b in ((s, t), (s.T, t.T)):
             p = (b / 2).softmax(1)
             expected += 4 * float((p * (p.log() - (a / 2).log_softmax(1))).sum()) / 2
-    assert float(objective.soft_loss(student, teacher, batch, 2.0)) == pytest.approx(expected, rel=1e-4)
+    assert float(objective.distillation_loss(student, teacher, batch, 2.0)) == pytest.approx(expected, rel=1e-4)
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------

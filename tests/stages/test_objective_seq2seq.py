@@ -111,7 +111,7 @@ def test_loss_is_the_models_own_and_padding_changes_nothing(tiny: ModuleType, ty
     kept = Seq2Seq().predictions(output.numpy(), {name: value.numpy() for name, value in batch.items()})
     assert kept["nll"].sum() == pytest.approx(float(total), rel=1e-5) and kept["tokens"].sum() == units
     assert "bytes" not in kept
-    twice = Seq2Seq().soft_loss(output, output + 1, batch, 2.0)
+    twice = Seq2Seq().distillation_loss(output, output + 1, batch, 2.0)
     assert float(twice) == pytest.approx(0, abs=1e-3)
 
 

@@ -267,20 +267,20 @@ def test_soft_losses_by_hand() -> None:
     student, teacher = (torch.randn(4, 3, generator=random) for _ in range(2))
     multi = TextClassification(problem="multi_label", labels="tags", pooling="model")
     number = TextClassification(problem="regression", target="x", pooling="model")
-    assert float(multi.soft_loss(teacher, teacher, {}, 2.0)) == pytest.approx(0, abs=1e-6)
+    assert float(multi.distillation_loss(teacher, teacher, {}, 2.0)) == pytest.approx(0, abs=1e-6)
     p, q = torch.sigmoid(teacher / 2), torch.sigmoid(student / 2)
     divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    torch.testing.assert_close(multi.soft_loss(student, teacher, {}, 2.0), 4 * divergence.mean(1).sum())
+    torch.testing.assert_close(multi.distillation_loss(student, teacher, {}, 2.0), 4 * divergence.mean(1).sum())
     expected = (student[:, :1] - teacher[:, :1]).square().sum()
-    torch.testing.assert_close(number.soft_loss(student[:, :1], teacher[:, :1], {}, 2.0), expected)
+    torch.testing.assert_close(number.distillation_loss(student[:, :1], teacher[:, :1], {}, 2.0), expected)
     weighted = TextClassification(class_weights="balanced", pooling="model")
     batch = {"labels": torch.tensor([0, 1, 2, 2]), "class_weights": torch.tensor([2.0, 0.0, 1.0])}
     plain = TextClassification(pooling="model")
     first, _, third, fourth = (
-        plain.soft_loss(student[i : i + 1], teacher[i : i + 1], {"labels": batch["labels"][i : i + 1]}, 2.0)
+        plain.distillation_loss(student[i : i + 1], teacher[i : i + 1], {"labels": batch["labels"][i : i + 1]}, 2.0)
         for i in range(4)
     )
-    torch.testing.assert_close(weighted.soft_loss(student, teacher, batch, 2.0), 2 * first + third + fourth)
+    torch.testing.assert_close(weighted.distillation_loss(student, teacher, batch, 2.0), 2 * first + third + fourth)
     assert weighted.units(batch) == 4.0
 
 

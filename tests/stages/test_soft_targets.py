@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 
 from infra.errors import StageError
 from tasks.compression.distillation import soft_targets as storage
-from tasks.compression.distillation.lesson import as_teacher
+from tasks.compression.distillation.loss import as_teacher
 from tasks.compression.distillation.soft_targets import Form, SoftTargets, write_soft_targets
 from tasks.losses.distillation import distillation
 from tasks.losses.top_k import TopK
@@ -187,7 +187,7 @@ def test_every_example_finds_its_own_rows_whatever_files_they_are_in(
         batch = chosen.collate([features[i] for i in places], SpecialIds())
         inputs = {name: batch[name] for name in batch if name in ("input_ids", "position_ids")}
         with torch.no_grad():
-            rows, _ = chosen.soft_targets(teacher(**inputs).logits, batch)
+            rows, _ = chosen.teacher_targets(teacher(**inputs).logits, batch)
         expected = TopK.of(rows, 5, 2.0)
         found = stored.of({"example": torch.tensor(places)})
         assert isinstance(found, TopK) and torch.equal(found.ids, expected.ids)

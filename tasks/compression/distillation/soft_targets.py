@@ -98,7 +98,7 @@ def _answers(teacher: PreTrainedModel, objective: Objective, features: Sequence[
         batch = {name: value.to(teacher.device) for name, value in batch.items()}
         with torch.no_grad():
             output = objective.output(teacher(**model_inputs(batch, teacher)))
-        rows, counts = objective.soft_targets(output, batch)
+        rows, counts = objective.teacher_targets(output, batch)
         parts = {name: torch.split(value, counts.tolist()) for name, value in form(rows).items()}
         for i, place in enumerate(places):
             found[place] = {name: part[i] for name, part in parts.items()}

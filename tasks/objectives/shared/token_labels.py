@@ -18,7 +18,7 @@ class TokenLabels(Objective):
 
         return int((batch["labels"] != IGNORED).sum())
 
-    def soft_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def teacher_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         from tasks.losses.cross_entropy import IGNORED
 
         counted = batch["labels"] != IGNORED

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from infra.errors import StageError
 from tasks.data.reading.chat_template import check_chat_template
 from tasks.objective import Batch, Feature, Objective, Predictions, Prompt, SpecialIds, spread
-from tasks.stage import Later
+from tasks.stage import AddedLater
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ class CausalLM(Objective):
     chat_template: str | None = Field(
         None, description="Jinja template that writes a conversation; it ships with the model. None: the tokenizer's."
     )
-    end_of_text: Annotated[bool, Later()] = Field(
+    end_of_text: Annotated[bool, AddedLater()] = Field(
         True,
         description="End each text or conversation with the tokenizer's end-of-text token, so that the model learns to "
         "stop. Left out where it was cut or already ends so; a `pack` stage ends its texts itself.",
@@ -137,7 +137,7 @@ class CausalLM(Objective):
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
         return summed_cross_entropy(logits.flatten(0, 1), targets.flatten()), int((targets != IGNORED).sum())
 
-    def soft_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def teacher_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         from tasks.losses.cross_entropy import IGNORED
 
         counted = batch["labels"][:, 1:] != IGNORED

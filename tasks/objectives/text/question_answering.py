@@ -141,7 +141,7 @@ class QuestionAnswering(Objective):
         total = F.cross_entropy(self._scores(logits, batch), batch["labels"].flatten(), reduction="sum") / 2
         return total, len(batch["labels"])
 
-    def soft_loss(
+    def distillation_loss(
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
     ) -> torch.Tensor:
         from tasks.losses.distillation import distillation

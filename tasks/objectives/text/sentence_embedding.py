@@ -7,8 +7,8 @@ choose its own, by cosine similarity over `temperature`. The other positives are
 are the same text as its own or belong to the same anchor.
 
 A group is `group` consecutive examples of the data stream, whatever the micro-batches and ranks: a larger group is a
-harder task and another result, so it is an option, and micro-batches hold whole groups (`Objective.coupled`). The unit
-of the loss is the anchor.
+harder task and another result, so it is an option, and micro-batches hold whole groups (`Objective.examples_per_loss`).
+The unit of the loss is the anchor.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SentenceEmbedding(OwnText):
         return "AutoModel"
 
     @property
-    def coupled(self) -> int:
+    def examples_per_loss(self) -> int:
         return self.group
 
     def features(
@@ -143,7 +143,7 @@ class SentenceEmbedding(OwnText):
             total = total + loss
         return total, self.units(batch)
 
-    def soft_loss(
+    def distillation_loss(
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
     ) -> torch.Tensor:
         """Of the distributions over a group's positives, so that teacher and student may differ in hidden size."""

@@ -89,7 +89,7 @@ class TextClassification(OwnText):
         return "AutoModelForTokenClassification" if mean else "AutoModelForSequenceClassification"
 
     @property
-    def reading(self) -> str:
+    def postprocessing_code(self) -> str:
         if self.pooling != "mean":
             return ""
         return (
@@ -230,13 +230,13 @@ class TextClassification(OwnText):
         loss = F.cross_entropy(scores, labels, weights, reduction="sum", label_smoothing=self.label_smoothing)
         return loss, self.units(batch)
 
-    def soft_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def teacher_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
         scores = self.scores(logits, batch)
         return scores, torch.ones(len(scores), dtype=torch.int64)
 
-    def distilled(
+    def stored_distillation_loss(
         self, logits: torch.Tensor, targets: torch.Tensor | TopK, batch: Batch, temperature: float
     ) -> torch.Tensor:
         """Of several labels the mean over them, each a choice of two; of a number the squared distance.

@@ -118,14 +118,14 @@ def _judge(
     metric, rule = requirement.metric, requirement.rule
     mine = value_of(scores["models"][candidate], metric)
     theirs = value_of(scores["models"][against], metric) if against is not None and rule in RELATIVE else None
-    rises = _rises(scores, candidate, metric)
-    point = _quantity(rule, mine, theirs, rises)
+    higher_is_better = _higher_is_better(scores, candidate, metric)
+    point = _quantity(rule, mine, theirs, higher_is_better)
     at_most = rule in AT_MOST
     bound = float(point)
     if requirement.confidence is not None:
         drawn = _drawn(replicates, metric, candidate)
         other = _drawn(replicates, metric, against) if theirs is not None and against is not None else None
-        bound = _bound(_quantity(rule, drawn, other, rises), requirement.confidence, at_most)
+        bound = _bound(_quantity(rule, drawn, other, higher_is_better), requirement.confidence, at_most)
     passed = bool(bound <= requirement.limit if at_most else bound >= requirement.limit)
     sentence = outcome_sentence(requirement, candidate, against, mine, theirs, float(point), bound, passed)
     if few := too_few(scores, metric):
@@ -216,18 +216,18 @@ def available(model: Mapping[str, Any]) -> dict[str, float | None]:
     return found
 
 
-def _rises(scores: Mapping[str, Any], model: str, metric: str) -> bool:
+def _higher_is_better(scores: Mapping[str, Any], model: str, metric: str) -> bool:
     entry = scores["models"][model]["metrics"].get(metric) or {}
     return bool(entry.get("greater_is_better", greater_is_better(metric)))
 
 
-def _quantity(rule: str, mine: Any, theirs: Any, rises: bool) -> Any:
+def _quantity(rule: str, mine: Any, theirs: Any, higher_is_better: bool) -> Any:
     """What the limit is held against: the value, the drop, the gain or the ratio; numbers or arrays alike."""
     if rule in ABSOLUTE:
         return mine
     if rule in ("max_ratio", "min_ratio"):
         return np.divide(mine, theirs) if np.all(np.not_equal(theirs, 0)) else np.full(np.shape(mine), np.nan)[()]
-    gain = mine - theirs if rises else theirs - mine
+    gain = mine - theirs if higher_is_better else theirs - mine
     return gain if rule == "min_gain" else -gain
 
 

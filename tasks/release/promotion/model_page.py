@@ -169,7 +169,7 @@ def _sources(store: Store, manifest: Manifest) -> list[tuple[str, str | None]]:
 
 def _loader(folder: Path, card: ModelCard) -> str:
     """Code that runs the model without Forgeline; empty for encoder-decoders in ONNX, whose decoding is a loop."""
-    reading = card.objective.reading
+    reading = card.objective.postprocessing_code
     if card.format is None:
         code = TRANSFORMERS.format(auto_class=card.objective.auto_class, max_length=card.max_length)
         return code + (f"logits = output.logits.detach()\n{reading}" if reading else "print(output)\n").rstrip()

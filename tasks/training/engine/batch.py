@@ -16,13 +16,13 @@ from infra.errors import StageError
 class BatchSplit:
     """`global_batch` examples an optimizer step, `ranks` processes, `micro` examples a rank holds at once.
 
-    coupled: consecutive examples that have one loss together; micro-batches are multiples of it.
+    examples_per_loss: consecutive examples that have one loss together; micro-batches are multiples of it.
     """
 
     global_batch: int
     ranks: int
     micro: int
-    coupled: int = 1
+    examples_per_loss: int = 1
 
     @property
     def per_rank(self) -> int:
@@ -40,9 +40,13 @@ class BatchSplit:
 
     def fitting(self, most: int) -> BatchSplit | None:
         """The same batch in the largest micro-batches of at most so many examples; None where there are none."""
-        fits = (m for m in range(most, self.coupled - 1, -1) if self.per_rank % m == 0 and m % self.coupled == 0)
+        fits = (
+            m
+            for m in range(most, self.examples_per_loss - 1, -1)
+            if self.per_rank % m == 0 and m % self.examples_per_loss == 0
+        )
         smaller = next(fits, None)
-        return None if smaller is None else BatchSplit(self.global_batch, self.ranks, smaller, self.coupled)
+        return None if smaller is None else BatchSplit(self.global_batch, self.ranks, smaller, self.examples_per_loss)
 
 
 def split_batch(
@@ -50,13 +54,13 @@ def split_batch(
     ranks: int,
     micro: int | Literal["auto"],
     *,
-    coupled: int = 1,
+    examples_per_loss: int = 1,
     where: str = "global_batch_size",
 ) -> BatchSplit:
     """Split a global batch; `micro="auto"` gives each rank its share in one piece.
 
-    coupled: see `BatchSplit`. Raises StageError, naming the values that would work, if `ranks x micro` does not divide
-    the global batch, or `coupled` not a rank's share or a micro-batch.
+    examples_per_loss: see `BatchSplit`. Raises StageError, naming the values that would work, if `ranks x micro` does
+        not divide the global batch, or `examples_per_loss` not a rank's share or a micro-batch.
     """
     if global_batch % ranks:
         raise StageError(
@@ -66,12 +70,12 @@ def split_batch(
             f"nearest global batch sizes: {_multiples(global_batch, ranks)}.",
         )
     per_rank = global_batch // ranks
-    if per_rank % coupled:
+    if per_rank % examples_per_loss:
         raise StageError(
             f"a global batch of {global_batch} over {ranks} processes is {per_rank} each, "
-            f"which groups of {coupled} examples do not divide",
+            f"which groups of {examples_per_loss} examples do not divide",
             where=where,
-            hint=f"Nearest global batch sizes: {_multiples(global_batch, ranks * coupled)}; "
+            hint=f"Nearest global batch sizes: {_multiples(global_batch, ranks * examples_per_loss)}; "
             "or set the objective's group size to one that divides.",
         )
     if micro == "auto":
@@ -81,16 +85,16 @@ def split_batch(
             f"a global batch of {global_batch} over {ranks} processes is {per_rank} each, "
             f"which micro-batches of {micro} do not divide",
             where=where,
-            hint=f"per_device_train_batch_size can be: {_divisors(per_rank, coupled)}; "
+            hint=f"per_device_train_batch_size can be: {_divisors(per_rank, examples_per_loss)}; "
             f"nearest global batch sizes: {_multiples(global_batch, ranks * micro)}.",
         )
-    if micro % coupled:
+    if micro % examples_per_loss:
         raise StageError(
-            f"micro-batches of {micro} would tear apart groups of {coupled} examples, which have one loss together",
+            f"micro-batches of {micro} would tear apart groups of {examples_per_loss} examples with one loss",
             where=where,
-            hint=f"per_device_train_batch_size can be: {_divisors(per_rank, coupled)}.",
+            hint=f"per_device_train_batch_size can be: {_divisors(per_rank, examples_per_loss)}.",
         )
-    return BatchSplit(global_batch, ranks, micro, coupled)
+    return BatchSplit(global_batch, ranks, micro, examples_per_loss)
 
 
 def _divisors(n: int, unit: int = 1) -> str:

@@ -166,10 +166,10 @@ def _precision(execution: Execution) -> dict[str, Any]:
     return {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
 
 
-def coupled_examples(params: StageParams) -> int:
-    """`Objective.coupled` where the stage chooses the objective; 1 where a model brings it: the job checks then."""
+def examples_per_loss(params: StageParams) -> int:
+    """Of the objective that the stage chooses; 1 where a model brings it: the job checks then."""
     chosen = getattr(params, "objective", None)
-    return chosen.coupled if isinstance(chosen, Objective) else 1
+    return chosen.examples_per_loss if isinstance(chosen, Objective) else 1
 
 
 def training_faults(params: StageParams, execution: Execution) -> list[Fault]:
@@ -185,7 +185,7 @@ def training_faults(params: StageParams, execution: Execution) -> list[Fault]:
                 params.global_batch_size,
                 execution.processes,
                 execution.per_device_train_batch_size,
-                coupled=coupled_examples(params),
+                examples_per_loss=examples_per_loss(params),
             )
         except StageError as error:
             return [*faults, Fault(("global_batch_size",), f"{error.what}. {error.hint}")]

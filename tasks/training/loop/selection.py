@@ -32,7 +32,7 @@ class Selection:
         self.params, self.parameters = params, parameters
         self.metric = params.watch or objective.primary_metric
         main = self.metric == objective.primary_metric
-        self.rises = objective.greater_is_better if main else greater_is_better(self.metric)
+        self.higher_is_better = objective.greater_is_better if main else greater_is_better(self.metric)
         if self.judges and not validated:
             raise StageError(
                 "there is no validation split to choose the weights by",
@@ -78,7 +78,7 @@ class Selection:
                 f"validation has no metric {self.metric!r}", where="watch", hint=f"It has: {', '.join(values)}."
             )
         value, best = values[self.metric], state.best_values.get(self.metric)
-        if best is None or (value > best if self.rises else value < best):
+        if best is None or (value > best if self.higher_is_better else value < best):
             state.best_step, state.best_values, state.worse_in_row = state.step, dict(values), 0
             if self.params.keep == "best":
                 self.parameters.copy(BEST)

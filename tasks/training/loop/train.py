@@ -88,12 +88,12 @@ def train(
         params.global_batch_size,
         job.world_size,
         job.execution.per_device_train_batch_size,
-        coupled=objective.coupled,
+        examples_per_loss=objective.examples_per_loss,
         where=f"stages.{job.name}.global_batch_size",
     )
-    if len(train_features) < objective.coupled:
+    if len(train_features) < objective.examples_per_loss:
         raise StageError(
-            f"a group of {objective.coupled} examples is more than the {len(train_features)} of the training split",
+            f"{objective.examples_per_loss} examples have one loss, and the training split has {len(train_features)}",
             where=f"stages.{job.name}",
             hint="Add examples, or lower the objective's group size.",
         )
@@ -268,7 +268,7 @@ class _Training:
         rate = state.rate_factor * self.params.learning_rate
         rate *= learning_rate_factor(self.params.schedule, step, self.total)
         try:
-            loss, norm, noted = self._gradients(micros, units or 1.0, parts)
+            loss, norm, step_metrics = self._gradients(micros, units or 1.0, parts)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -286,7 +286,7 @@ class _Training:
         self.slowest = max(self.slowest, seconds)
         self.checkpoints.cadence.step(seconds - self.stalled, saving=bool(busy))
         state.trained_seconds = self.checkpoints.cadence.trained
-        values = {"loss": loss, "learning_rate": rate, "grad_norm": norm, "data_wait": data_wait, **noted}
+        values = {"loss": loss, "learning_rate": rate, "grad_norm": norm, "data_wait": data_wait, **step_metrics}
         if self.stalled:
             values["checkpoint_stall"], self.stalled = self.stalled, 0.0
         if fault:
@@ -312,7 +312,7 @@ class _Training:
         parts: of all ranks, as `Objective.parts` has them.
         """
         self.engine.engine.train()
-        self.objective.noted()  # those of a step that did not fit into memory
+        self.objective.step_metrics()  # those of a step that did not fit into memory
         total = 0.0
         for i, (position, batch) in enumerate(micros):
             # Dropout depends on the place in the data stream, so neither ranks nor a resume change it.
@@ -323,9 +323,9 @@ class _Training:
             loss = self._loss(batch)
             total += float(loss.detach())
             self.engine.backward(loss, units, last=i == len(micros) - 1)
-        noted = self.objective.noted()
-        total, *values = self.ranks.sum(total, *noted.values())
-        return total / units, self.engine.gradient_norm(), dict(zip(noted, values, strict=True))
+        step_metrics = self.objective.step_metrics()
+        total, *values = self.ranks.sum(total, *step_metrics.values())
+        return total / units, self.engine.gradient_norm(), dict(zip(step_metrics, values, strict=True))
 
     def _loss(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What is minimised, summed over the batch's units; with R-Drop of two passes that have to agree."""
@@ -334,7 +334,7 @@ class _Training:
         if not weight:
             return loss
         again = self._logits(batch)
-        apart = self.objective.soft_loss(logits, again, batch, 1.0) + self.objective.soft_loss(
+        apart = self.objective.distillation_loss(logits, again, batch, 1.0) + self.objective.distillation_loss(
             again, logits, batch, 1.0
         )
         return 0.5 * (loss + self.loss_fn(again, batch)) + 0.25 * weight * apart
@@ -406,7 +406,7 @@ class _Training:
 
     def _use_micro(self, micro: int) -> None:
         # It may have been found with another number of ranks.
-        self.split = self.split.fitting(max(micro, self.split.coupled)) or self.split
+        self.split = self.split.fitting(max(micro, self.split.examples_per_loss)) or self.split
         self.state.micro = self.split.micro
         self.sampler = replace(self.sampler, split=self.split)
         self.loader.resplit(self.sampler)

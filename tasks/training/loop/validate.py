@@ -37,9 +37,9 @@ def validate(
         return {}
     # Examples of like lengths together, so that little is padding; unless it matters for the loss which are together.
     order = np.argsort([objective.length(feature) for feature in features], kind="stable")
-    if objective.coupled > 1:
+    if objective.examples_per_loss > 1:
         order = np.arange(len(features))
-    size = -(-BATCH // objective.coupled) * objective.coupled
+    size = -(-BATCH // objective.examples_per_loss) * objective.examples_per_loss
     batches = range(-(-len(features) // size))
     rounds = -(-len(batches) // ranks.world_size)
     loss_sum, units = 0.0, 0.0

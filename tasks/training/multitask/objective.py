@@ -70,7 +70,7 @@ class Multitask(Objective):
     """An example of each task, for micro-batches that have none."""
     labels: dict[str, list[str] | None]
     """Class names of each task."""
-    _noted: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+    _step_metrics: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 
     data_types: ClassVar[tuple[str, ...]] = ()
     primary_metric: ClassVar[str] = "loss"
@@ -130,11 +130,11 @@ class Multitask(Objective):
         return total, self.units(batch)
 
     def _note(self, name: str, value: torch.Tensor) -> None:
-        self._noted[name] = self._noted.get(name, 0.0) + value.detach()
+        self._step_metrics[name] = self._step_metrics.get(name, 0.0) + value.detach()
 
-    def noted(self) -> dict[str, float]:
-        found = {name: float(value) for name, value in self._noted.items()}
-        self._noted.clear()
+    def step_metrics(self) -> dict[str, float]:
+        found = {name: float(value) for name, value in self._step_metrics.items()}
+        self._step_metrics.clear()
         return found
 
     def validated(

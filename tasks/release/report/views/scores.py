@@ -71,25 +71,25 @@ def scores_view(stage: str, scores: dict[str, Any], labels: list[str] | None, sh
     if not models:
         return None
     primary = str(scores.get("primary_metric") or next(iter(_metric_names(models)), ""))
-    rises = bool(scores.get("greater_is_better", greater_is_better(primary)))
+    higher_is_better = bool(scores.get("greater_is_better", greater_is_better(primary)))
     matrices = [
         (name, charts.confusion(f"Confusion matrix of {name}", counts, _class_names(model, labels, len(counts))))
         for name, model in models.items()
         if (counts := square(model.get("confusion")))
     ]
     names = [name for name, _ in matrices]
-    direction = "higher is better" if rises else "lower is better"
+    direction = "higher is better" if higher_is_better else "lower is better"
     return ScoresView(
         stage=stage,
         primary=metric_title(primary),
         direction=direction,
         first=next(iter(models)),
         told=_told(scores, models),
-        conditions=_by_condition(scores, models, primary, rises),
+        conditions=_by_condition(scores, models, primary, higher_is_better),
         quality=_quality(
             {name: _of_all(model, scores) for name, model in models.items()},
             primary,
-            rises,
+            higher_is_better,
             shipped,
             as_object(scores.get("baselines")),
             set(labels or ()),
@@ -157,7 +157,7 @@ def _told(scores: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
 def _quality(
     models: dict[str, dict[str, Any]],
     primary: str,
-    rises: bool,
+    higher_is_better: bool,
     shipped: str | None,
     baselines: dict[str, Any],
     labels: set[str],
@@ -168,7 +168,7 @@ def _quality(
     best = {
         n: _best(
             [e[0] if (e := estimate(m, n)) else None for m in models.values()],
-            rises if n == primary else _rises(models, n),
+            higher_is_better if n == primary else _higher_is_better(models, n),
         )
         for n in names
     }
@@ -209,7 +209,9 @@ def _of_all(model: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
     return {**model, "metrics": kept}
 
 
-def _by_condition(scores: dict[str, Any], models: dict[str, dict[str, Any]], primary: str, rises: bool) -> Table | None:
+def _by_condition(
+    scores: dict[str, Any], models: dict[str, dict[str, Any]], primary: str, higher_is_better: bool
+) -> Table | None:
     """The primary metric of each model on every slice and on changed texts; None where there is neither."""
     found = conditions(scores)
     if not found:
@@ -217,7 +219,7 @@ def _by_condition(scores: dict[str, Any], models: dict[str, dict[str, Any]], pri
     first, rows = next(iter(models.values())), []
     for condition, told in {"": _told(scores, models), **found}.items():
         own = {name: estimate(model, f"{primary}{condition}") for name, model in models.items()}
-        best = _best([e[0] if e else None for e in own.values()], rises)
+        best = _best([e[0] if e else None for e in own.values()], higher_is_better)
         changed = condition and "=" not in condition
         cells = [
             _cell(e, estimate(models[name], primary), best, " to unchanged")
@@ -229,16 +231,16 @@ def _by_condition(scores: dict[str, Any], models: dict[str, dict[str, Any]], pri
     return Table(list(models), rows)
 
 
-def _rises(models: dict[str, dict[str, Any]], metric: str) -> bool | None:
+def _higher_is_better(models: dict[str, dict[str, Any]], metric: str) -> bool | None:
     """Whether more of a metric is better; None where its scores say that neither more nor less is."""
     entries = [as_object(as_object(model.get("metrics")).get(metric)) for model in models.values()]
     told = [entry["greater_is_better"] for entry in entries if "greater_is_better" in entry]
     return (told[0] if told[0] is None else bool(told[0])) if told else greater_is_better(metric)
 
 
-def _best(values: list[float | None], rises: bool | None) -> float | None:
-    known = [v for v in values if v is not None and rises is not None]
-    return (max(known) if rises else min(known)) if len(known) > 1 else None
+def _best(values: list[float | None], higher_is_better: bool | None) -> float | None:
+    known = [v for v in values if v is not None and higher_is_better is not None]
+    return (max(known) if higher_is_better else min(known)) if len(known) > 1 else None
 
 
 def _cost(models: dict[str, dict[str, Any]], shipped: str | None) -> Table:
@@ -263,7 +265,7 @@ def _cost(models: dict[str, dict[str, Any]], shipped: str | None) -> Table:
                 below += [f"p95 {number(p95, 2)}"] if p95 is not None else []
             if is_number(value) and is_number(base) and base > 0 and model is not first:
                 below.append(change(value / base))
-            best = _best([v if is_number(v := get(m)) else None for m in models.values()], rises=False)
+            best = _best([v if is_number(v := get(m)) else None for m in models.values()], higher_is_better=False)
             cells.append(Cell(show(value), tuple(below), is_number(value) and value == best))
         rows.append(Row(name, str(model.get("type") or ""), name == shipped, Markup(""), cells))
     return Table([title for title, _, _ in read], rows)

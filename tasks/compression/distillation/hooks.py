@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tasks.training.settings import TeacherParams
 
 
-class Taps:
+class ActivationHooks:
     """Hooks on a model's layers (an encoder-decoder's encoder), those of `params` that are asked for.
 
     Attention is made of single products then (`eager`), because the fast ways never hold it.

@@ -1,4 +1,4 @@
-"""Knowledge distillation: what a student minimises, and a student cut from the teacher's layers."""
+"""The training loss of knowledge distillation: outputs, hidden states and attention of a teacher."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from infra.errors import StageError
+from tasks.compression.distillation.hooks import ActivationHooks
 from tasks.compression.distillation.soft_targets import SoftTargets
-from tasks.compression.distillation.taps import Taps
+from tasks.compression.distillation.student import chosen_layers
 from tasks.models.inputs import model_inputs
-from tasks.models.structure.layer_subset import with_layers
 from tasks.models.structure.transformer import layer_stacks
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ def as_teacher(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return model
 
 
-class Lesson:
-    """What a student minimises, for the training loop:
+class DistillationLoss:
+    """The loss that the training loop minimises:
 
-    alpha x `soft_loss` against the teacher + (1 - alpha) x the objective's own, per unit,
+    alpha x `distillation_loss` against the teacher + (1 - alpha) x the objective's own, per unit,
     + hidden x |s/|s| - t/|t||^2 of the layers' outputs, a mean over layers and tokens (Sun et al., 2019),
     + attention x |a - b|^2 of the last layers' attention, a mean over heads and tokens (Jiao et al., 2020).
 
-    The latter two are of an encoder-decoder's encoder; layers are held against evenly chosen ones of the teacher. A
+    The latter two are of an encoder-decoder's encoder; layers are compared with evenly chosen ones of the teacher. A
     student of another width gets a projection, `student.to_teacher`, which learns with it; `finished` takes it off.
     Of `soft_targets` in the teacher's stead only outputs can be learned. Without labels, `unlabelled`, the objective's
     own loss is left out. Raises StageError if attention is to be compared and the two have different numbers of heads.
@@ -55,46 +55,43 @@ class Lesson:
     ) -> None:
         self.student, self.teacher, self.objective, self.params = student, teacher, objective, params
         self.unlabelled = unlabelled
-        self.taps = None
+        self.hooks = None
         if isinstance(teacher, SoftTargets):
             return
         as_teacher(teacher, device)
-        heads = [model.config.num_attention_heads for model in (student, teacher)]
-        if params.attention and heads[0] != heads[1]:
-            raise StageError(
-                f"the student has {heads[0]} attention heads, its teacher {heads[1]}",
-                where="attention",
-                hint="Only equal ones can be compared: leave `attention` out, or use `hidden`.",
-            )
+        if params.attention:
+            _require_equal_heads(student, teacher)
         if params.hidden or params.attention:
             depths = [len(layer_stacks(model)[0][1]) for model in (student, teacher)]
             layers = chosen_layers(depths[1], min(depths))
-            self.taps = Taps(student, range(len(layers)), params), Taps(teacher, layers, params)
+            self.hooks = ActivationHooks(student, range(len(layers)), params), ActivationHooks(teacher, layers, params)
             if student.config.hidden_size != teacher.config.hidden_size and params.hidden:
                 student.to_teacher = torch.nn.Linear(student.config.hidden_size, teacher.config.hidden_size, bias=False)
 
     def parts(self, batch: Mapping[str, torch.Tensor]) -> list[float]:
         """Tokens, over which the two distances are a mean."""
-        return [float(batch["attention_mask"].sum())] if self.taps else []
+        return [float(batch["attention_mask"].sum())] if self.hooks else []
 
     def __call__(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         alpha = self.params.alpha
         total = torch.zeros((), device=logits.device)
         if alpha < 1 and not self.unlabelled:
             total = (1 - alpha) * self.objective.loss(logits, batch)[0]
-        if alpha == 0 and self.taps is None:
+        if alpha == 0 and self.hooks is None:
             return total
         if isinstance(self.teacher, SoftTargets):
             targets = self.teacher.of(batch)
-            return total + alpha * self.objective.distilled(logits, targets, batch, self.params.temperature)
+            return total + alpha * self.objective.stored_distillation_loss(
+                logits, targets, batch, self.params.temperature
+            )
         with torch.no_grad():
             given = self.objective.output(self.teacher(**model_inputs(batch, self.teacher)))
         if alpha:
-            total = total + alpha * self.objective.soft_loss(logits, given, batch, self.params.temperature)
-        if self.taps is None:
+            total = total + alpha * self.objective.distillation_loss(logits, given, batch, self.params.temperature)
+        if self.hooks is None:
             return total
         units, tokens = batch["step_units"]
-        mask, (own, other) = batch["attention_mask"] == 1, self.taps
+        mask, (own, other) = batch["attention_mask"] == 1, self.hooks
         if self.params.hidden:
             states = (
                 hidden_distance(self._wide(s[mask]), t[mask]) for s, t in zip(own.hidden(), other.hidden(), strict=True)
@@ -110,12 +107,22 @@ class Lesson:
         return states if widen is None else widen(states)
 
     def finished(self, student: PreTrainedModel) -> None:
-        """Take off what only the lesson needed."""
+        """Remove what only this loss needed."""
         if hasattr(student, "to_teacher"):
             del student.to_teacher
-        if self.taps:
-            for tap in self.taps:
-                tap.close()
+        if self.hooks:
+            for hook in self.hooks:
+                hook.close()
+
+
+def _require_equal_heads(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    heads = [model.config.num_attention_heads for model in (student, teacher)]
+    if heads[0] != heads[1]:
+        raise StageError(
+            f"the student has {heads[0]} attention heads, its teacher {heads[1]}",
+            where="attention",
+            hint="Only equal ones can be compared: leave `attention` out, or use `hidden`.",
+        )
 
 
 def hidden_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -130,24 +137,3 @@ def attention_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch
     As in Jiao et al. (2020), not the rows' divergence: dropout zeroes entries, whose logarithms would be all of it.
     """
     return (student.float() - teacher.float()).square().sum(-1).mean(1)[mask].sum()
-
-
-def chosen_layers(teacher_layers: int, student_layers: int) -> list[int]:
-    """Teacher layers a student starts from: evenly spaced, the last included (the head reads its output)."""
-    if not 1 <= student_layers <= teacher_layers:
-        raise StageError(
-            f"a student of {student_layers} layers cannot be cut from a teacher of {teacher_layers}",
-            where="layers",
-            hint=f"Choose 1 to {teacher_layers}.",
-        )
-    return [(i + 1) * teacher_layers // student_layers - 1 for i in range(student_layers)]
-
-
-def student_from(teacher: PreTrainedModel, num_layers: int) -> PreTrainedModel:
-    """A copy of the teacher with `num_layers` of its layers, weights included; of an encoder-decoder so many of each.
-
-    A stack that has fewer stays whole, as long as the other has enough.
-    """
-    depths = [len(stack) for _, stack in layer_stacks(teacher)]
-    wanted = [min(num_layers, n) if num_layers <= max(depths) else num_layers for n in depths]
-    return with_layers(teacher, [chosen_layers(n, count) for n, count in zip(depths, wanted, strict=True)])

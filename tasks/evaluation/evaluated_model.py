@@ -15,7 +15,7 @@ import torch
 from infra.errors import StageError
 from infra.process_memory import peak_mb, reset_peak, resident_mb
 from tasks.evaluation.perturbations import Perturbation, changed_texts, robustness
-from tasks.evaluation.scores import rises
+from tasks.evaluation.scores import higher_is_better
 from tasks.evaluation.slices import Masks, slice_name, within
 from tasks.metrics.bootstrap import replicates
 from tasks.metrics.class_names import columns, with_class_names
@@ -32,7 +32,7 @@ BATCH = 32
 WARM_UP = 3
 
 
-class Subject:
+class EvaluatedModel:
     """One model and the examples it is judged on, tokenized with the model's own tokenizer."""
 
     def __init__(
@@ -125,7 +125,7 @@ class Subject:
                     found |= {f"{metric}{slice_name(slicing, value)}": drawn for metric, drawn in inside.items()}
             for name, predictions in changed.items():
                 worse = self._metrics(predictions, weights)
-                found |= robustness(name, clean, worse, partial(rises, self.objective))
+                found |= robustness(name, clean, worse, partial(higher_is_better, self.objective))
             return found
 
         return replicates(metrics, len(self.heldout), resamples, seed)
