@@ -55,7 +55,7 @@ class Execution(Settings):
     )
     per_device_train_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="Sequences a rank holds at once; accumulation makes up the global batch. "
+        description="Examples per rank and forward pass; accumulation makes up the global batch. "
         "`auto`: as many as fit, beginning with the global batch divided by the ranks.",
     )
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings, description="Checkpoint cadence.")

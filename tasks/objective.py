@@ -161,7 +161,7 @@ class Objective(StageParams):
     ) -> Feature:
         """The example with another text (augmentation). Raises StageError where there is none of its own to change."""
         raise StageError(
-            f"objective {self.name} cannot learn from changed texts",
+            f"objective {self.name} does not support `augment`",
             where="augment",
             hint="What its examples are labelled with belongs to the words as they stand: leave `augment` out.",
         )

@@ -98,7 +98,7 @@ class EvaluatedModel:
         broken = sum(np.isnan(array).reshape(len(order), -1).any(1) for array in floats)
         if count := np.count_nonzero(broken):
             raise StageError(
-                f"{self.artifact.stage!r} answers NaN to {count} of {len(order)} examples",
+                f"{self.artifact.stage!r} returned NaN for {count} of {len(order)} examples",
                 where="models",
                 hint="Its weights are damaged, or its numbers overflow: see the losses of its training, and the scales "
                 "of its quantization.",

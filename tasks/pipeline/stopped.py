@@ -1,4 +1,4 @@
-"""What a gate's no stops: all that needs it, whether it runs on, and nothing else.
+"""The stages that are skipped after a gate has refused.
 
 A list may do without some candidates of a search: an `evaluate` of ten of which a gate let through seven is one of
 seven. Such a gate has dropped a candidate, not refused a pipeline.

@@ -30,7 +30,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
 def require_tokenizer(tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedTokenizerFast:
     """The tokenizer, which texts cannot do without. Raises StageError where there is none."""
     if tokenizer is None:
-        raise StageError("these data are text, and the model has no tokenizer", hint="Train from a model that has one.")
+        raise StageError(
+            "this objective needs a tokenizer, and the model has none", hint="Train from a model that has one."
+        )
     return tokenizer
 
 

@@ -196,13 +196,13 @@ def _run_job(
         return manifest
     if code == Preempted.exit_code or context.stopping.is_set():
         why = context.why if context.stopping.is_set() else "stopped"
-        kept = "it goes on from its last checkpoint" if node.stage.distributed else "it begins anew"
+        kept = "it will resume from its last checkpoint" if node.stage.distributed else "it will restart from scratch"
         raise Preempted(f"{why}; {kept} when run again", where=f"stage {node.name}")
     # Where a rank was killed or hung first, what the others say (a broken connection) is only its echo.
     if isinstance(outcome, ForgelineError) and not (code is not None and code < 0):
         raise outcome.within(f"stage {node.name}")
     raise TransientError(
-        f"its process ended without a word (exit code {code}{_signal_name(code)}) {handle.reason}".rstrip(),
+        f"the process exited without reporting a result (exit code {code}{_signal_name(code)}) {handle.reason}".rstrip(),
         where=f"stage {node.name}",
         hint=f"Killed from outside, or out of memory. Log: {spec.log}\n{handle.logs()[-2000:]}",
     )

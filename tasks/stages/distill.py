@@ -37,7 +37,7 @@ HEAD = ("num_labels", "id2label", "label2id", "problem_type")
 
 
 class Params(TeacherParams, TrainingParams):
-    """Whom the student learns from, on what, and how."""
+    """Teacher, data and training settings of a student."""
 
     teacher: Annotated[str, Input("model")] = Field(description="The model to learn from.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples to learn on.")

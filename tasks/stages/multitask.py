@@ -65,8 +65,8 @@ class Params(FineTuningParams):
         for task in self.tasks:
             if task.objective.examples_per_loss > 1:
                 raise ValueError(
-                    f"task {task.name!r}: {task.objective.name} has one loss for "
-                    f"{task.objective.examples_per_loss} examples, which a mixed batch would tear apart; train it by itself"
+                    f"task {task.name!r}: {task.objective.name} has one loss for {task.objective.examples_per_loss} "
+                    "examples, which a mixed batch would tear apart; train it by itself"
                 )
         if self.weighting == "uncertainty" and any(task.weight != 1.0 for task in self.tasks):
             raise ValueError("`weighting: uncertainty` learns the weights: leave out `weight`")

@@ -134,7 +134,7 @@ def _from_hub(params: Params) -> Path:
         return Path(snapshot_download(found["name"], revision=found["revision"], allow_patterns=params.patterns()))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise StageError(
-            f"{params.hub} cannot be had: {str(error).splitlines()[0]}",
+            f"{params.hub} could not be downloaded: {str(error).splitlines()[0]}",
             where="hub",
             hint="Without a network, the hub's local cache must hold it (HF_HOME).",
         ) from error

@@ -190,7 +190,7 @@ def test_a_model_that_answers_nan_is_refused(
         "models": [jobs.artifact(folder, "model", stage="broken")],
         "data": jobs.artifact(tiny_inputs / "dataset", "dataset"),
     }
-    with pytest.raises(StageError, match=r"'broken' answers NaN to (\d+) of \1 examples"):
+    with pytest.raises(StageError, match=r"'broken' returned NaN for (\d+) of \1 examples"):
         jobs.run_stage(tmp_path / "scores", "evaluate", given, **inputs)
 
 

@@ -148,7 +148,7 @@ def test_a_model_that_is_not_in_the_cache_is_an_error_of_the_stage(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     job = jobs.make_job(tmp_path, pretrained.Params(hub="org/name@" + "0" * 40))
-    with pytest.raises(StageError, match="cannot be had"):
+    with pytest.raises(StageError, match="could not be downloaded"):
         pretrained.STAGE.run(job)
 
 

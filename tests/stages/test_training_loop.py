@@ -227,9 +227,7 @@ def test_a_loss_that_is_not_finite_ends_the_stage_before_the_weights_are_touched
     model = tiny.model()
     before = {name: value.clone() for name, value in model.named_parameters()}
     made = jobs.make_job(tmp_path, params(), name="base")
-    with pytest.raises(
-        StageError, match=r"stages\.base: the loss became nan at step 4 of 12, the 4\. time in a row"
-    ) as caught:
+    with pytest.raises(StageError, match=r"stages\.base: the loss became nan at step 4 of 12 \(4 in a row\)") as caught:
         train(
             made,
             model,

@@ -1,4 +1,4 @@
-"""One model that writes on from prompts, in batches of like lengths; `generate` of transformers does the work.
+"""Continuations of prompts by one model, in batches of similar lengths, with `generate` of transformers.
 
 Prompts of a decoder are padded on the left, those of an encoder on the right, and the mask and the positions hide it.
 """

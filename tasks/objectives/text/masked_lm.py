@@ -36,7 +36,7 @@ SHOWN_TOKENS = 64
 class MaskedLM(TokenLabels, OwnText):
     """See the module."""
 
-    name: Literal["masked_lm"] = Field("masked_lm", description="Tell hidden tokens from those on both sides.")
+    name: Literal["masked_lm"] = Field("masked_lm", description="Predict masked tokens from the tokens on both sides.")
     mask_share: float = Field(0.15, gt=0, lt=1, description="Share of an example's tokens that have to be told.")
     mask_replace: float = Field(0.8, ge=0, le=1, description="Share of these that are replaced by the mask token.")
     random_replace: float = Field(

@@ -239,7 +239,7 @@ class TextClassification(OwnText):
     def stored_distillation_loss(
         self, logits: torch.Tensor, targets: torch.Tensor | TopK, batch: Batch, temperature: float
     ) -> torch.Tensor:
-        """Of several labels the mean over them, each a choice of two; of a number the squared distance.
+        """`multi_label`: the mean of the labels' binary KL divergences; `regression`: the squared error.
 
         With class weights an example's KL counts as its truth does.
         """

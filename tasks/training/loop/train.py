@@ -356,7 +356,7 @@ class _Training:
         if back and anchor and state.rollbacks < limits.max_rollbacks:
             self._go_back(anchor, fault)
         elif back or state.skipped > limits.max_skipped:
-            times = f", the {state.skipped_in_row}. time in a row" if state.skipped_in_row > 1 else ""
+            times = f" ({state.skipped_in_row} in a row)" if state.skipped_in_row > 1 else ""
             raise StageError(
                 f"{fault} at step {state.step} of {self.total}{times} (learning rate {rate:.3g}; "
                 f"{state.skipped} updates skipped, {state.rollbacks} times back)",
