@@ -202,7 +202,7 @@ def _run_job(
     if isinstance(outcome, ForgelineError) and not (code is not None and code < 0):
         raise outcome.within(f"stage {node.name}")
     raise TransientError(
-        f"the process exited without reporting a result (exit code {code}{_signal_name(code)}) {handle.reason}".rstrip(),
+        f"the process exited without a result (exit code {code}{_signal_name(code)}) {handle.reason}".rstrip(),
         where=f"stage {node.name}",
         hint=f"Killed from outside, or out of memory. Log: {spec.log}\n{handle.logs()[-2000:]}",
     )
