@@ -20,7 +20,7 @@ test: .venv/ready-dev
 # a store that is out for a minute; two machines that share only S3; a Prefect server on Postgres; a search in rounds;
 # ten thousand odd pipeline files; 500 damaged objects of a store, each before every command.
 soak: .venv/ready-dev
-	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/unit/test_store_file.py -k amid_a_save -s
+	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/unit/infra/test_store_file.py -k amid_a_save -s
 	FORGELINE_KILLS=20 $(BIN)/python -m pytest tests/e2e/test_training_kills.py -s
 	FORGELINE_OUTAGE=60 $(BIN)/python -m pytest tests/e2e/test_checkpoint_faults.py -k outage
 	$(BIN)/python -m pytest -m soak tests

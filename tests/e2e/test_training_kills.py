@@ -26,9 +26,10 @@ pytestmark = pytest.mark.e2e
 EVERY = 20
 KILLS = int(os.environ.get("FORGELINE_KILLS", "2"))
 STEPS = 100 * (KILLS + 2)
+STAGES = Path(__file__).parents[1] / "stages"
 ENTRY = f"""
 import sys, time
-sys.path.insert(0, {str(Path(__file__).parents[1] / "stages")!r})
+sys.path[:0] = [{str(STAGES)!r}, {str(STAGES / "training")!r}]
 
 def main(folder):
     import jobs, tiny

@@ -20,7 +20,7 @@ from flows import cli
 from infra.yaml_source import dotted
 from tasks.pipeline.schema import schema
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 STRANGER = re.compile(r"://|hf:|given")
 """What `plan` would look for outside this machine."""
 QUIET = list(HealthCheck)
@@ -51,7 +51,7 @@ pipeline_schema = cache(schema)
 
 @cache
 def good(name: str) -> Any:
-    return yaml.safe_load((Path(__file__).parents[2] / "configs" / name).read_text(encoding="utf-8"))
+    return yaml.safe_load((Path(__file__).parents[3] / "configs" / name).read_text(encoding="utf-8"))
 
 
 def ends_well(folder: Path, text: str) -> None:
@@ -109,7 +109,7 @@ def text_that_is_no_plain_data(odd: ModuleType, folder: Path, data: st.DataObjec
 
 def an_override(odd: ModuleType, folder: Path, data: st.DataObject) -> None:
     """A field of a good file, spelled as messages spell it, set to anything at all."""
-    config = Path(__file__).parents[2] / "configs" / data.draw(st.sampled_from([path.name for path in CONFIGS]))
+    config = Path(__file__).parents[3] / "configs" / data.draw(st.sampled_from([path.name for path in CONFIGS]))
     field = dotted(data.draw(st.sampled_from(list(odd.places(good(config.name))))))
     field = data.draw(
         st.sampled_from([field, field, f"{field}.x", f"{field}[0]", f"{field}[7].x", field.replace("[", ".")])

@@ -11,7 +11,7 @@ from tasks.pipeline.load import load_pipeline
 from tasks.pipeline.schema import schema
 from tasks.stage import stages
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOOD = """\
 name: demo
 stages:

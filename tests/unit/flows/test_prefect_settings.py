@@ -13,7 +13,7 @@ import pytest
 from flows import cli, prefect_settings
 from infra.errors import StageError, TransientError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

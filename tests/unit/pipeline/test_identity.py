@@ -4,7 +4,7 @@
 released artifact is found by it, so a difference here makes users train again what they have. Where that is meant, the
 stage's version is raised, the CHANGELOG says so, and the file is written anew:
 
-    python tests/unit/test_identity.py
+    python tests/unit/pipeline/test_identity.py
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from tasks.pipeline.load import load_pipeline
 from tasks.plan.resolved import resolve
 from tasks.stage import stages
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 PINNED = Path(__file__).with_name("identity.json")
 EVERY_KIND = "every kind"
 

@@ -22,7 +22,7 @@ import yaml
 
 from flows.checks.machine import SECRET, SpecifierSet
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PLATFORM = ROOT / "infra" / "platform"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINNED = re.compile(r"^[\w./-]+:\d+\.\d+(\.\d+)?(-\w+)*$")

@@ -30,7 +30,7 @@ import os, sys
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, {str(HERE)!r})
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
 
 def train_on_two_ranks(folder):
     import pytest, torch
@@ -61,7 +61,7 @@ def train_on_two_ranks(folder):
 
 @pytest.fixture(scope="module")
 def loop(load: Callable[[str], ModuleType]) -> ModuleType:
-    return load("stages/test_training_loop.py")
+    return load("stages/training/test_training_loop.py")
 
 
 @pytest.fixture(scope="module")

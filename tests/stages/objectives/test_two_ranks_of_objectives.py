@@ -19,7 +19,7 @@ ENTRY = f"""
 import os, sys
 from pathlib import Path
 
-sys.path.insert(0, {str(HERE)!r})
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
 
 def train_on_two_ranks(folder):
     import jobs, tiny
@@ -82,6 +82,7 @@ def test_two_ranks_train_what_one_rank_trains(
     jobs: ModuleType, tiny: ModuleType, two: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mean of the ranks' means, or a rank's negatives from the other rank, would be another loss."""
+    monkeypatch.syspath_prepend(str(HERE.parent))
     monkeypatch.syspath_prepend(str(HERE))
     run(jobs, tiny, tmp_path, case)
     expected = losses(tmp_path)

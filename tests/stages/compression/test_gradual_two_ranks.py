@@ -25,7 +25,7 @@ ENTRY = f"""
 import json, os, sys
 from pathlib import Path
 
-sys.path.insert(0, {str(HERE)!r})
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
 
 def prune_on_two_ranks(folder):
     import jobs, pytest, tiny
@@ -56,7 +56,7 @@ def prune_on_two_ranks(folder):
 
 @pytest.fixture(scope="module")
 def cases(load: Callable[[str], ModuleType]) -> ModuleType:
-    return load("stages/test_gradual_pruning.py")
+    return load("stages/compression/test_gradual_pruning.py")
 
 
 @pytest.fixture(scope="module")

@@ -210,7 +210,7 @@ def _mend(store: Path) -> None:
 
 HANGS = f"""
 import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 
 def main(folder):
     import jobs, tiny

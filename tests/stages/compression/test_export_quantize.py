@@ -77,7 +77,7 @@ def test_payload_is_complete_and_names_no_place(exported: Any, parent: Path) -> 
     card = read_card(exported.output)
     assert card == replace(read_card(parent), format="onnx")
     graph = (exported.output / "model.onnx").read_bytes()
-    assert str(Path(__file__).parents[2]).encode() not in graph
+    assert str(Path(__file__).parents[3]).encode() not in graph
     assert b"site-packages" not in graph
     assert b"batch" in graph and b"sequence" in graph
 

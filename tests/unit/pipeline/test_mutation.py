@@ -37,7 +37,7 @@ from tasks.plan.plan import make_plan
 from tasks.plan.resolved import Resolved, latest_ref, resolve
 from tasks.stage import Input, Located, stages
 
-QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
+QUICKSTART = Path(__file__).parents[3] / "configs/quickstart.yaml"
 Path_ = tuple[str | int, ...]
 
 # Fields with no other valid value. A new field that cannot be mutated fails the test until its reason stands here.

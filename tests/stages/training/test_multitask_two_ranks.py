@@ -25,7 +25,7 @@ ENTRY = f"""
 import os, sys
 from pathlib import Path
 
-sys.path.insert(0, {str(HERE)!r})
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
 
 def train_on_two_ranks(folder):
     import jobs
@@ -42,7 +42,7 @@ def train_on_two_ranks(folder):
 
 @pytest.fixture(scope="module")
 def cases(load: Callable[[str], ModuleType]) -> ModuleType:
-    return load("stages/test_multitask.py")
+    return load("stages/training/test_multitask.py")
 
 
 @pytest.fixture(scope="module")
