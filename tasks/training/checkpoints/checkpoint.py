@@ -256,7 +256,5 @@ class Checkpoints:
         pieces = self.engine.parameters.pieces()
         tensors = {f"{part}/{piece.name}": values for piece in pieces for part, values in piece.parts.items()}
         if self.ranks.leads:
-            tensors |= {
-                f"buffers/{name}": value.reshape(-1) for name, value in self.engine.parameters.buffers().items()
-            }
+            tensors |= self.engine.parameters.buffers.tensors()
         return tensors, {piece.name: piece.start for piece in pieces}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from infra.errors import StageError
+from tasks.training.engine.buffers import Buffers
 from tasks.training.engine.ranks import Ranks
 from tasks.training.engine.shards import Piece, ShardReader
 
@@ -38,6 +39,7 @@ class Parameters:
         self.copies: dict[str, dict[str, torch.Tensor]] = {}
         """Other weights by part and name, flat, as much of each as this rank keeps; saved and loaded with the rest."""
         self.zero_stage, self.ranks = zero_stage, ranks
+        self.buffers = Buffers(engine.module)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """Every weight, frozen or not: whole, fp32, in CPU memory; and the buffers, by name; on rank 0. Collective."""
@@ -46,10 +48,11 @@ class Parameters:
             value = self._whole(parameter)
             if self.ranks.leads and value is not None:
                 state[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
-        return state | self.buffers() if self.ranks.leads else None
+        return state | self.buffers.on_cpu() if self.ranks.leads else None
 
     def copy(self, part: str) -> None:
-        """Keep the weights as they are now as `part`."""
+        """Keep the weights as they are now as `part`, with the buffers they have."""
+        self.buffers.copy(part)
         kept = self.copies.setdefault(part, {})
         for name, values in self._local():
             if name in kept:
@@ -58,12 +61,14 @@ class Parameters:
                 kept[name] = values.clone()
 
     def average(self, part: str, decay: float) -> None:
-        """Move `part` towards the weights: decay x part + (1 - decay) x weights."""
+        """Move `part` towards the weights: decay x part + (1 - decay) x weights; the buffers likewise."""
+        self.buffers.average(part, decay)
         for name, values in self._local():
             self.copies[part][name].lerp_(values, 1 - decay)
 
     def exchange(self, part: str) -> None:
-        """The model gets the weights of `part`, and that the model's. Collective."""
+        """The model gets the weights of `part`, and that the model's; the buffers likewise. Collective."""
+        self.buffers.exchange(part)
         trained = dict(self._trained())
         for name, values in self._local():
             before, kept = values.clone(), self.copies[part][name]
@@ -161,15 +166,6 @@ class Parameters:
         else:
             parameter._hp_mapping.hp_fragment.data.copy_(values)
 
-    def buffers(self) -> dict[str, torch.Tensor]:
-        """The model's buffers that are saved with it, in CPU memory."""
-        saved = self._module.state_dict().keys()
-        return {
-            name: buffer.detach().to("cpu", copy=True).contiguous()
-            for name, buffer in self._module.named_buffers()
-            if name in saved
-        }
-
     def shapes(self) -> dict[str, list[int]]:
         """Shape of every trained parameter, by name."""
         return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self._trained()}
@@ -198,9 +194,7 @@ class Parameters:
                 begin = starts.get(name, 0)
                 count = min(values.numel(), shards.size(part, name) - begin)  # without the padding of ZeRO 3
                 values[:count] = shards.read(part, name, begin, begin + count)
-        buffers = dict(self._module.named_buffers())
-        for name in shards.names("buffers"):
-            buffers[name].copy_(shards.read("buffers", name).view_as(buffers[name]))
+        self.buffers.load(shards)
         for key, state in self._optimizer.state.items():
             if state:  # DeepSpeed looks up parameters it does not own, which leaves empty entries
                 state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=key.device)

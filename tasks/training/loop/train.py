@@ -267,11 +267,13 @@ class _Training:
 
         rate = state.rate_factor * self.params.learning_rate
         rate *= learning_rate_factor(self.params.schedule, step, self.total)
+        buffers = self.engine.parameters.buffers.snapshot()
         try:
             loss, norm, step_metrics = self._gradients(micros, units or 1.0, parts)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
+            self.engine.parameters.buffers.restore(buffers)
             self._shrink(error)
             return
         fault = self.spikes.fault(loss, norm)
@@ -280,6 +282,8 @@ class _Training:
             norm = norm_after
             if not self.engine.overflowed:
                 fault = fault or self.spikes.fault(loss, norm)
+        if fault or self.engine.overflowed:  # the forward pass has moved them all the same
+            self.engine.parameters.buffers.restore(buffers)
         state.step += 1
         state.tokens += int(tokens)
         seconds = time.perf_counter() - began
