@@ -371,7 +371,7 @@ def test_one_of_many_gets_the_claim_and_a_released_one_passes_on(store: Store) -
 
 def test_a_killed_holder_on_this_machine_is_replaced_at_once(store: Store) -> None:
     code = (
-        "import sys, time; from infra import claims; from infra.store import Store\n"
+        "import sys, time; from infra import claims; from infra.open_store import open_store\n"
         "claim = claims.try_acquire(open_store(sys.argv[1]), 'k', '1', 60.0)\n"
         "print(claim.token, flush=True); time.sleep(60)"
     )

@@ -116,7 +116,6 @@ TAKE = """
 import sys
 from infra import claims
 from infra.open_store import open_store
-from infra.store import Store
 claims.try_acquire(open_store(sys.argv[1]), "pretrain", "0123456789abcdef", 60.0)
 print("held", flush=True)
 sys.stdin.read()

@@ -25,7 +25,6 @@ import sys, time
 from infra import claims
 from infra.errors import LeaseLost
 from infra.open_store import open_store
-from infra.store import Store
 claim = claims.try_acquire(open_store(sys.argv[1]), "k", "1", float(sys.argv[2]))
 print(claim.token, flush=True)
 sys.stdin.readline()

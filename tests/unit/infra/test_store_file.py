@@ -259,7 +259,6 @@ def test_a_large_upload_takes_no_more_memory(tmp_path: Path) -> None:
 import re, sys
 from pathlib import Path
 from infra.open_store import open_store
-from infra.store import Store
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 store, before = open_store(sys.argv[1]), peak()
 made = store.commit(kind="k", type="t", key="1", attempt="a", payload_dir=Path(sys.argv[2]), identity={})
