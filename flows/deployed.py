@@ -190,8 +190,8 @@ def _state(record: dict[str, Any], code: int) -> State[Any]:
             return Completed(message=words)
         case 4:
             asked = [sentence for stage in record["stages"] for sentence in stage.get("refusal", [])]
-            told = " ".join([f"{words}: a gate said no, and nothing was promoted by it.", *asked])
-            return Completed(name="Refused", message=told)
+            message = " ".join([f"{words}: a gate said no, and nothing was promoted by it.", *asked])
+            return Completed(name="Refused", message=message)
         case 75 | 130:
             return Failed(name=INTERRUPTED, message=f"{words} was stopped; the next one goes on from there")
         case _:

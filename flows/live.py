@@ -70,10 +70,10 @@ class LiveView:
         with self._lock:
             entry, now = self._stages[stage], time.monotonic()
             changed = entry.take(fields, now)
-            due = entry.active and "step" in entry.values and now - entry.told >= PROGRESS_LINE_SECONDS
+            due = entry.active and "step" in entry.values and now - entry.printed_at >= PROGRESS_LINE_SECONDS
             line = self._line(entry, now) if (changed or due) and self._live is None and not self._quiet else None
             if line is not None:
-                entry.told = now
+                entry.printed_at = now
                 self._print(line)
 
     def warn(self, stage: str, warnings: Sequence[str]) -> None:

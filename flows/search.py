@@ -91,7 +91,7 @@ def _results(pipeline: Pipeline, patience: Patience | None) -> dict[str, dict[st
 
 def _result(store: Store, scores: ArtifactRef, candidate: str) -> tuple[float, float]:
     manifest = input_manifest(scores.kind, scores.key, store)
-    told = json.loads((store.fetch(manifest) / "scores.json").read_text(encoding="utf-8"))
-    model = told["models"][candidate]
-    quality = float(model["metrics"][told["primary_metric"]]["value"])
-    return (quality if told["greater_is_better"] else -quality), float(model["size_mb"])
+    judged = json.loads((store.fetch(manifest) / "scores.json").read_text(encoding="utf-8"))
+    model = judged["models"][candidate]
+    quality = float(model["metrics"][judged["primary_metric"]]["value"])
+    return (quality if judged["greater_is_better"] else -quality), float(model["size_mb"])

@@ -28,7 +28,7 @@ class StageProgress:
         self.name, self.kind, self.state, self.reason = name, kind, "waiting", ""
         self.values: dict[str, float] = {}
         self.took: float | None = None
-        self.told = 0.0
+        self.printed_at = 0.0
         self.uploading = False
         self._started: float | None = None
         self._first: tuple[float, float] | None = None

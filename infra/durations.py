@@ -21,7 +21,7 @@ def seconds(value: Any) -> Any:
     return float(found[1]) * UNITS[found[2]]
 
 
-def told(length: float) -> str:
+def duration_text(length: float) -> str:
     """Seconds for a person, in the largest unit of which there is a whole one: `15m`, `1.5h`, `8d`."""
     unit = next((unit for unit in ("d", "h", "m") if length >= UNITS[unit]), "s")
     return f"{length / UNITS[unit]:.3g}{unit}"

@@ -65,8 +65,8 @@ def examine(checks: Iterable[Check], tell: Callable[[Result], None] = lambda res
         else:
             finding = _within(check)
         if finding is not None:
-            told = Finding(finding.level, without_credentials(finding.said), without_credentials(finding.mend))
-            results.append(Result(check.name, told, time.monotonic() - began))
+            shown = Finding(finding.level, without_credentials(finding.said), without_credentials(finding.mend))
+            results.append(Result(check.name, shown, time.monotonic() - began))
             tell(results[-1])
     return results
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flows.checks.check import Finding
-from infra.durations import told
+from infra.durations import duration_text
 
 Ask = Callable[..., Any]
 STANDS = 900.0
@@ -25,7 +25,7 @@ def standing(ask: Ask, now: datetime | None = None) -> Finding:
     for run in ask("POST", "/flow_runs/filter", asked):
         age = (now - datetime.fromisoformat(run["state"]["timestamp"])).total_seconds()
         if age > STANDS:
-            found.append(f"{run['name']} ({run['state_type'].capitalize()} for {told(age)}, {run['id']})")
+            found.append(f"{run['name']} ({run['state_type'].capitalize()} for {duration_text(age)}, {run['id']})")
     if not found:
         return Finding("ok", "none")
     said = f"{len(found)} runs do not begin or end, and may hold up those after them: {', '.join(found[:SHOWN])}"

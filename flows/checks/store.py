@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flows.checks.check import Check, Finding, clocks
 from infra.claims import OpenClaim, open_claims
-from infra.durations import told
+from infra.durations import duration_text
 from infra.errors import DamagedObject
 from infra.keys import file_digest
 from infra.leftovers import leftovers
@@ -87,7 +87,8 @@ def claims(url: str) -> Finding:
 
 def _shown(some: list[OpenClaim]) -> str:
     parts = [
-        f"{one.kind} {one.key[:10]} by {one.owner} for {told(one.age)}, last sign of life {told(one.silent)} ago"
+        f"{one.kind} {one.key[:10]} by {one.owner} for {duration_text(one.age)}, "
+        f"last sign of life {duration_text(one.silent)} ago"
         for one in some[:SHOWN]
     ]
     return f" ({', '.join(parts)}{', ...' if len(some) > SHOWN else ''})"
@@ -104,7 +105,7 @@ def verified(url: str) -> Finding:
     if last is None:
         return Finding("ok", f"never verified as a whole; {how}")
     age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(last["at"])).total_seconds())
-    said = f"{last['artifacts']} artifacts, {last['bytes'] / 1e6:.1f} MB, were verified {told(age)} ago"
+    said = f"{last['artifacts']} artifacts, {last['bytes'] / 1e6:.1f} MB, were verified {duration_text(age)} ago"
     if last["damaged"]:
         return Finding("warning", f"{said}; {last['damaged']} objects were damaged", f"Which and what to do: {how}")
     return Finding("warning", said, how) if age > VERIFY_AFTER else Finding("ok", f"{said}, all in order")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flows.commands.parsing import Commands, store_of
-from flows.commands.verification import FAILED, progress, told
+from flows.commands.verification import FAILED, progress, summary
 from infra.errors import UsageError
 from infra.local_garbage import KEEP_DAYS
 
@@ -76,9 +76,9 @@ def gc(arguments: argparse.Namespace) -> int:
         whole = {**_json(plan, done=delete), **kept, "here": local, "flow_runs": here.flow_runs}
         print(json.dumps(whole, indent=2))
     else:
-        print("\n".join([*here.lines(), _told(plan, done=delete, here=bool(here.lines()))]))
+        print("\n".join([*here.lines(), _plan_summary(plan, done=delete, here=bool(here.lines()))]))
         if verified:
-            print(told(verified, store))
+            print(summary(verified, store))
         if delete != arguments.delete:
             print("nothing was removed, because something of what is kept is damaged: mend that first")
     return FAILED if verified and verified.damaged else 0
@@ -103,7 +103,7 @@ def _json(plan: Plan, *, done: bool) -> dict[str, Any]:
     }
 
 
-def _told(plan: Plan, *, done: bool, here: bool) -> str:
+def _plan_summary(plan: Plan, *, done: bool, here: bool) -> str:
     steps = [("to the trash", plan.to_trash), ("out of the trash", plan.from_trash), ("removed", plan.files)]
     lines = []
     for step, items in steps:

@@ -155,8 +155,8 @@ def compare(arguments: argparse.Namespace) -> int:
     records = [read_run(store, name) for name in (arguments.run, arguments.other)]
     stages = compare_runs(records[0], records[1], lambda artifact: undamaged(store, artifact["kind"], artifact["key"]))
     if arguments.json:
-        told = {"runs": [record["run"] for record in records], "stages": [stage.to_json() for stage in stages]}
-        print(json.dumps(told, indent=2))
+        shown = {"runs": [record["run"] for record in records], "stages": [stage.to_json() for stage in stages]}
+        print(json.dumps(shown, indent=2))
         return 0
     for record in records:
         print(f"{record['run']}: {record['pipeline']}, {record['status']}, {record['seconds']:.1f} s")
@@ -180,5 +180,5 @@ def _print_comparison(stage: StageComparison) -> None:
     for name, values in stage.metrics.items():
         if values[0] != values[1]:
             change = difference(values)
-            told = "" if change is None else f"  ({change:+.4g})"
-            sys.stdout.write(f"  {name}: {figure(values[0])} -> {figure(values[1])}{told}\n")
+            shown = "" if change is None else f"  ({change:+.4g})"
+            sys.stdout.write(f"  {name}: {figure(values[0])} -> {figure(values[1])}{shown}\n")

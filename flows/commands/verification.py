@@ -44,7 +44,7 @@ def verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"store": store.url, **to_json(found), "set_aside": moved}, indent=2))
     else:
-        print(told(found, store))
+        print(summary(found, store))
         for path, place in moved.items():
             print(f"{path}: {place}")
     return FAILED if found.damaged else 0
@@ -57,7 +57,7 @@ def progress(done: int, total: int) -> None:
         print(f"\r{done} of {total} artifacts", end=end, file=sys.stderr, flush=True)
 
 
-def told(found: Verified, store: Store) -> str:
+def summary(found: Verified, store: Store) -> str:
     """What was read, and what is damaged, for people."""
     lines = []
     for damage in found.damaged:

@@ -97,8 +97,8 @@ def stop_runs(folder: Path, port: int) -> int:
     return len(ended)
 
 
-def _end(told: Iterable[psutil.Process], family: set[psutil.Process]) -> None:
-    for process in told:
+def _end(asked: Iterable[psutil.Process], family: set[psutil.Process]) -> None:
+    for process in asked:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
     _, alive = psutil.wait_procs(list(family), timeout=STOP_SECONDS)

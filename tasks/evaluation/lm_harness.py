@@ -122,13 +122,13 @@ class Harness:
                 hint="Data files in a task file are relative to the folder of `tasks`; nothing is downloaded.",
             ) from error
         measures = [measure for task in sorted(found["results"]) for measure in _measures(task, found)]
-        told = {name: found[name] for name in ("results", "n-shot", "versions", "n-samples", "lm_eval_version")}
+        described = {name: found[name] for name in ("results", "n-shot", "versions", "n-samples", "lm_eval_version")}
         rows = [
             {"task": task, **{key: row[key] for key in SAID}, **{metric: row[metric] for metric in row["metrics"]}}
             for task, samples in sorted(found["samples"].items())
             for row in samples
         ]
-        return measures, told, rows, int(self.model.model.num_parameters())
+        return measures, described, rows, int(self.model.model.num_parameters())
 
 
 def _measures(task: str, found: dict[str, Any]) -> list[Measure]:

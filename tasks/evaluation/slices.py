@@ -88,23 +88,23 @@ class Slicing(StageParams):
         if self.edges:
             size = len(value) if isinstance(value, str) else value
             return self.ranges[int(np.searchsorted(self.edges, size, side="right"))]
-        told = plain(value)
-        if told is None:
+        shown = plain(value)
+        if shown is None:
             return NO_VALUE
         if self.listed:
-            return "listed" if told in self.listed else "others"
+            return "listed" if shown in self.listed else "others"
         if self.pattern is None:
-            return told
-        search = partial(compiled(self.pattern).search, told)
+            return shown
+        search = partial(compiled(self.pattern).search, shown)
         found = limit(search) if limit is not None else search()
         return (found[1 if found.re.groups else 0] if found else None) or NO_VALUE
 
     @property
     def ranges(self) -> list[str]:
         """Names of the ranges, rising."""
-        told = [json.dumps(int(edge) if edge.is_integer() else edge) for edge in self.edges]
-        inner = [f"{low}..{high}" for low, high in pairwise(told)]
-        return [f"<{told[0]}", *inner, f">={told[-1]}"] if told else []
+        shown = [json.dumps(int(edge) if edge.is_integer() else edge) for edge in self.edges]
+        inner = [f"{low}..{high}" for low, high in pairwise(shown)]
+        return [f"<{shown[0]}", *inner, f">={shown[-1]}"] if shown else []
 
 
 def read_masks(data: InputArtifact, split: str, slicings: Mapping[str, Slicing]) -> Masks:

@@ -97,8 +97,8 @@ def estimate_plan(lines: Sequence[PlannedStage], store: Store, pipeline: str) ->
     """Every stage of a plan that is to be made. One whose inputs are unknown is taken to be made, not reused."""
     to_do = [line for line in lines if line.action in TO_DO]
     with ThreadPoolExecutor(READERS) as readers:  # a store far away answers in tens of milliseconds
-        told = readers.map(lambda line: estimate(store, pipeline, line.node, line.step or 0), to_do)
-        stages = {line.node.name: known for line, known in zip(to_do, told, strict=True)}
+        estimated = readers.map(lambda line: estimate(store, pipeline, line.node, line.step or 0), to_do)
+        stages = {line.node.name: known for line, known in zip(to_do, estimated, strict=True)}
     path, total = _longest_way(to_do, stages)
     unknown = tuple(name for name, known in stages.items() if known is None)
     return PlanEstimate(stages, path, total, unknown)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from infra import journal
 from infra.artifacts import ArtifactRef, Manifest
-from infra.durations import told
+from infra.durations import duration_text
 from infra.errors import CorruptArtifact
 from infra.keys import content_digest
 from infra.manifests import undamaged
@@ -181,11 +181,14 @@ def worth_a_run(
         return Worth(True, f"{have}, and those before them were not trained on")
     age = (now - datetime.fromisoformat(last.at)).total_seconds()
     if watch.max_age is not None and age >= watch.max_age:
-        return Worth(True, f"{have}, and the last run is {told(round(age))} old ({told(watch.max_age)} are enough)")
+        return Worth(
+            True,
+            f"{have}, and the last run is {duration_text(round(age))} old ({duration_text(watch.max_age)} are enough)",
+        )
     drifted = _drift(store, last, fresh.rows) if watch.drift else []
     if drifted:
         return Worth(True, f"{have}, which differ from those before: {'; '.join(drifted)}")
-    older = f", a run {told(watch.max_age)} old" if watch.max_age is not None else ""
+    older = f", a run {duration_text(watch.max_age)} old" if watch.max_age is not None else ""
     drift = ", or drift" if watch.drift else ""
     return Worth(False, f"{have}; {watch.min_new_rows:,}{older}{drift} would be enough")
 

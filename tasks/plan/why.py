@@ -44,8 +44,8 @@ def why_it_runs(pipeline: str, node: StageNode, resolved: Resolved, store: Store
     reasons += _input_changes(old["inputs"], new["inputs"], before.inputs, resolved, store)
     if old["sources"] != new["sources"]:
         recorded, files = _recorded_sources(store, before), {s.path: s.sha256 for s in resolved.sources}
-        told = "" if recorded is None else f": {_file_changes(recorded, files)}"
-        reasons.append(f"sources changed{told}")
+        change = "" if recorded is None else f": {_file_changes(recorded, files)}"
+        reasons.append(f"sources changed{change}")
     return "; ".join(reasons)
 
 

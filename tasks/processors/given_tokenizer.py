@@ -88,8 +88,8 @@ def _by_transformers(folder: Path, output: Path, here: list[str], warn: Callable
             return False
         auto = plain
     if plain is not None and auto is not plain and (text := _differs(auto, plain)) is not None:
-        told = "has other tokens" if text == "" else f"reads {text!r} otherwise"
-        warn(f"AutoTokenizer {told} than the tokenizer.json in {folder.name}, which is taken as it is. If "
+        difference = "has other tokens" if text == "" else f"reads {text!r} otherwise"
+        warn(f"AutoTokenizer {difference} than the tokenizer.json in {folder.name}, which is taken as it is. If "
              "AutoTokenizer is right, save its tokenizer there with `save_pretrained`.")  # fmt: skip
         known = plain.get_vocab()
         for role in ROLES:

@@ -153,8 +153,12 @@ class _ProgressArtifact:
             return
         self.next, self.first = now + PROGRESS_INTERVAL, self.first or (now, percent)
         left = time_left(self.first, (now, percent))
-        told = f"{self.stage}: about {durations.told(left)} left" if left is not None else f"{self.stage}: steps done"
-        self.updates.later(lambda: self._show(percent, told))
+        text = (
+            f"{self.stage}: about {durations.duration_text(left)} left"
+            if left is not None
+            else f"{self.stage}: steps done"
+        )
+        self.updates.later(lambda: self._show(percent, text))
 
     def finish(self) -> None:
         if self.next:

@@ -160,10 +160,10 @@ def _agree(models: list[InputArtifact]) -> tuple[Objective, list[str] | None]:
     objectives = {name: card.objective for name, card in cards.items()}
     first, *rest = [one.model_dump(exclude=set(one.training_options)) for one in objectives.values()]
     if any(other != first for other in rest):
-        told = ", ".join(
+        listed = ", ".join(
             f"{name}: {one.model_dump(exclude_defaults=True) | {'name': one.name}}" for name, one in objectives.items()
         )
-        raise StageError(f"the models were trained for different objectives ({told})", where="models")
+        raise StageError(f"the models were trained for different objectives ({listed})", where="models")
     for name, card in cards.items():
         same_labels(repr(name), card.labels, cards[models[0].stage].labels, where="models")
     return objectives[models[0].stage], cards[models[0].stage].labels

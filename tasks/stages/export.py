@@ -55,19 +55,19 @@ def run(job: Job[Params]) -> dict[str, float]:
     job.progress(0, 2)
     export_onnx(model, card.objective, job.output / ONNX, card.max_length)
     job.progress(1, 2)
-    told: dict[str, Any]
+    compared: dict[str, Any]
     if job.params.data is None:
         metrics = {"max_abs_diff": largest_difference(model, card.objective, job.output / ONNX, card.max_length)}
-        told, where = metrics, "on made-up inputs"
+        compared, where = metrics, "on made-up inputs"
     else:
         data = job.input("data")
         graph = OnnxRuntime(job.output, job.cores)
         parent = Logits(model, card.objective).eval()
         found = fidelity(source, data, data.split or "validation", parent.logits, graph.logits)
-        metrics, told = found.metrics(), asdict(found)
+        metrics, compared = found.metrics(), asdict(found)
         where = f"at example {found.example!r}: {found.given:.6g} and not {found.parent:.6g}"
     (job.records / "fidelity.json").write_text(
-        json.dumps({**told, "tolerance": tolerance}, indent=2) + "\n", encoding="utf-8"
+        json.dumps({**compared, "tolerance": tolerance}, indent=2) + "\n", encoding="utf-8"
     )
     if metrics["max_abs_diff"] > tolerance:
         raise StageError(

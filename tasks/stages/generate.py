@@ -86,7 +86,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     for model in models:
         statistics = _statistics(outputs[model.stage], examples, metrics, process)
         point, replicated = replicates(partial(text_metrics, statistics), len(examples), params.resamples, params.seed)
-        told = {
+        described = {
             name: estimate(
                 value,
                 replicated[name],
@@ -95,7 +95,7 @@ def run(job: Job[Params]) -> dict[str, float]:
             )
             for name, value in point.items()
         }
-        scored[model.stage] = about_model(model, told, about[model.stage]["parameters"])
+        scored[model.stage] = about_model(model, described, about[model.stage]["parameters"])
         predictions |= {f"{model.stage}/{name}": values for name, values in statistics.items()}
         drawn |= {f"{model.stage}/{name}": values for name, values in replicated.items()}
     split = data.split or "test"
@@ -172,9 +172,9 @@ def _written(
     about: dict[str, dict[str, Any]] = {}
     with forked(make) as children:
         for turn, (name, child) in enumerate(children.items()):
-            told = child.call("described")
-            examples = examples or told["examples"]
-            if [(key, reference) for key, _, reference in told["examples"]] != [
+            described = child.call("described")
+            examples = examples or described["examples"]
+            if [(key, reference) for key, _, reference in described["examples"]] != [
                 (key, reference) for key, _, reference in examples
             ]:
                 raise StageError(
@@ -184,16 +184,16 @@ def _written(
                 )
             rows: list[Output] = []
             seconds = 0.0
-            for batch in range(told["batches"]):
+            for batch in range(described["batches"]):
                 found, took = child.call("write", batch)
                 rows += found
                 seconds += took
-                job.progress(turn * told["batches"] + batch + 1, len(children) * told["batches"])
+                job.progress(turn * described["batches"] + batch + 1, len(children) * described["batches"])
             child.close()  # its memory is the next one's
             outputs[name] = sorted(rows, key=lambda output: output.place)
             tokens = sum(output.tokens for output in rows)
             speed = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-            about[name] = {"parameters": told["parameters"], "device": told["device"], **speed}
+            about[name] = {"parameters": described["parameters"], "device": described["device"], **speed}
     return examples, outputs, about
 
 

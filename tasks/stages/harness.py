@@ -105,13 +105,13 @@ def run(job: Job[Params]) -> dict[str, float]:
             measures, results[model.stage], rows, parameters = child.call("evaluate")
             child.close()  # its memory is the next one's
             answers.writelines(json.dumps({"model": model.stage, **row}, default=float) + "\n" for row in rows)
-            told = {}
+            estimated = {}
             for measure in measures:
-                told[measure.name], values = _estimate(measure, params)
+                estimated[measure.name], values = _estimate(measure, params)
                 if values is not None and measure.each is not None:
                     predictions[f"{model.stage}/{measure.name}"] = measure.each
                     drawn[f"{model.stage}/{measure.name}"] = values
-            scored[model.stage] = about_model(model, told, parameters)
+            scored[model.stage] = about_model(model, estimated, parameters)
             job.progress(done, len(models))
     primary = _primary([measure.name for measure in measures], params.primary)
     sizes = {measure.name.partition("@")[2]: measure.n for measure in measures}
@@ -162,13 +162,13 @@ def _estimate(measure: Measure, params: Params) -> tuple[dict[str, Any], npt.NDA
     if each is None:
         reach = 1.96 * (measure.stderr or 0.0)
         bounds = {"low": measure.value - reach, "high": measure.value + reach}
-        told = {"value": measure.value, **bounds, "n": measure.n, "greater_is_better": measure.higher_is_better}
-        return {**told, "stderr": measure.stderr}, None
+        estimated = {"value": measure.value, **bounds, "n": measure.n, "greater_is_better": measure.higher_is_better}
+        return {**estimated, "stderr": measure.stderr}, None
     _, drawn = replicates(
         lambda weights: {"mean": weights @ each / weights.sum(1)}, len(each), params.resamples, params.seed
     )
-    told = estimate(measure.value, drawn["mean"], measure.n, higher_is_better=measure.higher_is_better)
-    return {**told, "stderr": measure.stderr}, drawn["mean"]
+    estimated = estimate(measure.value, drawn["mean"], measure.n, higher_is_better=measure.higher_is_better)
+    return {**estimated, "stderr": measure.stderr}, drawn["mean"]
 
 
 def _primary(names: list[str], given: str | None) -> str:

@@ -190,8 +190,8 @@ def _tell(
             continue
         values |= {f"{task}/{n}": v for n, v in own.baselines(met, watched.parts[task]).items()}
         if tokenizer is not None:
-            told = own.samples(model.tasks()[task], tokenizer, watched.parts[task])
-            samples += [{"task": task, **sample} for sample in told]
+            own_samples = own.samples(model.tasks()[task], tokenizer, watched.parts[task])
+            samples += [{"task": task, **sample} for sample in own_samples]
     if values:
         _write(job, "baselines.json", {"metric": "main metric of the task", "values": values})
         _write(job, "samples.json", samples)

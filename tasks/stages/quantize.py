@@ -130,7 +130,7 @@ def run(job: Job[Params]) -> dict[str, float]:
             hint="It holds no weight that ONNX Runtime quantizes (MatMul, Gemm, Gather).",
         )
     faithful = _fidelity(job) if params.data is not None else {}
-    told = [
+    described = [
         {
             "layer": layer.name,
             "operator": layer.operator,
@@ -139,7 +139,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         }
         for layer in found
     ]
-    (job.records / "layers.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    (job.records / "layers.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     copy_companions(source.path, job.output)
     write_card(job.output, replace(card, quantization=params.scheme))
     return {

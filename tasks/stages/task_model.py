@@ -22,8 +22,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     parameters = write_task_model(job.input("model").path, job.params.task, job.output)
     prefix = f"validation_{job.params.task}/"
     known = job.input("model").manifest.metrics
-    told = {f"validation_{n.removeprefix(prefix)}": value for n, value in known.items() if n.startswith(prefix)}
-    return {**told, "parameters": float(parameters)}
+    validation = {f"validation_{n.removeprefix(prefix)}": value for n, value in known.items() if n.startswith(prefix)}
+    return {**validation, "parameters": float(parameters)}
 
 
 STAGE = Stage(kind="task_model", version=1, makes="model", params=Params, run=run, warm=True)

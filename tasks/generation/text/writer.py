@@ -137,8 +137,8 @@ class Writer:
     def _output(self, place: int, ids: list[int]) -> Output:
         """Up to the first token that ends a text, or stop string; what stands behind is padding of the batch."""
         end = next((i for i, token in enumerate(ids) if token in self.ends), None)
-        told = str(self.tokenizer.decode(ids if end is None else ids[:end], skip_special_tokens=True))
-        text, stopped = cut_before(told, self.decoding.stop)
+        written = str(self.tokenizer.decode(ids if end is None else ids[:end], skip_special_tokens=True))
+        text, stopped = cut_before(written, self.decoding.stop)
         if end is not None:  # one behind a stop string is padding of the batch
             return Output(place, text, end if stopped else end + 1, True)
         kept = len(ids)

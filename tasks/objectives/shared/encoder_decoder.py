@@ -132,12 +132,12 @@ class EncoderDecoder(TokenLabels):
             shown.append(
                 {
                     "text": tokenizer.decode(feature["input_ids"].tolist())[:240],
-                    "truth": self.told(tokenizer, feature["target_ids"].tolist())[:240],
-                    "prediction": self.told(tokenizer, output[1:])[:240],
+                    "truth": self.as_text(tokenizer, feature["target_ids"].tolist())[:240],
+                    "prediction": self.as_text(tokenizer, output[1:])[:240],
                 }
             )
         return shown
 
-    def told(self, tokenizer: Any, ids: list[int]) -> str:
+    def as_text(self, tokenizer: Any, ids: list[int]) -> str:
         """A target, for people to read."""
         return str(tokenizer.decode(ids, skip_special_tokens=True))

@@ -83,7 +83,7 @@ class Denoising(EncoderDecoder, OwnText):
         """Nats a target token of the frequencies in the training examples' targets, each drawn once."""
         return super().baselines([self.noised(feature, place) for place, feature in enumerate(train)], heldout)
 
-    def told(self, tokenizer: Any, ids: list[int]) -> str:
+    def as_text(self, tokenizer: Any, ids: list[int]) -> str:
         """With the sentinels, which say where a span belongs; without padding."""
         return str(tokenizer.decode([i for i in ids if i not in (tokenizer.pad_token_id, tokenizer.eos_token_id)]))
 

@@ -165,14 +165,14 @@ class MaskedLM(TokenLabels, OwnText):
             shown.append(
                 {
                     "text": tokenizer.decode(feature["input_ids"][:SHOWN_TOKENS].tolist()),
-                    "truth": _told(tokenizer, feature["labels"][hidden]),
-                    "prediction": _told(tokenizer, guess[hidden]),
+                    "truth": _as_text(tokenizer, feature["labels"][hidden]),
+                    "prediction": _as_text(tokenizer, guess[hidden]),
                 }
             )
         return shown
 
 
-def _told(tokenizer: Any, ids: npt.NDArray[np.int64]) -> str:
+def _as_text(tokenizer: Any, ids: npt.NDArray[np.int64]) -> str:
     return " | ".join(tokenizer.decode([number]).strip() for number in ids.tolist())
 
 

@@ -213,12 +213,12 @@ class QuestionAnswering(Objective):
         import numpy as np
 
         answerable = predictions["answerable"].astype(bool)
-        told = answerable == (predictions["begin"] >= 0)
+        recognised = answerable == (predictions["begin"] >= 0)
         everyone = np.ones(len(answerable), bool)
         wanted = {
             "exact_match": (predictions["exact_match"], everyone),
             "f1": (predictions["f1"], everyone),
-            "answerable_accuracy": (told.astype(np.float64), everyone),
+            "answerable_accuracy": (recognised.astype(np.float64), everyone),
             "exact_match_answerable": (predictions["exact_match"], answerable),
             "f1_answerable": (predictions["f1"], answerable),
             "f1_unanswerable": (predictions["f1"], ~answerable),

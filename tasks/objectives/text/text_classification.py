@@ -332,13 +332,13 @@ class TextClassification(OwnText):
         return [
             {
                 "text": tokenizer.decode(feature["input_ids"].tolist())[:240],
-                keys[0]: self._told(feature["label"], names, truth=True),
-                keys[1]: self._told(row, names),
+                keys[0]: self._as_text(feature["label"], names, truth=True),
+                keys[1]: self._as_text(row, names),
             }
             for feature, row in zip(chosen, scores, strict=True)
         ]
 
-    def _told(self, value: Any, names: Mapping[int, str], *, truth: bool = False) -> str:
+    def _as_text(self, value: Any, names: Mapping[int, str], *, truth: bool = False) -> str:
         """A label or a score as people read it."""
         if self.problem == "regression":
             return f"{float(value):.3g}"

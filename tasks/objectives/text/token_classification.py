@@ -217,7 +217,7 @@ class TokenClassification(TokenLabels):
         from tasks.metrics.tagging import marked
         from tasks.models.inputs import model_inputs
 
-        def told(feature: Feature, tags: Sequence[int]) -> str:
+        def as_text(feature: Feature, tags: Sequence[int]) -> str:
             return marked(feature["words"], tags, self._labels, bio=self.scheme == "bio")
 
         chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
@@ -228,8 +228,8 @@ class TokenClassification(TokenLabels):
         return [
             {
                 "text": " ".join(feature["words"]),
-                "truth": told(feature, feature["tags"]),
-                "prediction": told(feature, guess[: len(feature["words"])]),
+                "truth": as_text(feature, feature["tags"]),
+                "prediction": as_text(feature, guess[: len(feature["words"])]),
             }
             for feature, guess in zip(chosen, guesses, strict=True)
         ]

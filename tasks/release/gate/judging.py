@@ -97,12 +97,12 @@ def judge(
     outcomes = [_judge(one, scores, replicates, candidate, against) for one in each]
     worst = min(outcomes, key=lambda outcome: (outcome.passed, outcome.margin))
     few = ", ".join(f"{value} ({n})" for value, n in every.few.items())
-    told = f" Fewer than {every.asked} examples, so not judged: {few}." if few else ""
+    note = f" Fewer than {every.asked} examples, so not judged: {few}." if few else ""
     return replace(
         worst,
         metric=requirement.metric,
         confidence=requirement.confidence,
-        sentence=f"Of {len(outcomes)} slices the worst: {worst.sentence}{told}",
+        sentence=f"Of {len(outcomes)} slices the worst: {worst.sentence}{note}",
         slices=tuple(outcomes),
         not_judged=every.few,
     )

@@ -122,8 +122,8 @@ def of_conversations(
         try:
             found.append((str(name), make(_messages(cell))))
         except StageError as error:
-            told = f"column {column!r} of example {name!r}: {error.what}"
-            raise StageError(told, where=data.stage, hint=error.hint) from error
+            what = f"column {column!r} of example {name!r}: {error.what}"
+            raise StageError(what, where=data.stage, hint=error.hint) from error
     return found
 
 
