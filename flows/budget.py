@@ -34,7 +34,7 @@ def _watch(record: RunRecord, context: RunContext, ended: threading.Event) -> No
 def _too_much(node: StageNode, record: RunRecord, context: RunContext) -> str:
     """Why a stage cannot be done with what is left, or empty.
 
-    A training keeps what it did, so it needs more than the reserve; another stage all it ever took at the least.
+    A training run keeps what it did, so it needs more than the reserve; another stage all it ever took at the least.
     """
     times, budget = record.times, record.budget
     ranks, _, slots = job_size(node, context.slots.total)

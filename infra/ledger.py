@@ -2,8 +2,8 @@
 
     useful            work that counts: training steps made for the first time, a stage's own work
     commit            storing a stage's result
-    checkpoint_stall  a training that waits for its checkpoints
-    data_wait         a training that waits for its next batch
+    checkpoint_stall  a training run that waits for its checkpoints
+    data_wait         a training run that waits for its next batch
     startup           processes, imports, fetching inputs, loading a model, the Prefect server
     recomputed        training steps made again, and attempts whose work was lost
     queue             waiting for a slot of the machine, or for another run that makes the same thing

@@ -30,7 +30,7 @@ from infra.stored_bytes import artifact_faults, object_fault
 from infra.stored_json import StoredJson
 
 LAST = "verified/last.json"
-RESUMES = "Nothing to do: a training that resumes sets it aside and goes on from the one before."
+RESUMES = "Nothing to do: a training run that resumes sets it aside and goes on from the one before."
 OnArtifact = Callable[[int, int], None]
 """Called with (artifacts done, artifacts in all), from any thread."""
 

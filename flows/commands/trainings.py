@@ -11,7 +11,7 @@ from flows.commands.parsing import Commands, load, say
 
 def add(commands: Commands) -> None:
     sub = commands.add(
-        "checkpoint", checkpoint, "list what a training has saved, or write its weights to a folder", file=True
+        "checkpoint", checkpoint, "list what a training run has saved, or write its weights to a folder", file=True
     )
     sub.add_argument("stage", help="stage name, e.g. base")
     sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")

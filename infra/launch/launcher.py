@@ -4,8 +4,8 @@ A job is described by a `JobSpec`: a job file (JSON, read by `tasks.run.worker`)
 go.
 Exit codes are the contract back: 0 done, 75 preempted (resumable), anything else failed.
 
-A training over several nodes is one job on each of them, submitted by the node's own launcher: the same spec but for
-`node_rank` and `folder`. The ranks meet at node 0 and form one process group:
+A training run over several nodes is one job on each of them, submitted by the node's own launcher: the same spec but
+for `node_rank` and `folder`. The ranks meet at node 0 and form one process group:
 
     JobSpec("base", folder, ranks=8, nodes=2, node_rank=0, master_addr="10.0.0.1", master_port=29400, warm=True)
     JobSpec("base", folder, ranks=8, nodes=2, node_rank=1, master_addr="10.0.0.1", master_port=29400, warm=True)

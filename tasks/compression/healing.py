@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Healing(TeacherParams, TrainingParams):
-    """How long, how fast, and with whom."""
+    """Length, learning rate and teacher of the training after a cut."""
 
     teacher: Annotated[str | None, Input("model")] = Field(
         None, description="The model whose outputs it learns from, such as the one it was made of. None: labels only."

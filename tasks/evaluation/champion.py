@@ -45,7 +45,7 @@ class Since:
 def about(
     store: Store, ref: str, champion: Manifest | None, challengers: Sequence[Manifest], since: Since | None
 ) -> dict[str, Any]:
-    """What scores say of the champion: which entry of the ref it is, whom it was held against, what it had seen."""
+    """What scores say of the champion: its entry of the ref, which model it was compared with, what it had seen."""
     found: dict[str, Any] = {"ref": ref, "there": champion is not None, "told": since.told if since else ""}
     found["challengers"] = [one.digest for one in challengers]
     if champion is not None:

@@ -81,7 +81,7 @@ def check_finite(folder: Path) -> None:
         raise StageError(
             f"{len(broken)} weights hold NaN or infinity: {_listed(sorted(broken))}",
             where="model",
-            hint="A training went wrong before they were saved: take an earlier checkpoint.",
+            hint="A training run went wrong before they were saved: take an earlier checkpoint.",
         )
 
 

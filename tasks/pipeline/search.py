@@ -15,7 +15,7 @@
 A step is a stage without its model, which is what the step before it left, or a `choose` among such (null: leave the
 model as it is). Anywhere in a stage's params `choose: [...]` stands for one of its values. Each combination is a
 candidate, called by what was chosen: `small-half-lean-keep05-int8`. What candidates share they share by name, so it is
-made once. With `screen` each model that another step will work on is first held against `model` on that data; where
+made once. With `screen` each model that another step will work on is first compared with `model` on that data; where
 the gate says no, none of what was to be made of it is. With `trials` only some candidates are tried, and numbers may
 come from a range (`keep: {between: [0.4, 0.9]}`): see `tasks/pipeline/search_trials.py`.
 """

@@ -1,4 +1,4 @@
-"""Is a training that was cut short and resumed the same training? Compares what two runs of it left.
+"""Is a training run that was cut short and resumed the same training? Compares what two runs of it left.
 
     comparison = compare(Trained.read(store, one), Trained.read(store, other), tolerance=0.0)
     comparison.faults        # empty: the resumed run is as good as the undisturbed one

@@ -9,7 +9,7 @@ from tasks.pipeline.node import StageNode
 
 
 def num_gpus(node: StageNode, ranks: int) -> int:
-    """GPUs that a stage's job takes on this machine: one a rank of a training, unless it was sent to the CPU."""
+    """GPUs that a stage's job takes on this machine: one a rank of a training run, unless it was sent to the CPU."""
     if not node.stage.distributed or node.execution.device == "cpu":
         return 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -38,7 +38,7 @@ class JobTimes:
         """(bucket, seconds) in their order, `length` seconds in all: from the job's submission to its end, or to now.
 
         A phase that did not end lasted to the end of the job. Work that is not kept was for nothing: a job that did
-        not end well, but for the steps of a training.
+        not end well, but for the steps of a training run.
         """
         self._read()
         ended, marks = self._phases(), [0.0]
@@ -53,7 +53,7 @@ class JobTimes:
         if self._loaded is None:
             return [(kept, length)]
         left, found = length, []
-        # What follows the last step of a training that was asked to stop is its last checkpoint.
+        # What follows the last step of a training run that was asked to stop is its last checkpoint.
         end = ("checkpoint_stall" if how == PREEMPTED else kept, max(0.0, length - self._last))
         shares = (
             ("startup", self._loaded),

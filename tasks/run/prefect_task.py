@@ -207,7 +207,7 @@ def verdict_page(verdict: dict[str, Any]) -> str:
         "",
     ]
     lines += [plain_text(sentence(verdict[NAME])), ""] if NAME in verdict else []
-    lines += ["| requirement | candidate | against | held against the limit | limit | |", "|-|-|-|-|-|-|"]
+    lines += ["| requirement | candidate | against | compared with the limit | limit | |", "|-|-|-|-|-|-|"]
     for one in verdict["requirements"]:
         sure = f" ({100 * one['confidence']:g} %)" if one["confidence"] else ""
         met = "met" if one["passed"] else "**not met**"

@@ -79,7 +79,7 @@ class Phases:
             write_whole(self.path, self.ended)
 
     def timings(self, resumed_at: int) -> dict[str, float]:
-        """For the manifest: seconds of this job alone, and the step at which a training went on, if it did."""
+        """For the manifest: seconds of this job alone, and the step at which a training run went on, if it did."""
         pairs = {"fetch": ("started", "fetched"), "run": ("fetched", "ran")}
         lengths = {name: round(self.ended[end] - self.ended[start], 3) for name, (start, end) in pairs.items()}
         return {**lengths, "resumed_at": float(resumed_at)} if resumed_at else lengths

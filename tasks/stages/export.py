@@ -23,7 +23,7 @@ class Params(StageParams):
     model: Annotated[str, Input("model", trained=True)] = Field(description="Model to export.")
     data: Annotated[str | None, Input("dataset", "tokens")] = Field(
         None,
-        description="Examples on which the graph is held against the model, with the split (`texts.test`); default "
+        description="Examples on which the graph is compared with the model, with the split (`texts.test`); default "
         "validation. None: made-up token ids, of several shapes and padded on either side.",
     )
     format: Literal["onnx"] = Field("onnx", description="`onnx`: one graph file with free batch and sequence sizes.")

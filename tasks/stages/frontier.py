@@ -28,7 +28,7 @@ from tasks.stage import Input, Job, Stage, StageParams
 
 
 class Params(StageParams):
-    """Among which models, against whom, by what."""
+    """The models to choose from, the model they are compared with, and the requirements."""
 
     scores: Annotated[str, Input("scores")] = Field(description="Evaluation that holds the models.")
     against: str = Field(description="Model the candidates are compared with: its name in the evaluation.")
@@ -87,7 +87,7 @@ def run(job: Job[Params]) -> dict[str, float]:
 
 
 def pareto_front(points: dict[str, Sequence[float]]) -> list[str]:
-    """Those whom no other is at least as good as in everything and better in something; less is better throughout."""
+    """The Pareto front: those that no other model equals in everything and beats in something; less is better."""
 
     def beaten(one: Sequence[float]) -> bool:
         return any(

@@ -14,7 +14,7 @@ from tasks.stage import Input, Job, Stage, StageParams
 
 
 class Params(StageParams):
-    """Who is judged, against whom, by what."""
+    """The candidate, the model it is compared with, and the requirements."""
 
     scores: Annotated[str, Input("scores")] = Field(description="Evaluation that holds the models.")
     candidate: str = Field(description="Model to be let through: its name in the evaluation.")

@@ -45,7 +45,7 @@ class Params(GridParams):
     data: Annotated[str | None, Input("dataset", "tokens")] = Field(
         None,
         description="Calibration examples: its training split. Where it has a validation split, or another is named "
-        "(`texts.test`), the graph is held against its parent on that. None: neither.",
+        "(`texts.test`), the graph is compared with its parent on that. None: neither.",
     )
     samples: int = Field(128, ge=1, description="Calibration examples, spread evenly over the training split.")
     keep_sensitive: int = Field(

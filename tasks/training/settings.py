@@ -43,8 +43,8 @@ class DivergenceParams(StageParams):
     window: int = Field(64, ge=ENOUGH, description="Good losses that the z-score is taken over.")
     patience: int = Field(3, ge=0, description="Updates skipped in a row before the training goes back to an anchor.")
     max_skipped: int = Field(20, ge=0, description="Updates skipped in all; one more fails the stage.")
-    rollback_every: int = Field(500, ge=1, description="Steps between the anchors a training can go back to.")
-    max_rollbacks: int = Field(2, ge=0, description="Times a training goes back; one more fails the stage.")
+    rollback_every: int = Field(500, ge=1, description="Steps between the anchors a training run can go back to.")
+    max_rollbacks: int = Field(2, ge=0, description="Times a training run goes back; one more fails the stage.")
     learning_rate_factor: float = Field(
         1.0, gt=0, le=1, description="The learning rate is multiplied by this at each way back."
     )

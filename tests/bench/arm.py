@@ -74,7 +74,7 @@ class Arm:
         return float(self.child.receive())
 
     def finish(self) -> dict[str, float]:
-        """After the last block: let it end as a training ends, and tell its own figures."""
+        """After the last block: let it end as a training run ends, and tell its own figures."""
         self.link.send("go")
         figures: dict[str, float] = self.child.receive()
         return figures

@@ -1,4 +1,4 @@
-"""A training that is killed again and again: how much of the time it took went into steps that count?
+"""A training run that is killed again and again: how much of the time it took went into steps that count?
 
 Both arms train one workload to its last step, are killed (SIGKILL to the rank) and started again at once:
 
@@ -47,7 +47,7 @@ class TrainingFailed(RuntimeError):
 
 
 class Running(Protocol):
-    """A training under way."""
+    """A training run under way."""
 
     def ended(self, timeout: float) -> int | None:
         """Exit code once it is noticed that the training has ended, None if that takes longer."""

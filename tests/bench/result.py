@@ -30,7 +30,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Measurement:
-    """value: what is held against the bar. interval: (low, high) and how it was made.
+    """value: what is compared with the bar. interval: (low, high) and how it was made.
 
     incomparable: why the arms must not be compared; the bar then counts as missed. busy: share of all cores that other
     work took while the arms were on the clock.

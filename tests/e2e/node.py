@@ -1,4 +1,4 @@
-"""One node of a training over several: a launcher that takes jobs from its standard input until that ends.
+"""One node of a training run over several: a launcher that takes jobs from its standard input until that ends.
 
     python node.py LOGS NODE_RANK NODES MASTER_ADDR
 

@@ -90,7 +90,7 @@ def test_a_training_killed_again_and_again_ends_in_the_same_bytes(launcher: Loca
     for number in range(KILLS):
         folder = tmp_path / f"killed/run{number}"
         job = start(launcher, folder)
-        target = drawn.uniform(0.0, 2.0)  # after the first step, so that every kill meets a training under way
+        target = drawn.uniform(0.0, 2.0)  # after the first step, so that every kill meets a training run under way
         while not (folder / "steps.txt").exists() and job.wait(0.01) is None:
             continue
         assert job.wait(target) is None, "it must be under way"

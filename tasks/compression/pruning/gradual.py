@@ -10,7 +10,7 @@
   own, learned by AdamW at a rate of their own, and let a weight come back; here the optimizer adds up the products.
 
 What is removed stays zero, as after pruning at once. Masks and scores are in every checkpoint, so a resumed training
-removes what an undisturbed one would have removed, at any ZeRO stage and number of ranks.
+run removes what an undisturbed one would have removed, at any ZeRO stage and number of ranks.
 """
 
 from __future__ import annotations

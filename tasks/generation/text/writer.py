@@ -211,7 +211,7 @@ def _check_prompts(prompts: Sequence[Prompt], room: int, truncation: bool) -> No
     for prompt in prompts:
         if not prompt.reference.strip():
             raise StageError(
-                f"the reference of example {prompt.name!r} is empty: nothing can be held against it",
+                f"the reference of example {prompt.name!r} is empty: nothing can be compared with it",
                 where="data",
                 hint="Leave rows without one out of the dataset's source.",
             )

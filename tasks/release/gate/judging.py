@@ -37,7 +37,7 @@ Replicates = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one requirement came out. `bound` is what was held against the limit: the point, or its confidence bound.
+    """How one requirement came out. `bound` is what was compared with the limit: the point, or its confidence bound.
 
     Where the requirement does not apply there is neither a value nor a bound.
 
@@ -222,7 +222,7 @@ def _higher_is_better(scores: Mapping[str, Any], model: str, metric: str) -> boo
 
 
 def _quantity(rule: str, mine: Any, theirs: Any, higher_is_better: bool) -> Any:
-    """What the limit is held against: the value, the drop, the gain or the ratio; numbers or arrays alike."""
+    """What the limit is compared with: the value, the drop, the gain or the ratio; numbers or arrays alike."""
     if rule in ABSOLUTE:
         return mine
     if rule in ("max_ratio", "min_ratio"):

@@ -20,7 +20,7 @@ def outcome_sentence(
 ) -> str:
     """`int8 is 0.01 worse than teacher in f1 (0.8 against 0.81); ...; a drop of at most 0.02 is required: passed.`
 
-    mine, theirs: the models' values; point: what the rule asks about; bound: what was held against the limit.
+    mine, theirs: the models' values; point: what the rule asks about; bound: what was compared with the limit.
     """
     metric, limit = requirement.metric, requirement.limit
     quantity = {

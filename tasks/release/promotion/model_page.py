@@ -122,7 +122,7 @@ def _scores(store: Store, gate: Manifest) -> dict[str, Any] | None:
 
 
 def _quality(scores: dict[str, Any], verdict: dict[str, Any]) -> list[str]:
-    """The candidate beside what it was held against, on the same examples."""
+    """The candidate beside what it was compared with, on the same examples."""
     names = [verdict[role]["name"] for role in ("candidate", "against") if verdict.get(role)]
     shown = [name for name in names if name in scores["models"]]
     data, primary = scores["data"], scores["primary_metric"]

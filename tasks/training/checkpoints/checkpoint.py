@@ -1,4 +1,4 @@
-"""Checkpoints of a training: every rank copies its pieces to host memory, a process beside it stores them.
+"""Checkpoints of a training run: every rank copies its pieces to host memory, a process beside it stores them.
 
     checkpoints = Checkpoints(job, ranks, engine, anchor_every=500)
     checkpoints.save(step, state, growing)      # returns after the copy

@@ -1,7 +1,7 @@
-"""The truth about a training: one JSON object a line, appended and flushed as it happens, in `records/`.
+"""The truth about a training run: one JSON object a line, appended and flushed as it happens, in `records/`.
 
-On resume the lines travel with the checkpoint, so a training that moved to another machine has one unbroken,
-duplicate-free record. Nothing is kept in memory: a training may have millions of steps.
+On resume the lines travel with the checkpoint, so a training run that moved to another machine has one unbroken,
+duplicate-free record. Nothing is kept in memory: a training run may have millions of steps.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Which weights a training keeps: the last ones or the best, those of a step or their moving average; and when it ends.
+"""Which weights a training run keeps: the last ones or the best, those of a step or their moving average; and when it
+ends.
 
 The average and the best weights lie beside the trained ones, piece by piece, on whichever rank keeps them, and are
-saved with every checkpoint, so that a resumed training keeps what an undisturbed one would have kept. Neither depends
+saved with every checkpoint, so that a resumed training run keeps what an undisturbed one would have kept. Neither
+depends
 on the clock: evaluations are at multiples of `eval_every` and after the last step.
 """
 

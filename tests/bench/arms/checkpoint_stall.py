@@ -1,4 +1,4 @@
-"""Not a training: how long a snapshot holds a training up, beside a memory copy and a synchronous save of that state.
+"""Not a training run: how long a snapshot holds a training up, beside a memory copy and a synchronous save of that state.
 
 A real engine makes a real step before every timing, so that each begins with the caches a step leaves. The three take
 turns, and nothing is being stored while another is on the clock. Leaves `found.json` in its folder: lists of seconds.

@@ -39,7 +39,7 @@ def play(pairs: int) -> dict[str, Any]:
         except goodput.TrainingFailed as error:
             raise ArmFailed(str(error)) from error
     if min(len(played["forgeline"]), len(played["plain"])) < 2:
-        raise ArmFailed("no kill fell into a training; it has to be longer")
+        raise ArmFailed("no kill fell into a training run; it has to be longer")
     return played
 
 

@@ -1,4 +1,4 @@
-"""Exports held against their parents on real examples: the figures by hand, and a refusal that says where."""
+"""Exports compared with their parents on real examples: the figures by hand, and a refusal that says where."""
 
 from __future__ import annotations
 

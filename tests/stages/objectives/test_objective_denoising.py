@@ -1,4 +1,4 @@
-"""Denoising: spans left out and put back, agreement with T5's own loss, a training, and all the stages."""
+"""Denoising: spans left out and put back, agreement with T5's own loss, a training run, and all the stages."""
 
 from __future__ import annotations
 

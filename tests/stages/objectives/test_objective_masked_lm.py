@@ -1,4 +1,4 @@
-"""Masked language modelling: what is hidden, agreement with the model's own loss, a training, and all the stages."""
+"""Masked language modelling: what is hidden, agreement with the model's own loss, a training run, and all the stages."""
 
 from __future__ import annotations
 

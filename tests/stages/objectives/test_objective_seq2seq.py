@@ -1,4 +1,4 @@
-"""Sequence to sequence: targets and their shift, agreement with T5's and BART's own loss, a training, all the stages."""
+"""Sequence to sequence: targets and their shift, agreement with T5's and BART's own loss, a training run, all the stages."""
 
 from __future__ import annotations
 

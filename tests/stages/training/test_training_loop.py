@@ -1,4 +1,4 @@
-"""The loop against a bare torch loop, and the ways a training ends that are not its last step."""
+"""The loop against a bare torch loop, and the ways a training run ends that are not its last step."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_shares_by_hand() -> None:
 
 
 def test_a_difference_counts_if_it_is_unlikely_and_large() -> None:
-    """Holm: the smallest of three p-values is held against alpha / 3, the next against alpha / 2; then it ends."""
+    """Holm: the smallest of three p-values is compared with alpha / 3, the next against alpha / 2; then it ends."""
     found = [Difference("a", 0.5, 0.003, ""), Difference("b", 0.01, 0.0001, ""), Difference("c", 0.5, 0.02, "")]
     verdict = judged(found, alpha=0.01, sizes={"a": 0.1, "b": 0.1, "c": 0.1})
     assert [difference.drifted for difference in verdict] == [True, False, False]

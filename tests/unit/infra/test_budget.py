@@ -130,7 +130,7 @@ def test_what_cannot_be_done_within_the_rest_is_not_started(tmp_path: Path, cont
     made(context.store, tmp_path, "dataset", "dataset", "corpus", 3590.0)
     assert context.may_start(corpus) == ""
     made(context.store, tmp_path, "pretrain", "model", "base", 36000.0)
-    assert context.may_start(base) == "", "a training keeps what it has done"
+    assert context.may_start(base) == "", "a training run keeps what it has done"
 
     late = RunRecord("two", pipeline, context.store, already=Spent(30.0))
     watch_budget(late, context, ended)
