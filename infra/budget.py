@@ -37,7 +37,7 @@ class Spent:
 
 
 class Budget(Settings):
-    """What a run may cost. It stops, to be gone on with by running again, before it costs more."""
+    """What a run may cost. It stops before it costs more; run it again to continue."""
 
     hours: float | None = Field(None, gt=0, description="Hours from the start of a run to its end.")
     core_hours: float | None = Field(None, gt=0, description="Hours of CPU cores: slots that jobs hold, times hours.")

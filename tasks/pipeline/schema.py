@@ -17,7 +17,7 @@ from tasks.stage import stages
 def schema() -> dict[str, Any]:
     """JSON Schema of a pipeline file, for editors (`yaml-language-server: $schema=...`) and `forgeline schema`."""
     bodies: dict[str, Any] = {kind: stage.params for kind, stage in stages().items()} | {SEARCH: Search}
-    after: Any = (str | list[str], Field(default=[], description="Gates without whose consent it does not run."))
+    after: Any = (str | list[str], Field(default=[], description="Gates that must pass before this stage runs."))
     kinds = [
         create_model(f"{kind.title()}Stage", __config__=ConfigDict(extra="forbid"), **{kind: (body, ...), AFTER: after})
         for kind, body in bodies.items()

@@ -22,7 +22,7 @@ DIGITS = 3
 
 
 class Screen(StageParams):
-    """Whether a model is worth going on with, on data that is not what decides in the end."""
+    """A test that drops weak candidates early, on other data than the final evaluation."""
 
     data: str = Field(description="Data with the split (`texts.validation`), not the split candidates are judged on.")
     require: list[Requirement] = Field(min_length=1, description="All must hold, against the model searched from.")
@@ -31,7 +31,9 @@ class Screen(StageParams):
 class Trials(StageParams):
     """Candidates drawn one after the other, each where those before it make quality and smallness likely."""
 
-    data: str = Field(description="Data with the split by which a candidate's quality is told (`texts.validation`).")
+    data: str = Field(
+        description="Data with the split by which a candidate's quality is measured (`texts.validation`)."
+    )
     number: int = Field(20, ge=1, le=10_000, description="Candidates to try.")
     at_once: int = Field(4, ge=1, le=200, description="Candidates drawn together, knowing only those before them.")
     minutes: float | None = Field(
@@ -43,7 +45,7 @@ class Trials(StageParams):
 
 
 class Search(StageParams):
-    """From which model, by which steps."""
+    """The model to start from, and the steps to try."""
 
     model: str = Field(description="Stage that makes the model to begin with.")
     steps: list[dict[str, Any]] = Field(min_length=1, description="Stages without their model, or `choose` among such.")

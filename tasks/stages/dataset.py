@@ -57,7 +57,7 @@ PIECES = PartKind("rows", "tasks.data.parts.pieces:take_rows", worth_a_process=6
 
 
 class Params(RowSteps):
-    """What the dataset is made of and how."""
+    """Sources of the dataset and the steps applied to them."""
 
     sources: list[Source] = Field(min_length=1, description="Where the examples come from.")
     dedup: Dedup = Field(default_factory=lambda: Dedup(), description="Removal of duplicates.")

@@ -40,7 +40,7 @@ class Params(TeacherParams, TrainingParams):
     """Teacher, data and training settings of a student."""
 
     teacher: Annotated[str, Input("model")] = Field(description="The model to learn from.")
-    data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples to learn on.")
+    data: Annotated[str, Input("dataset", "tokens")] = Field(description="Training data.")
     soft_targets: Annotated[str | None, Input("soft_targets")] = Field(
         None, description="The teacher's outputs on `data`, made before. None: it is asked in every step."
     )

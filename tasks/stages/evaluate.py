@@ -46,7 +46,7 @@ class Latency(StageParams):
 
 
 class Params(StageParams):
-    """What is compared on what."""
+    """Models, data and metrics of an evaluation."""
 
     models: Annotated[list[str], Input("model", "onnx", trained=True)] = Field(
         min_length=1, description="Models, each as it ships."

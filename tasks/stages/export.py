@@ -18,7 +18,7 @@ from tasks.stage import Input, Job, Stage, StageParams
 
 
 class Params(StageParams):
-    """What is exported, and how exact it has to be."""
+    """The model to export, and the tolerance of the check."""
 
     model: Annotated[str, Input("model", trained=True)] = Field(description="Model to export.")
     data: Annotated[str | None, Input("dataset", "tokens")] = Field(

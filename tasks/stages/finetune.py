@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 class Params(WithObjective, FineTuningParams):
-    """What is trained further, on what, and how."""
+    """Model, data and training settings."""
 
-    data: Annotated[str, Input("dataset", "tokens")] = Field(description="What to learn from.")
+    data: Annotated[str, Input("dataset", "tokens")] = Field(description="The data to learn from.")
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="Where the backbone's weights come from. `random`: only the architecture is kept."
     )

@@ -33,19 +33,19 @@ SHOWN = 12
 
 
 class Params(StageParams):
-    """Who writes on what, how, and by what it is judged."""
+    """Models, prompts, decoding and metrics."""
 
-    models: Annotated[list[str], Input("model")] = Field(min_length=1, description="Models that write.")
+    models: Annotated[list[str], Input("model")] = Field(min_length=1, description="Models that generate the texts.")
     data: Annotated[str, Input("dataset")] = Field(description="Data, with the split (`talks.test`); default test.")
     objective: ObjectiveField | None = Field(
         None,
         description="How prompts and references are read from the data. None: as each model was trained to. Weights "
         "that were trained elsewhere need it.",
     )
-    decoding: Decoding = Field(default_factory=lambda: Decoding(), description="How models write.")
+    decoding: Decoding = Field(default_factory=lambda: Decoding(), description="Decoding settings.")
     post_process: list[Step] = Field(
         default_factory=list,
-        description="What is done to an output, not to a reference, before it is scored, in order.",
+        description="Steps applied to an output (not to a reference) before it is scored, in order.",
     )
     metrics: list[TextMetric] | None = Field(
         None,

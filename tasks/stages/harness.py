@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Params(StageParams):
-    """Who is asked what."""
+    """Models, and tasks of the lm-evaluation-harness."""
 
     models: Annotated[list[str], Input("model")] = Field(min_length=1, description="Language models.")
     tasks: Annotated[str, Located()] = Field(description="Folder with task files and their data.")

@@ -27,7 +27,7 @@ class Task(StageParams):
     """One of the objectives."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$", description="What its head and its metrics are called.")
-    data: Annotated[str, Input("dataset", "tokens")] = Field(description="What it is learned from.")
+    data: Annotated[str, Input("dataset", "tokens")] = Field(description="The data to learn from.")
     objective: ObjectiveField = Field(
         description="What is learned: the name of a file in `tasks/objectives/*/`, or {name: ..., and its options}."
     )
@@ -37,12 +37,12 @@ class Task(StageParams):
 
 
 class Params(FineTuningParams):
-    """What is trained, on which tasks, and how they share the training.
+    """Model, tasks, and how the tasks share each step.
 
     The backbone of `model` is the trunk; the names that `freeze` matches begin with `trunk.` or `heads.<task>.`.
     """
 
-    tasks: list[Task] = Field(min_length=1, description="What is learned, in the order of the heads.")
+    tasks: list[Task] = Field(min_length=1, description="The tasks, in the order of the heads.")
     temperature: float = Field(
         1.0,
         gt=0,

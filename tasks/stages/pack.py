@@ -26,7 +26,7 @@ TOKENS = PartKind("ids", "tasks.data.tokens.ids:tokenize_file", worth_a_process=
 
 
 class Params(StageParams):
-    """What is packed."""
+    """Data and tokenizer to pack, and the length of a row."""
 
     data: Annotated[str, Input("dataset")] = Field(description="Dataset to tokenize; all its splits, or the one named.")
     tokenizer: Annotated[str, Input("tokenizer")] = Field(description="Tokenizer to encode with.")

@@ -29,7 +29,7 @@ class ModelParams(BaseModel):
 
 
 class Params(WithObjective, TrainingParams):
-    """What is trained, on what, and how."""
+    """Data, architecture and training settings."""
 
     data: Annotated[str, Input("tokens")] = Field(description="A `pack` stage: rows of token ids.")
     model: ModelParams = Field(description="The architecture: `type` and any field of its Hugging Face config.")

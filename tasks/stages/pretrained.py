@@ -26,7 +26,7 @@ HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[0-9a-f]{40})")
 
 
 class Params(StageParams):
-    """Where the weights lie."""
+    """Source of the weights."""
 
     folder: Annotated[str | None, Located()] = Field(None, description="Folder, as `save_pretrained` writes it.")
     hub: str | None = Field(

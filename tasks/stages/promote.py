@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 class Params(StageParams):
-    """What becomes what."""
+    """Words and their replacements."""
 
     model: Annotated[str | None, Input("model", "onnx")] = Field(
         None, description="Model to promote. None: the one that the verdict let through."
     )
-    gate: Annotated[str, Input("verdict")] = Field(description="Verdict on that very model.")
+    gate: Annotated[str, Input("verdict")] = Field(description="The gate that judged this model.")
     weights: Annotated[str | None, Input("model")] = Field(
         None, description="Trained model behind the release; `<ref>-weights` will point to it. None: to nothing."
     )

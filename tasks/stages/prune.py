@@ -33,7 +33,7 @@ SINGLE_WEIGHTS = {*AT_ONCE, *GRADUAL}
 
 
 class Params(StageParams):
-    """What is pruned, how far, and how it is healed."""
+    """Model, method and share to prune, and the training after it."""
 
     model: Annotated[str, Input("model", trained=True)] = Field(description="The model to prune.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples that show what matters.")

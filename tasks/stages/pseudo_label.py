@@ -30,13 +30,13 @@ SHOWN = 12
 
 
 class Params(StageParams):
-    """Who writes, to which prompts, and how."""
+    """The model that generates the references, the data and the decoding."""
 
-    teacher: Annotated[str, Input("model", trained=True)] = Field(description="The model that writes.")
+    teacher: Annotated[str, Input("model", trained=True)] = Field(description="The model that generates the texts.")
     data: Annotated[str, Input("dataset")] = Field(
         description="Prompts, with the split (`pairs.validation`); default train."
     )
-    decoding: Decoding = Field(default_factory=lambda: Decoding(), description="How it writes.")
+    decoding: Decoding = Field(default_factory=lambda: Decoding(), description="Decoding settings.")
     truncation: bool = Field(False, description="Cut prompts that are too long for the model instead of refusing them.")
 
 

@@ -23,10 +23,10 @@ from tasks.training.engine.deepspeed_config import training_faults
 
 
 class Params(GridParams, Healing):
-    """What is trained on, for which quantization."""
+    """Model, data, number format and training settings."""
 
     model: Annotated[str, Input("model", trained=True)] = Field(description="The model to start from.")
-    data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples to learn on.")
+    data: Annotated[str, Input("dataset", "tokens")] = Field(description="Training data.")
     scheme: Literal["dynamic_int8", "int4"] = Field(
         description="The `scheme` of the `quantize` stage that follows; for `static_int8` take `dynamic_int8`, whose "
         "weights it has."

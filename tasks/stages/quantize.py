@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Params(GridParams):
-    """What is quantized and how."""
+    """The exported model and its new number format."""
 
     model: Annotated[str, Input("onnx")] = Field(description="Exported model to quantize.")
     scheme: Literal["dynamic_int8", "static_int8", "int4", "float16"] = Field(

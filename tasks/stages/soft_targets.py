@@ -18,9 +18,9 @@ from tasks.stage import Input, Job, Stage, StageParams
 
 
 class Params(StageParams):
-    """Who is asked about what, and how much of the answers is kept."""
+    """Teacher and data, and how much of its outputs is stored."""
 
-    teacher: Annotated[str, Input("model", trained=True)] = Field(description="The model that is asked.")
+    teacher: Annotated[str, Input("model", trained=True)] = Field(description="The teacher.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(
         description="Examples, with the split (`texts.validation`); default train."
     )

@@ -18,7 +18,7 @@ from tasks.stage import Input, Job, Located, Stage, StageParams
 
 
 class Params(StageParams):
-    """What the tokenizer is learned from and how large it is; or where the given one lies."""
+    """Data and size of a new tokenizer, or the folder of a given one."""
 
     data: Annotated[str | None, Input("dataset")] = Field(None, description="Dataset whose training split is read.")
     algorithm: Literal["bpe", "wordpiece", "unigram"] = Field(

@@ -73,7 +73,7 @@ class Budget(StageParams):
     global_batch_size: int = Field(
         32,
         ge=1,
-        description="Examples an optimizer step. How they are split over ranks and micro-batches is execution.",
+        description="Examples per optimizer step. How they are split over ranks and micro-batches is execution.",
     )
     epochs: float | None = Field(None, gt=0, description="Passes over the training split. None: `max_steps` decides.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps. None: `epochs` decides.")
@@ -114,7 +114,9 @@ class TrainingParams(Budget):
         "last", description="Which weights are kept: those after the last step, or those of the best evaluation."
     )
     watch: str | None = Field(
-        None, description="What is best: a metric of the validation, or `loss`. None: the objective's main metric."
+        None,
+        description="Metric that decides which weights are best: one of the validation, or `loss`. "
+        "None: the objective's main metric.",
     )
     patience: int | None = Field(
         None, ge=1, description="Evaluations in a row that are no better, after which training ends. None: it goes on."

@@ -24,7 +24,7 @@ _From: Any = create_model("_From", __base__=StageParams, **{"from": (str, _FROM)
 
 
 class Label(_From):
-    """What the class of an example is."""
+    """Where the label of an example comes from."""
 
     map: dict[str, str] | None = Field(
         None,

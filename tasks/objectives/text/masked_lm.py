@@ -37,7 +37,7 @@ class MaskedLM(TokenLabels, OwnText):
     """See the module."""
 
     name: Literal["masked_lm"] = Field("masked_lm", description="Predict masked tokens from the tokens on both sides.")
-    mask_share: float = Field(0.15, gt=0, lt=1, description="Share of an example's tokens that have to be told.")
+    mask_share: float = Field(0.15, gt=0, lt=1, description="Share of an example's tokens that are to be predicted.")
     mask_replace: float = Field(0.8, ge=0, le=1, description="Share of these that are replaced by the mask token.")
     random_replace: float = Field(
         0.1, ge=0, le=1, description="Share of these that are replaced by any token; what is left stays as it is."

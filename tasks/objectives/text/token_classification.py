@@ -33,7 +33,7 @@ SHOWN = 8
 class TokenClassification(TokenLabels):
     """See the module."""
 
-    name: Literal["token_classification"] = Field("token_classification", description="One label a word.")
+    name: Literal["token_classification"] = Field("token_classification", description="One label per word.")
     words: str = Field("words", min_length=1, description="The column of words, a list of strings each.")
     tags: str = Field("tags", min_length=1, description="The column of their tags, as many as there are words.")
     scheme: Literal["bio", "none"] = Field(
