@@ -27,7 +27,7 @@ class Record:
     """The journals of one training on one rank; methods do nothing on ranks other than the first."""
 
     def __init__(
-        self, job: Job[Any], flops: ModelFlops, machine_flops: float, total: int, device: torch.device
+        self, job: Job[Any], flops: ModelFlops | None, machine_flops: float, total: int, device: torch.device
     ) -> None:
         self.job, self.flops, self.machine_flops, self.total, self.device = job, flops, machine_flops, total, device
         self.writes = job.rank == 0
@@ -43,13 +43,18 @@ class Record:
             "step": step,
             **values,
             "tokens_per_second": tokens / seconds,
-            "mfu": tokens * self.flops.per_token(length) / seconds / self.machine_flops,
+            "mfu": self._mfu(tokens, length, seconds),
             "memory_mb": memory_mb(self.device),
             "seconds": seconds,
         }
         self.journals["train"].append(entry)
         self.job.progress(step, self.total, loss=entry["loss"], tokens_per_second=entry["tokens_per_second"])
         self.job.tracker.log(step, {k: v for k, v in entry.items() if k != "step" and v is not None})
+
+    def _mfu(self, tokens: float, length: int, seconds: float) -> float | None:
+        if self.flops is None:
+            return None
+        return tokens * self.flops.per_token(length) / seconds / self.machine_flops
 
     def evaluation(
         self, step: int, values: Mapping[str, float], *, tokens: int, trained: float, seconds: float
@@ -83,10 +88,10 @@ class Record:
 
     def summary(self) -> dict[str, float]:
         """Medians over the steps, how often something happened, and the way to each target of `execution.targets`."""
-        names = ("tokens_per_second", "mfu")
-        steps = [[entry[name] for name in names] for entry in self.journals["train"].entries()]
-        columns = zip(*steps, strict=True) if steps else [[0.0]] * len(names)
-        found = {name: float(statistics.median(values)) for name, values in zip(names, columns, strict=True)}
+        steps = [(entry["tokens_per_second"], entry["mfu"]) for entry in self.journals["train"].entries()]
+        found = {"tokens_per_second": float(statistics.median([speed for speed, _ in steps] or [0.0]))}
+        if known := [mfu for _, mfu in steps if mfu is not None] or ([] if self.flops is None else [0.0]):
+            found["mfu"] = float(statistics.median(known))
         incidents = [entry["what"] for entry in self.journals["incidents"].entries()]
         for what, name in (("skipped", "skipped_updates"), ("went back", "rollbacks")):
             if what in incidents:

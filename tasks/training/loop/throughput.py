@@ -28,13 +28,20 @@ class ModelFlops:
     attention: float
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> ModelFlops:
-        """Of a whole model: call it before ZeRO takes the weights apart."""
+    def of(cls, model: PreTrainedModel) -> ModelFlops | None:
+        """Of a whole model: call it before ZeRO takes the weights apart. None where it is no stack of equal layers over
+        a sequence (a convolutional net): its operations are no function of weights and length.
+        """
+        layers, hidden = (getattr(model.config, name, None) for name in ("num_hidden_layers", "hidden_size"))
+        try:
+            inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        except NotImplementedError:
+            return None
+        if not isinstance(layers, int) or not isinstance(hidden, int):
+            return None
         multiplied = sum(parameter.numel() for parameter in model.parameters())
-        inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if inputs is not None and (outputs is None or outputs.weight is not inputs.weight):
             multiplied -= sum(parameter.numel() for parameter in inputs.parameters())
-        layers, hidden = (int(getattr(model.config, name, 0) or 0) for name in ("num_hidden_layers", "hidden_size"))
         return cls(6.0 * multiplied, 12.0 * layers * hidden)
 
     def per_token(self, length: int) -> float:
