@@ -76,19 +76,13 @@ def _counts(data: InputArtifact) -> dict[str, int]:
 
 def _rows(data: InputArtifact, params: Params) -> list[dict[str, Any]]:
     """The sampled rows. Raises StageError where there are too few to say anything."""
-    from tasks.data.dataset.layout import COLUMNS, describe, iterate_columns, split_files
-    from tasks.data.drift.columns import measured
+    from tasks.data.dataset.layout import describe, split_files
+    from tasks.data.dataset.new_rows import measured_rows
     from tasks.data.drift.difference import sample
 
-    description = describe(data.path)
-    kept = [name for name in ("id", "text", "label") if name in description["columns"]]
-    others = sorted({*description["columns"]} - {*COLUMNS})
-    rows = []
-    for name in [data.split] if data.split else list(description["splits"]):
-        for batch in iterate_columns(split_files(data.path, name), [*kept, *others]):
-            for place in range(len(batch["id"])):
-                row: dict[str, Any] = {column: batch[column][place] for column in kept}
-                rows.append({**row, "columns": {column: measured(batch[column][place]) for column in others}})
+    splits = [data.split] if data.split else list(describe(data.path)["splits"])
+    files = [file for split in splits for file in split_files(data.path, split)]
+    rows = [row for row, _ in measured_rows(data.path, files)]
     if len(rows) < 20:
         raise StageError(
             f"{len(rows)} examples say nothing about drift", where=data.stage, hint="Compare datasets of 20 or more."

@@ -5,7 +5,8 @@ A duplicate that took the place of the example it repeats is nothing new. Files 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.data.dataset.layout import COLUMNS, describe, iterate_columns, stored_files
@@ -44,22 +45,25 @@ def rows(store: Store, data: Manifest, files: list[str], content: Collection[str
     if not files:
         return
     folder = store.fetch(data, only=[*files, "dataset.json"])
+    for row, others in measured_rows(folder, (folder / path for path in sorted(files))):
+        yield row | {"content": _content(row, others, sorted(others if content is None else content))}
+
+
+def measured_rows(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Row, Row]]:
+    """(the row without `content`, the values of its passing columns) of some files of the dataset in `folder`."""
     there = describe(folder)["columns"]
     kept = [name for name in ("id", "text", "label") if name in there]
-    others = sorted({*there} - {*COLUMNS})
-    counted = others if content is None else sorted(content)
-    for batch in iterate_columns((folder / path for path in sorted(files)), [*kept, *others]):
-        for values in zip(*(batch[name] for name in (*kept, *others)), strict=True):
-            row = dict(zip((*kept, *others), values, strict=True))
-            found = {name: row[name] for name in kept}
-            found["content"] = _content(row, counted)
-            found["columns"] = {name: measured(row[name]) for name in others}
-            yield found
+    passed = sorted({*there} - {*COLUMNS})
+    for batch in iterate_columns(files, [*kept, *passed]):
+        for place in range(len(batch["id"])):
+            others = {name: batch[name][place] for name in passed}
+            row = {name: batch[name][place] for name in kept}
+            yield row | {"columns": {name: measured(value) for name, value in others.items()}}, others
 
 
-def _content(row: Row, columns: list[str]) -> Any:
+def _content(row: Row, others: Row, columns: list[str]) -> Any:
     """A digest; of a row that has nothing but its id, the id."""
-    text, values = row.get("text") or "", [row[name] for name in columns]
+    text, values = row.get("text") or "", [others[name] for name in columns]
     if not text and all(value is None for value in values):
         return row["id"]
     return content_digest(text, values)
