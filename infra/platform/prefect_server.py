@@ -68,7 +68,7 @@ def up(home: Path, port: int | None = None, database: Postgres | None = None) ->
     folder = prefect_home(home)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        known, started = services.read(folder), list[str]()
+        known, started = services.read(folder), dict[str, subprocess.Popen[bytes]]()
         server, worker = known.get("server"), known.get("worker")
         runs = server is not None and services.lives(folder, server)
         if server and (database or not runs):
@@ -87,18 +87,16 @@ def up(home: Path, port: int | None = None, database: Postgres | None = None) ->
                 require_ready(database)
             grace.grant(folder, database)
             command = ["server", "start", "--host", HOST, "--port", str(port), "--analytics-off"]
-            server = _start(folder, "server", command, port, known, database)
-            started.append("server")
+            server, started["server"] = _start(folder, "server", command, port, known, database)
         api = api_url(port)
-        _await(folder, "server", server, f"{api}/health")
+        _await(folder, "server", server, started.get("server"), f"{api}/health")
         if worker and worker.port != port:  # it, and all it runs, speak to an address where nobody is
             services.stop(folder, worker)
             services.stop_runs(folder, worker.port)
         if not worker or not services.lives(folder, worker):
             command = ["worker", "start", "--pool", POOL, "--type", "process", "--name", f"{POOL}-{port}"]
-            worker = _start(folder, "worker", command, port, known)
-            started.append("worker")
-        _await(folder, "worker", worker, f"{api}/work_pools/{POOL}")
+            worker, started["worker"] = _start(folder, "worker", command, port, known)
+        _await(folder, "worker", worker, started.get("worker"), f"{api}/work_pools/{POOL}")
     return Platform(api, folder, tuple(started), server.database)
 
 
@@ -171,7 +169,7 @@ def _start(
     port: int,
     known: dict[str, Service],
     database: Postgres | None = None,
-) -> Service:
+) -> tuple[Service, subprocess.Popen[bytes]]:
     since = time.time()
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -186,17 +184,22 @@ def _start(
         )
     known[name] = Service(process.pid, since, port, str(database or ""))
     services.write(folder, known)
-    return known[name]
+    return known[name], process
 
 
-def _await(folder: Path, name: str, service: Service, url: str) -> None:
+def _await(folder: Path, name: str, service: Service, process: subprocess.Popen[bytes] | None, url: str) -> None:
+    """process: of a service that was started just now. Raises StageError if it dies or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while not _answers(url):
-        dead = not services.lives(folder, service)
-        if dead or time.monotonic() > deadline:
+        ended = None
+        if process is None:
+            ended = None if services.lives(folder, service) else "ended"
+        elif process.poll() is not None:
+            ended = f"ended with exit code {process.returncode}"
+        if ended or time.monotonic() > deadline:
             log = folder / f"{name}.log"
             tail = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
-            what = f"the Prefect {name} " + ("ended" if dead else f"was not ready within {START_SECONDS:.0f} s")
+            what = f"the Prefect {name} {ended or f'was not ready within {START_SECONDS:.0f} s'}"
             raise StageError(what, where=str(log), hint=f"Its last lines:\n{tail}")
         time.sleep(0.2)
 

@@ -66,10 +66,20 @@ def promote(store: Store, release: dict[str, Any], note: str) -> bool:
     """Move the release's ref to its model, once for each release; True if it moved.
 
     A pipeline that runs again reuses its release. That must not undo a later decision, such as a roll-back by hand, so
-    a release that is in the ref's history moves nothing, nor does a new release of a model that was rolled back. Raises
-    RefConflict where it was judged against a champion that is no longer the one, or the ref moves at this very moment;
-    and as `require_verified`.
+    a release that is in the ref's history moves nothing, nor does a new release of a model that was rolled back. Two
+    runs that publish the same release at once move it once. Raises RefConflict where it was judged against a champion
+    that is no longer the one, or another release moves the ref at this very moment; and as `require_verified`.
     """
+    while True:
+        try:
+            return _promote(store, release, note)
+        except RefConflict:
+            moved = refs.past(store, release["ref"]), refs.past(store, weights_ref(release["ref"]))
+            if not any(entry.note == note for past in moved for entry in past.entries[:1]):
+                raise
+
+
+def _promote(store: Store, release: dict[str, Any], note: str) -> bool:
     name, model = release["ref"], ArtifactRef(**release["model"])
     history = refs.history(store, name)
     behind = refs.past(store, weights_ref(name))

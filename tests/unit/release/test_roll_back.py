@@ -13,6 +13,7 @@ from infra.errors import UsageError
 from infra.open_store import open_store
 from infra.refs import RefConflict
 from infra.store_file import FileStore
+from tasks.release.promotion import refs as promotion
 from tasks.release.promotion.refs import roll_back
 
 REF, WEIGHTS = "fresh/production", "fresh/production-weights"
@@ -138,3 +139,21 @@ def test_a_promotion_that_meets_a_roll_back_leaves_weights_and_release_of_one(ho
         house.run()
     plainly(house)
     assert house.champion() == weights(house)
+
+
+@pytest.mark.parametrize("ref", [REF, WEIGHTS])
+def test_two_runs_that_publish_the_same_release_at_once_move_each_ref_once(house: Any, ref: str) -> None:
+    reign(house, "first")
+    before = house.manifests("promote")
+    house.data("second")
+    interfere(house, ref, kill)
+    with pytest.raises(Killed):
+        house.run()
+    plainly(house)
+    other = open_store(str(house.folder / "store"))
+    (newest,) = (manifest for manifest in house.manifests("promote") if manifest not in before)
+    interfere(house, ref, lambda: promotion.publish(other, newest))
+    house.run()
+    plainly(house)
+    assert house.champion() == weights(house)
+    assert [refs.newest_number(house.store, name) for name in (REF, WEIGHTS)] == [2, 2]
