@@ -40,6 +40,12 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def pictures(tiny: ModuleType) -> ModuleType:
+    """`pictures.model(...)`, `pictures.features(...)`, `pictures.Pictures()`: small convolutional nets and a ViT."""
+    return _beside("pictures")
+
+
+@pytest.fixture(scope="session")
 def whole_way(jobs: ModuleType, tiny: ModuleType) -> ModuleType:
     """`whole_way.base(...)`, `whole_way.dataset(...)`, `whole_way.go(...)`: one objective through all stages."""
     return _beside("whole_way")

@@ -1,13 +1,15 @@
-"""How deep in a model each parameter lies: embeddings at 0, the layers from 1 on, what reads the last one on top."""
+"""Stacks of equal layers: transformers, of texts or of pictures, encoder and decoder alike."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from infra.errors import StageError
+from tasks.models.structure.staged import is_staged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,8 +21,14 @@ DEPTHS = (("num_hidden_layers", "num_layers", "encoder_layers"), ("num_decoder_l
 def layer_stacks(model: PreTrainedModel) -> list[tuple[str, torch.nn.ModuleList]]:
     """Name and list of the model's layers; of an encoder-decoder its encoder's, then its decoder's.
 
-    Raises StageError if it cannot be told which they are.
+    Raises StageError if it cannot be told which they are, or if the model is a network of blocks.
     """
+    if is_staged(model):
+        raise StageError(
+            f"{type(model).__name__} has no stack of equal layers: its blocks differ in width and stride",
+            hint="No whole layer can leave it. `method: channels` of a prune stage makes it narrower; a distill stage "
+            "takes another model as its `student`.",
+        )
     if not model.config.is_encoder_decoder:
         return [_stack(model, "", model, model.config.num_hidden_layers)]
     names = {id(module): name for name, module in model.named_modules()}
@@ -49,8 +57,8 @@ def _stack(model: PreTrainedModel, prefix: str, part: torch.nn.Module, count: in
     return outer[0]
 
 
-def depths(model: PreTrainedModel) -> dict[str, int]:
-    """Depth of every parameter by name. What stands before the first stack is 0, what stands after one is on top.
+def transformer_depths(model: PreTrainedModel, names: Iterable[str]) -> dict[str, int]:
+    """Depth of each name, which stand in the model's order. Before the first stack it is 0, after one it is the top's.
 
     In an encoder-decoder the decoder's layers lie above the encoder's.
     """
@@ -59,7 +67,7 @@ def depths(model: PreTrainedModel) -> dict[str, int]:
     top = sum(map(len, stacks.values())) + 1
     layer = re.compile(rf"({'|'.join(map(re.escape, stacks))})\.(\d+)\.")
     found, before = {}, True
-    for name, _ in model.named_parameters():
+    for name in names:
         if inside := layer.match(name):
             found[name], before = below[inside[1]] + int(inside[2]) + 1, False
         else:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tasks.models.structure.transformer import depths, layer_stacks
+from infra.errors import StageError
+from tasks.models.structure.parts import depths, layer_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,11 +39,17 @@ def parameter_groups(
 
     Beside `params` and `weight_decay` (matrices only, never norms and biases) each says: `rate`, its share of the
     learning rate; `thaws`, the share of the steps after which it learns; `muon`, whether Muon updates it, which is for
-    the matrices of the layers; `scored`, as in `Tuning`.
+    the matrices of the layers; `scored`, as in `Tuning`. Raises StageError for Muon where a model has no such matrices.
     """
     tuning = tuning or Tuning()
     place = None if replace(tuning, rates={}, scored=frozenset()) == Tuning() else depths(model)
-    stacks = tuple(f"{name}." for name, _ in layer_stacks(model)) if optimizer.name == "muon" else ()
+    layers = tuple(f"{name}." for name in layer_names(model)) if optimizer.name == "muon" else ()
+    if layers and not any(p.ndim == 2 and name.startswith(layers) for name, p in model.named_parameters()):
+        raise StageError(
+            f"muon updates matrices, and the blocks of {type(model).__name__} have none: they are convolutions",
+            where="optimizer.name",
+            hint="Use adamw or lion.",
+        )
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -55,7 +62,7 @@ def parameter_groups(
             if name in tuning.thawing:
                 thaws = _thaws(name, place, tuning)
         rate = tuning.rates.get(name, rate)
-        muon = parameter.ndim == 2 and name.startswith(stacks)
+        muon = parameter.ndim == 2 and name.startswith(layers)
         scored = name in tuning.scored
         group = found.setdefault(
             (not matrix, rate, thaws, muon, scored),

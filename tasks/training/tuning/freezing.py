@@ -22,7 +22,10 @@ class Freeze(StageParams):
         default_factory=list, description="Names of parameters, `*` for any text: `*embeddings*`, `model.layers.0.*`."
     )
     all_but_last: int | None = Field(
-        None, ge=0, description="Only so many layers learn, the last ones, and the head. 0: only the head."
+        None,
+        ge=0,
+        description="Only so many layers learn, the last ones, and the head; of a convolutional net, so many blocks. "
+        "0: only the head.",
     )
     thaw_over: float = Field(
         0.0,
@@ -43,7 +46,7 @@ class Freeze(StageParams):
 
 def frozen_names(model: PreTrainedModel, freeze: Freeze) -> set[str]:
     """Names of the parameters to freeze. Raises StageError if a pattern names none, or all would be frozen."""
-    from tasks.models.structure.transformer import depths
+    from tasks.models.structure.parts import depths
 
     names = [name for name, _ in model.named_parameters()]
     frozen: set[str] = set()

@@ -40,6 +40,12 @@ def insert(model: PreTrainedModel, lora: Lora, *, head: set[str]) -> PreTrainedM
     except ImportError as error:
         raise StageError("peft is not installed", where="lora", hint="pip install 'forgeline[peft]'.") from error
     linear = _linear(model, head)
+    if not linear:
+        raise StageError(
+            f"{type(model).__name__} has no linear layers for low-rank updates: it is made of convolutions",
+            where="lora",
+            hint="Leave out `lora`. `freeze: {all_but_last: N}` trains only the last N blocks and the head.",
+        )
     for target in lora.targets or ():
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             ends = sorted({name.rpartition(".")[2] for name in linear})

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from infra.errors import Preempted, StageError
 from infra.execution import Execution
 from tasks.models.card import ModelCard, write_card
-from tasks.models.structure.transformer import depths
+from tasks.models.structure.parts import depths
 from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM
 from tasks.processors.tokenizer import load_tokenizer
