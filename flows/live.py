@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -66,7 +66,7 @@ class LiveView:
             self._live.stop()
 
     def update(self, stage: str, **fields: Any) -> None:
-        """News of a stage: `state`, `reason`, `step`, `total`, `loss`, `tokens_per_second`; others do no harm."""
+        """News of a stage: `state`, `reason`, `step`, `total`, `loss`, `<unit>_per_second`; others do no harm."""
         with self._lock:
             entry, now = self._stages[stage], time.monotonic()
             changed = entry.take(fields, now)
@@ -93,7 +93,8 @@ class LiveView:
         parts = [f"[{clock(now - self._began)}]", f"{stage.name} ({stage.kind}): {stage.state}"]
         parts += [stage.steps] if stage.steps else []
         parts += [f"loss {values['loss']:.3f}"] if "loss" in values else []
-        parts += [f"{values['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in values else []
+        speed = _speed(values)
+        parts += [f"{speed[1]:,.0f} {speed[0]}/s"] if speed else []
         parts += [f"about {clock(left)} left"] if left is not None else []
         parts += [f"in {clock(stage.took)}"] if stage.took is not None else []
         return " ".join([*parts, f"- {stage.reason}"] if stage.reason else parts)
@@ -109,7 +110,7 @@ class LiveView:
                 table.add_column("kind", no_wrap=True, min_width=9)
             table.add_column("state", no_wrap=True, min_width=10)
             table.add_column("progress" if wide else "step", no_wrap=True, min_width=BAR + 10 if wide else 9)
-            for title, width in (("loss", 6), ("tokens/s", 8), ("left", 6), ("time", 6)):
+            for title, width in (("loss", 6), (_unit(self._stages.values()), 8), ("left", 6), ("time", 6)):
                 table.add_column(title, justify="right", no_wrap=True, min_width=width)
             # rich would take the room for a long reason from the figures, so the room for it is reckoned here.
             room = self._console.width - min(names, 24) - (73 + BAR if wide else 60)
@@ -123,6 +124,17 @@ class LiveView:
             return table
 
 
+def _speed(values: Mapping[str, float]) -> tuple[str, float] | None:
+    """(unit, how many of it a second) where a training says so."""
+    found = (name for name in values if name.endswith("_per_second"))
+    return next(((name.removesuffix("_per_second"), values[name]) for name in found), None)
+
+
+def _unit(stages: Iterable[StageProgress]) -> str:
+    """Title of the column of speeds."""
+    return next((f"{speed[0]}/s" for stage in stages if (speed := _speed(stage.values))), "tokens/s")
+
+
 def _row(stage: StageProgress, now: float, wide: bool, room: int) -> list[Any]:
     glyph, style = STATES.get(stage.state, ("?", ""))
     step, total = stage.values.get("step"), stage.values.get("total")
@@ -130,7 +142,7 @@ def _row(stage: StageProgress, now: float, wide: bool, room: int) -> list[Any]:
     if wide and stage.steps and step is not None and total:
         progress = Table.grid(padding=(0, 1, 0, 0))
         progress.add_row(ProgressBar(total=total, completed=step, width=BAR), stage.steps)
-    loss, speed = stage.values.get("loss"), stage.values.get("tokens_per_second")
+    loss, (_, speed) = stage.values.get("loss"), _speed(stage.values) or ("", None)
     reason = Text(stage.reason if room >= 10 else "")
     reason.truncate(max(room, 0), overflow="ellipsis")
     return [

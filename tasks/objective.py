@@ -17,48 +17,113 @@ Shapes: B examples of a batch, T tokens, C classes or vocabulary, N examples of 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny
 
 from infra.config_check import did_you_mean
 from infra.errors import StageError
+from tasks.data.dataset.examples import Feature as Feature
 from tasks.stage import StageParams
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
     from tasks.losses.top_k import TopK
     from tasks.stage import InputArtifact
 
-Feature = Mapping[str, Any]
-Predictions = dict[str, "npt.NDArray[Any]"]
 Batch = Mapping[str, "torch.Tensor"]
+Outputs = Mapping[str, "torch.Tensor"]
+"""What a forward pass gives, by name."""
+Arrays = Mapping[str, "npt.NDArray[Any]"]
+"""A batch, or outputs, outside torch."""
+Predictions = dict[str, "npt.NDArray[Any]"]
 SHARED = "shared"
 """The folder in `tasks/objectives/` that is no domain: what several domains are made of."""
 
 
 @dataclass(frozen=True)
-class SpecialIds:
-    """Token ids that a batch needs beside the examples': what it is padded with, what a decoder begins with."""
+class Port:
+    """A named input or output of a model, and of its ONNX graph.
 
-    pad: int = 0
-    decoder_start: int = 0
+    axes: a number is fixed, a name is free: ("batch", "tokens"), ("batch", 3, "height", "width"). means: what an output
+    says, by which outputs are distilled and compared. mask: the entry of a batch that is 0 where a position is padding;
+    None: every position counts.
+    """
 
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> SpecialIds:
-        """As the model's config has them; a model that has no padding is one without texts, and 0 fills up its rows."""
-        pad = getattr(config, "pad_token_id", None)
-        pad = pad if isinstance(pad, int) and pad >= 0 else 0
-        start = getattr(config, "decoder_start_token_id", None)
-        return cls(pad, start if isinstance(start, int) else pad)
+    dtype: Literal["int64", "float32", "bool"]
+    axes: tuple[int | str, ...]
+    means: Literal["classes", "choices", "numbers"] = "numbers"
+    mask: str | None = None
+
+
+class Processor(Protocol):
+    """Raw values -> a model's inputs; its files ship beside the weights: a tokenizer, an image processor.
+
+    limit: how much an example may have, in the processor's unit (tokens); None: as much as it likes.
+    """
+
+    names: ClassVar[tuple[str, ...]]
+
+    @property
+    def limit(self) -> int | None: ...
+
+    def limited(self, limit: int | None) -> Processor:
+        """The same with another limit; None: as it is."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write its files, where it was made here and not read from a folder."""
+        ...
+
+    def config(self, config_class: Any, known: Collection[str]) -> dict[str, Any]:
+        """What it decides of a new model's HF config: vocabulary and special tokens, image size and channels."""
+        ...
+
+    def adapt(self, model: PreTrainedModel) -> None:
+        """Give a model that was made elsewhere what it lacks to read batches: a padding token."""
+        ...
+
+    def require_fit(self, model: PreTrainedModel, *, where: str, limit_where: str | None = None) -> None:
+        """Raises StageError if a model cannot read what it makes. where, limit_where: the fields to blame."""
+        ...
+
+    def difference(self, other: Processor | None) -> str:
+        """Why a model that reads with `other` cannot read what this one makes; empty where it can."""
+        ...
+
+    def probe(self, ports: Mapping[str, Port], config: Any, seed: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """Made-up batches of the inputs `ports`, of several sizes, to compare a graph with its model on."""
+        ...
+
+    def example(self, ports: Mapping[str, Port], config: Any) -> dict[str, npt.NDArray[Any]]:
+        """One made-up batch, small, by which a graph is captured."""
+        ...
+
+    def code(self, format: str | None) -> str:
+        """Lines of Python for a model's page that make a `batch` without Forgeline. format: `onnx`; None: for torch."""
+        ...
+
+
+class Augmentation(StageParams):
+    """How examples are changed a little while a model learns, or is judged.
+
+    A domain has one, `AUGMENTATION` in `tasks/objectives/<domain>/inputs/augmentation.py`, and `PERTURBATION`, the same
+    with other defaults, for what a model is judged on. A pipeline file names the fields of one of them.
+    """
+
+    domain: ClassVar[str]
+
+    def changed(self, raw: Mapping[str, Any], seed: int, place: int) -> Mapping[str, Any]:
+        """The values of a row as they are met at a place of the data stream; `raw` itself where nothing changes."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -82,8 +147,8 @@ class Objective(StageParams):
 
     name: str = Field(description="The objective: the name of a file in `tasks/objectives/*/`.")
 
-    data_types: ClassVar[tuple[str, ...]]
-    """Artifact types it can read: `tokens` (packed) or `dataset` (text and label columns)."""
+    data_types: ClassVar[tuple[str, ...]] = ("dataset",)
+    """Artifact types it can read: `tokens` (packed) or `dataset` (rows)."""
     primary_metric: ClassVar[str]
     """The metric people compare models by, and whether more is better. A property where an option decides it."""
     greater_is_better: ClassVar[bool]
@@ -99,15 +164,67 @@ class Objective(StageParams):
     training_options: ClassVar[frozenset[str]] = frozenset()
     """Options that change what is learned and not how it is judged: models that differ in them can be compared."""
 
+    work_unit: ClassVar[str] = "examples"
+    """What `work` counts: tokens, images, seconds. Training speed is measured in it."""
+
+    augmentation: ClassVar[str | None] = None
+    """The domain whose augmentation its examples take (`tasks/objectives/<domain>/inputs/augmentation.py`)."""
+
+    _processor: Any = PrivateAttr(None)
+    _labels: tuple[str, ...] = PrivateAttr(())
+    _config: Any = PrivateAttr(None)
+
+    # --- which model, which data ---
+
     @property
     def auto_class(self) -> str:
         """Name of the HF auto class, e.g. `AutoModelForCausalLM`."""
         raise NotImplementedError
 
+    def load_processor(self, folder: Path, limit: int | None = None) -> Processor | None:
+        """The processor beside a model; None where there is none. limit: how much an example may have."""
+        raise NotImplementedError
+
+    def new_processor(self, data: InputArtifact) -> Processor:
+        """The processor of a new model that learns from `data`. Raises StageError where the data do not say which."""
+        raise NotImplementedError
+
+    def bound(
+        self, processor: Processor | None = None, labels: Sequence[str] | None = None, config: Any = None
+    ) -> Self:
+        """The same objective for one model: what it reads with, the names of its classes in their order, its HF config.
+
+        Every stage works with what this returns. What is not given stays as it was; before a model has classes, the
+        data decide which there are.
+        """
+        known = self.model_copy()
+        known._processor = self._processor if processor is None else processor
+        known._labels = self._labels if labels is None else tuple(labels)
+        known._config = self._config if config is None else config
+        return known
+
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """What of a batch the model sees at inference: the inputs of an exported graph, int64 each."""
-        return ("input_ids", "attention_mask")
+    def processor(self) -> Any:
+        """What the model reads with; None before one was given."""
+        return self._processor
+
+    def head(self, data: InputArtifact) -> dict[str, Any]:
+        """HF config fields the data decides (number of labels and their names); empty where there are none."""
+        return {}
+
+    def reads(self, folder: Path) -> bool:
+        """Whether a model with these files reads what this objective's processor makes."""
+        raise NotImplementedError
+
+    @property
+    def inputs(self) -> Mapping[str, Port]:
+        """What of a batch the model sees at inference: the inputs of an exported graph."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> Mapping[str, Port]:
+        """What losses and predictions are made of: the outputs of an exported graph."""
+        raise NotImplementedError
 
     @property
     def postprocessing_code(self) -> str:
@@ -117,37 +234,18 @@ class Objective(StageParams):
         """
         return ""
 
-    @property
-    def examples_per_loss(self) -> int:
-        """How many consecutive examples of a step have one loss together; micro-batches never tear them apart."""
-        return 1
-
-    def head(self, data: InputArtifact) -> dict[str, Any]:
-        """HF config fields the data decides (number of labels and their names); empty where there are none."""
+    def processor_files(self) -> dict[str, str]:
+        """Files of the processor that options decide (a chat template), by name: they ship beside the model."""
         return {}
 
-    def with_labels(self, labels: Sequence[str]) -> Objective:
-        """The same objective for a model whose classes have these names, in their order, as its card has them.
+    # --- examples ---
 
-        For an objective whose metrics need the names, or whose classes are those of the training data and not of the
-        data it is judged on. Every stage works with what this returns; before a model has classes, the data decide.
+    def examples(self, data: InputArtifact, split: str, *, labelled: bool = True) -> Sequence[Feature]:
+        """The split's examples in frozen order. Raises StageError on a split that is missing, empty or unusable.
+
+        labelled: False for data that may have no labels, where a teacher is asked instead.
         """
-        return self
-
-    def features(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Feature]:
-        """The split's examples in frozen order. Raises StageError on a split that is missing, empty or unusable."""
         raise NotImplementedError
-
-    def unlabelled(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Feature]:
-        """`features` of data that may have no labels, for what asks a teacher instead.
-
-        Here all that `features` reads is needed: texts label themselves, and where a target is, decides what is asked.
-        """
-        return self.features(data, split, tokenizer, max_length)
 
     def noised(self, feature: Feature, seed: int) -> Feature:
         """The example as it is learned from, where that is drawn anew each time (masks, spans): a function of both.
@@ -156,35 +254,34 @@ class Objective(StageParams):
         """
         return feature
 
-    def with_text(
-        self, feature: Feature, text: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Feature:
-        """The example with another text (augmentation). Raises StageError where there is none of its own to change."""
-        raise StageError(
-            f"objective {self.name} does not support `augment`",
-            where="augment",
-            hint="What its examples are labelled with belongs to the words as they stand: leave `augment` out.",
-        )
+    @property
+    def examples_per_loss(self) -> int:
+        """How many consecutive examples of a step have one loss together; micro-batches never tear them apart."""
+        return 1
 
-    def tokenizer_files(self) -> dict[str, str]:
-        """Files of the tokenizer that options decide (a chat template), by name: they ship beside the model."""
-        return {}
-
-    def length(self, feature: Feature) -> int:
-        """Tokens of an example, by which examples of like lengths are put together."""
-        return len(feature["input_ids"])
-
-    def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """A batch: what the model sees (`inputs`), and `labels`, padded to the longest example."""
         raise NotImplementedError
 
-    def tokens(self, batch: Batch) -> int:
-        """Tokens of a batch that are not padding."""
-        return int(batch["attention_mask"].sum())
+    def rows(self, batch: Batch | Arrays) -> int:
+        """Rows of the model's inputs and outputs in a batch: more than examples where one has several (windows)."""
+        return len(batch[next(iter(self.inputs))])
 
-    def longest(self, batch: Batch) -> int:
-        """Tokens of its longest sequence, padding included."""
-        return int(batch["attention_mask"].shape[1])
+    def work(self, batch: Batch) -> float:
+        """How much of `work_unit` a batch holds, without padding."""
+        return self.rows(batch)
+
+    def length_of(self, batch: Batch) -> int:
+        """Size of the longest free axis that `work_unit` names among the inputs, padding included; 1 without one."""
+        found = [
+            batch[name].shape[axis]
+            for name, port in self.inputs.items()
+            for axis, size in enumerate(port.axes)
+            if size == self.work_unit and name in batch
+        ]
+        return int(max(found, default=1))
+
+    # --- learning ---
 
     def units(self, batch: Batch) -> float:
         """How many units `loss` sums over in this batch; known before the forward pass, so ranks can agree on it.
@@ -200,12 +297,11 @@ class Objective(StageParams):
         """
         return []
 
-    def output(self, output: Any) -> torch.Tensor:
-        """The tensor of the model's output that losses and predictions are made of: `logits` below."""
-        logits: torch.Tensor = output.logits
-        return logits
+    def read(self, output: Any) -> Outputs:
+        """The `outputs` out of what the model's `forward` returns."""
+        return {name: getattr(output, name) for name in self.outputs}
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, float]:
         """(sum of the loss over the counted units, how many units): tokens for language models, else examples.
 
         Sums, not means, so that the average is right whatever the accumulation and however units fall on ranks.
@@ -217,12 +313,14 @@ class Objective(StageParams):
         return {}
 
     def distillation_loss(
-        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
+        self, outputs: Outputs, teacher_outputs: Outputs, batch: Batch, temperature: float
     ) -> torch.Tensor:
         """Distillation loss summed over the units of `loss`: T^2 * KL(teacher || student) (Hinton et al., 2015)."""
-        return self.stored_distillation_loss(logits, self.teacher_targets(teacher_logits, batch)[0], batch, temperature)
+        return self.stored_distillation_loss(
+            outputs, self.teacher_targets(teacher_outputs, batch)[0], batch, temperature
+        )
 
-    def teacher_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def teacher_targets(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(what `distillation_loss` reads of an output, rows [N, C] or [N], example by example; rows of each example
         [B]).
 
@@ -235,20 +333,20 @@ class Objective(StageParams):
         )
 
     def stored_distillation_loss(
-        self, logits: torch.Tensor, targets: torch.Tensor | TopK, batch: Batch, temperature: float
+        self, outputs: Outputs, targets: torch.Tensor | TopK, batch: Batch, temperature: float
     ) -> torch.Tensor:
         """`distillation_loss` against stored `teacher_targets`."""
         from tasks.losses.distillation import distillation
 
-        return distillation(self.teacher_targets(logits, batch)[0], targets, temperature)
+        return distillation(self.teacher_targets(outputs, batch)[0], targets, temperature)
 
-    def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
+    # --- judging ---
+
+    def predictions(self, outputs: Arrays, batch: Arrays) -> Predictions:
         """What evaluation keeps of a batch, one row per example: enough to compute every metric later."""
         raise NotImplementedError
 
-    def choices(
-        self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]
-    ) -> npt.NDArray[np.integer] | None:
+    def choices(self, outputs: Arrays, batch: Arrays) -> npt.NDArray[np.integer] | None:
         """What the model says, a row for each thing it decides: int [U] or [U, K]. None where its outputs are numbers.
 
         By the share of equal rows two models agree (`tasks/compression/onnx/fidelity.py`).
@@ -266,10 +364,14 @@ class Objective(StageParams):
         """Values of `primary_metric` a model must beat to mean anything: majority class, unigram, bigram."""
         raise NotImplementedError
 
-    def prompts(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Prompt]:
-        """What stage `generate` has a model write on from, in frozen order; a longer prompt is cut to `max_length`.
+    def samples(self, model: PreTrainedModel, heldout: Sequence[Feature]) -> list[dict[str, str]]:
+        """A few outputs for people to look at, title -> text, or a picture as a `data:image/...` URL."""
+        raise NotImplementedError
+
+    # --- writing texts (stages generate, pseudo_label) ---
+
+    def prompts(self, data: InputArtifact, split: str) -> Sequence[Prompt]:
+        """What stage `generate` has a model write on from, in frozen order; a longer prompt is cut to the limit.
 
         References do not depend on the tokenizer, so that models of different vocabularies are judged by the same ones.
         Raises StageError where the objective writes no text.
@@ -288,10 +390,6 @@ class Objective(StageParams):
     def with_reference(self, value: Any, text: str) -> Any:
         """What such a column holds once `text` is the reference; value: what it holds now."""
         return text
-
-    def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
-        """A few human-readable outputs for the report: prompt and continuation, or text, truth and prediction."""
-        raise NotImplementedError
 
 
 def class_head(labels: Sequence[str]) -> dict[str, Any]:
@@ -341,6 +439,24 @@ def objective(settings: str | Mapping[str, Any]) -> Objective:
     return objective_class(str(given["name"])).model_validate(given)
 
 
+def headless_objective(folder: Path) -> Objective:
+    """Of a model without a head, in these files: that of the domain whose processor lies there.
+
+    A domain that offers one has it as `HEADLESS` in `tasks/objectives/<domain>/inputs/headless.py`. Raises StageError.
+    """
+    package = importlib.import_module("tasks.objectives")
+    files = (file for root in package.__path__ for file in Path(root).glob("*/inputs/headless.py"))
+    for name in sorted(f"{package.__name__}.{file.parent.parent.name}.inputs.headless" for file in files):
+        found: Objective = importlib.import_module(name).HEADLESS()
+        if found.reads(folder):
+            return found
+    raise StageError(
+        "nothing beside the model says what it reads: no tokenizer, no image processor",
+        where=folder.name,
+        hint="Put a `finetune` stage before, which says it.",
+    )
+
+
 def _parsed(value: Any) -> Any:
     if isinstance(value, Objective):
         return value
@@ -356,6 +472,37 @@ def _parsed(value: Any) -> Any:
     return objective(value)
 
 
+@cache
+def _augmentations(kind: str) -> list[type[Augmentation]]:
+    """The class that each domain calls so, in the order of the domains."""
+    package = importlib.import_module("tasks.objectives")
+    files = (file for folder in package.__path__ for file in Path(folder).glob("*/inputs/augmentation.py"))
+    names = sorted(f"{package.__name__}.{file.parent.parent.name}.inputs.augmentation" for file in files)
+    return [getattr(importlib.import_module(name), kind) for name in names]
+
+
+class _AugmentationOf:
+    """How a field that takes any domain's augmentation is read, and described in the JSON Schema."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def parsed(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = _augmentations(self.kind)
+        found = [one for one in known if value.keys() & one.model_fields.keys()]
+        if len(found) > 1:
+            raise ValueError(f"settings for {' and '.join(one.domain for one in found)} do not go together")
+        names = [name for one in known for name in one.model_fields]
+        for name in value if not found else ():
+            raise ValueError(f"no setting `{name}`; {did_you_mean(str(name), names)}")
+        return (found or known[-1:])[0].model_validate(value)
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [one.model_json_schema() for one in _augmentations(self.kind)]}
+
+
 class _Schema:
     """JSON Schema of the field: a name, or the options of one objective."""
 
@@ -366,3 +513,9 @@ class _Schema:
 
 ObjectiveField = Annotated[SerializeAsAny[Objective], BeforeValidator(_parsed), _Schema()]
 """Type of a field that chooses an objective."""
+
+_CHANGES, _JUDGED = _AugmentationOf("AUGMENTATION"), _AugmentationOf("PERTURBATION")
+AugmentField = Annotated[SerializeAsAny[Augmentation], BeforeValidator(_CHANGES.parsed), _CHANGES]
+"""Type of a field that says how training examples are changed, of whatever domain."""
+PerturbationField = Annotated[SerializeAsAny[Augmentation], BeforeValidator(_JUDGED.parsed), _JUDGED]
+"""Type of a field that says how examples are changed that a model is judged on."""

@@ -18,10 +18,10 @@ from infra.errors import StageError
 from infra.launch.forked import Forked, forked
 from tasks.evaluation.evaluated_model import EvaluatedModel
 from tasks.evaluation.measured import Measured
-from tasks.evaluation.perturbations import Perturbation
 from tasks.evaluation.slices import Masks
 
 if TYPE_CHECKING:
+    from tasks.objective import Augmentation
     from tasks.stage import InputArtifact
 
 ROUNDS = 5
@@ -49,7 +49,7 @@ def compare(
     cores: int,
     has_train: bool,
     masks: Masks,
-    perturbations: Mapping[str, Perturbation],
+    perturbations: Mapping[str, Augmentation],
     labels: list[str] | None,
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, Measured], dict[str, float]]:

@@ -14,18 +14,19 @@ import torch
 
 from infra.errors import StageError
 from infra.process_memory import peak_mb, reset_peak, resident_mb
-from tasks.evaluation.perturbations import Perturbation, changed_texts, robustness
+from tasks.data.dataset.examples import example_order
+from tasks.evaluation.perturbations import perturbed, robustness
 from tasks.evaluation.scores import higher_is_better
 from tasks.evaluation.slices import Masks, slice_name, within
 from tasks.metrics.bootstrap import replicates
 from tasks.metrics.class_names import columns, with_class_names
 from tasks.models.card import read_card
 from tasks.models.runtime import TorchRuntime, import_runtime, load_runtime
-from tasks.processors.padding import special_ids
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.models.trained_for import trained_for
 from tasks.training.loop.features import drawn_once
 
 if TYPE_CHECKING:
+    from tasks.objective import Augmentation
     from tasks.stage import InputArtifact
 
 BATCH = 32
@@ -33,7 +34,7 @@ WARM_UP = 3
 
 
 class EvaluatedModel:
-    """One model and the examples it is judged on, tokenized with the model's own tokenizer."""
+    """One model and the examples it is judged on, as the model itself reads them."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class EvaluatedModel:
         split: str,
         threads: int,
         masks: Masks,
-        perturbations: Mapping[str, Perturbation],
+        perturbations: Mapping[str, Augmentation],
         seed: int,
         labels: Sequence[str] | None = None,
     ) -> None:
@@ -53,16 +54,11 @@ class EvaluatedModel:
         card = read_card(model.path)
         self.labels = list(labels) if labels is not None and card.labels is not None else card.labels
         self.columns = columns(card.labels, self.labels)
-        self.max_length, self.objective = card.max_length, card.objective.with_labels(self.labels or [])
-        self.tokenizer = load_tokenizer(model.path)
-        self.special = special_ids(model.path, self.tokenizer)
-        plain = self.objective.features(data, split, self.tokenizer, self.max_length)
+        self.objective = trained_for(model.path, self.labels or [])
+        plain = self.objective.examples(data, split)
         self.heldout = drawn_once(self.objective, plain)
         self.masks = masks
-        self.changed = {
-            name: changed_texts(self.objective, plain, data, split, self.tokenizer, self.max_length, one, seed)
-            for name, one in perturbations.items()
-        }
+        self.changed = {name: perturbed(self.objective, plain, one, seed) for name, one in perturbations.items()}
         self.threads = threads
         self.runtime: Any = None
 
@@ -75,7 +71,7 @@ class EvaluatedModel:
         return {"n": len(self.heldout), "parameters": self.runtime.parameters}
 
     def batch(self, features: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
-        return {name: tensor.numpy() for name, tensor in self.objective.collate(features, self.special).items()}
+        return {name: tensor.numpy() for name, tensor in self.objective.collate(features).items()}
 
     def predict(self) -> dict[str, npt.NDArray[Any]]:
         """Predictions for every example, in frozen order."""
@@ -87,7 +83,7 @@ class EvaluatedModel:
 
         Raises StageError on NaN, of which metrics would make anything: the largest of them is class 0.
         """
-        order = np.argsort([self.objective.length(f) for f in examples], kind="stable")
+        order = example_order(examples)
         parts: list[dict[str, npt.NDArray[Any]]] = []
         for start in range(0, len(order), BATCH):
             batch = self.batch([examples[int(i)] for i in order[start : start + BATCH]])
@@ -112,8 +108,8 @@ class EvaluatedModel:
     def score(self, resamples: int, seed: int) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
         """Point estimates, and each metric on every bootstrap resample: of all examples, slices, and changed texts."""
         changed = {
-            name: self._predictions(drawn_once(self.objective, [texts.drawn(i, i) for i in range(len(texts))]))
-            for name, texts in self.changed.items()
+            name: self._predictions(drawn_once(self.objective, drawn.at_own_places()))
+            for name, drawn in self.changed.items()
         }
 
         def metrics(weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
@@ -148,19 +144,16 @@ class EvaluatedModel:
             found.append((time.perf_counter() - start) * 1e3)
         return found
 
-    def _forward(self, batch: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        logits: npt.NDArray[np.float32] = self.runtime.logits(batch)
-        return logits
+    def _forward(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        outputs: dict[str, npt.NDArray[Any]] = self.runtime.outputs(batch)
+        return outputs
 
     def samples(self) -> list[dict[str, str]]:
         """Outputs for people to read; empty for a runtime that cannot be asked for them."""
-        if not isinstance(self.runtime, TorchRuntime) or self.tokenizer is None:
+        if not isinstance(self.runtime, TorchRuntime):
             return []
-        found: list[dict[str, str]] = self.objective.samples(self.runtime.model, self.tokenizer, self.heldout)
-        return found
+        return self.objective.samples(self.runtime.model, self.heldout)
 
     def baselines(self) -> dict[str, float]:
         """What a model must beat, computed from the training split; needs no model."""
-        train = self.objective.features(self.data, "train", self.tokenizer, self.max_length)
-        found: dict[str, float] = self.objective.baselines(train, self.heldout)
-        return found
+        return self.objective.baselines(self.objective.examples(self.data, "train"), self.heldout)

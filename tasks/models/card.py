@@ -1,6 +1,6 @@
 """`forgeline.json`: what stands beside a model's weights and says what the model is for.
 
-{"objective": {"name": ..., options} | null, "max_length": tokens an example may have, "labels": [names] | null,
+{"objective": {"name": ..., options} | null, "max_length": tokens an example may have | null, "labels": [names] | null,
  "format": "onnx" | null, "quantization": name | null}
 """
 
@@ -23,13 +23,13 @@ class ModelCard:
     """What the file holds. `settings`: the objective as a pipeline file spells it; None for weights made elsewhere."""
 
     settings: dict[str, Any] | None
-    max_length: int
+    max_length: int | None
     labels: list[str] | None = None
     format: str | None = None
     quantization: str | None = None
 
     @classmethod
-    def of(cls, trained: Objective, max_length: int, head: dict[str, Any]) -> ModelCard:
+    def of(cls, trained: Objective, max_length: int | None, head: dict[str, Any]) -> ModelCard:
         """Of a model trained for an objective; head: the config fields its data decided."""
         labels = list(head["label2id"]) if "label2id" in head else None
         return cls(trained.model_dump(mode="json"), max_length, labels)
@@ -42,7 +42,7 @@ class ModelCard:
                 "these weights were trained for no objective",
                 hint="Put a `finetune` stage before, or name what they were trained for in `pretrained`: `objective`.",
             )
-        return objective(self.settings).with_labels(self.labels or [])
+        return objective(self.settings).bound(labels=self.labels or [])
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -54,7 +54,8 @@ def read_card(folder: Path) -> ModelCard:
             settings = {"name": settings}
         given = {name: data.get(name) for name in ("format", "quantization")}
         labels = data.get("labels")
-        return ModelCard(settings, int(data["max_length"]), labels and plain_names(labels), **given)
+        longest = data["max_length"]
+        return ModelCard(settings, None if longest is None else int(longest), labels and plain_names(labels), **given)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StageError(
             f"no readable {CARD} beside the model: {error!r}",

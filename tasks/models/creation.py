@@ -7,22 +7,21 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import ConfigError, Problem
-from tasks.processors.padding import padding_id
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
-SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+    from tasks.objective import Processor
 
 
 def new_model(
-    auto_class: str, model_type: str, fields: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None, *, where: str
+    auto_class: str, model_type: str, fields: dict[str, Any], processor: Processor | None, *, where: str
 ) -> PreTrainedModel:
     """A model with random weights, drawn from torch's global random numbers.
 
-    The tokenizer, where there is one, sets vocab_size and the special token ids, those a decoder begins and ends with
-    among them; fields that are given win. Raises ConfigError on an unknown type, unknown fields, or values the config
-    or the model refuses.
+    The processor, where there is one, sets what follows from it: a tokenizer vocab_size and the special token ids,
+    those of a decoder among them. Fields that are given win. Raises ConfigError on an unknown type, unknown fields, or
+    values the config or the model refuses.
     """
     import transformers
     from transformers import AutoConfig
@@ -38,7 +37,7 @@ def new_model(
         raise ConfigError(problems)
     # By its own name, because some fields follow from others before a config knows the names it shares with all.
     own = {cls.attribute_map.get(name, name): value for name, value in fields.items()}
-    values = {**_from_tokenizer(tokenizer, cls, known), **own}
+    values = {**(processor.config(cls, known) if processor else {}), **own}
     try:
         config = AutoConfig.for_model(model_type, **values)
         model: PreTrainedModel = getattr(transformers, auto_class).from_config(config)
@@ -64,29 +63,6 @@ def _config_class(model_type: str, where: str) -> Any:
 def _known_fields(cls: Any) -> list[str]:
     own = [field.name for field in dataclasses.fields(cls)]
     return sorted({*own, *cls.attribute_map, "num_labels"} - {"transformers_version", "architectures", "dtype"})
-
-
-def _from_tokenizer(tokenizer: PreTrainedTokenizerFast | None, cls: Any, known: list[str]) -> dict[str, Any]:
-    if tokenizer is None:
-        return {}
-    values = {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS if name in known}
-    if "pad_token_id" in values:
-        values["pad_token_id"] = padding_id(None, tokenizer)
-    return {"vocab_size": len(tokenizer), **values, **_decoder_ids(tokenizer, cls(), known)}
-
-
-def _decoder_ids(tokenizer: PreTrainedTokenizerFast, usual: Any, known: list[str]) -> dict[str, Any]:
-    """What the decoder of an encoder-decoder begins and ends with: the token that has that role in the type's defaults.
-
-    T5 begins with padding (its config has no field for it), BART with the end of a text, which it also ends with.
-    """
-    if not usual.is_encoder_decoder:
-        return {}
-    roles = {getattr(usual, name, None): getattr(tokenizer, name) for name in reversed(SPECIAL_TOKENS[:3])}
-    roles.pop(None, None)
-    start = roles.get(getattr(usual, "decoder_start_token_id", None), tokenizer.pad_token_id)
-    ends = {"forced_eos_token_id": tokenizer.eos_token_id} if "forced_eos_token_id" in known else {}
-    return {"decoder_start_token_id": start, **ends}
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:

@@ -1,20 +1,17 @@
-"""A model as files: `save_pretrained` output, the tokenizer beside it, and its card (`tasks/models/card.py`)."""
+"""A model as files: `save_pretrained` output, what it reads with beside it, and its card (`tasks/models/card.py`)."""
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.models.card import ModelCard, write_card
-from tasks.processors.tokenizer import TOKENIZER_FILES
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-log = logging.getLogger(__name__)
+    from tasks.objective import Processor
 
 
 def load_model(
@@ -91,18 +88,6 @@ def _by_name(model: PreTrainedModel, folder: Path, found: Mapping[str, Any]) -> 
     return {**found, "mismatched_keys": [one for one in found["mismatched_keys"] if one[0] not in rows]}
 
 
-def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None) -> None:
-    """Give a model of texts that has no padding token one (`tasks/processors/padding.py`)."""
-    from tasks.processors.padding import padding_id
-
-    token = padding_id(model.config, tokenizer)
-    if token is None or token == model.config.pad_token_id:
-        return
-    if tokenizer is not None and token != tokenizer.pad_token_id:
-        log.warning("model and tokenizer have no padding token; token %d stands in for it, behind a mask", token)
-    model.config.pad_token_id = token
-
-
 def head_parameters(model: PreTrainedModel) -> set[str]:
     """Names of the parameters that are not the backbone's."""
     return {name for name, _ in model.named_parameters() if not _in_body(name, model)}
@@ -114,13 +99,12 @@ def _in_body(name: str, model: PreTrainedModel) -> bool:
     return not hasattr(model, prefix) or name.partition(".")[0] == prefix
 
 
-def save_model(model: PreTrainedModel, folder: Path, *, tokenizer_from: Path, card: ModelCard) -> None:
-    """Write a model artifact's payload. The tokenizer's files are copied, so that their bytes never change."""
+def save_model(model: PreTrainedModel, folder: Path, *, processor: Processor | None, card: ModelCard) -> None:
+    """Write a model artifact's payload: weights, config, what it reads with, and its card."""
     _quiet()
     model.save_pretrained(folder, max_shard_size="5GB")
-    for name in TOKENIZER_FILES:
-        if (tokenizer_from / name).exists():
-            shutil.copyfile(tokenizer_from / name, folder / name)
+    if processor is not None:
+        processor.save(folder)
     write_card(folder, card)
 
 

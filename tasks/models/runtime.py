@@ -1,7 +1,7 @@
 """One face for every form a model ships in: a Hugging Face folder runs in torch, an ONNX file in ONNX Runtime.
 
 runtime = load_runtime(artifact)
-logits = runtime.logits(batch)      # what the objective collated, int64 arrays -> float32, e.g. [B, C] or [B, T, V]
+outputs = runtime.outputs(batch)    # what the objective collated -> its outputs by name, float32: [B, C], [B, T, V] ...
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tasks.stage import InputArtifact
 
 Batch = Mapping[str, npt.NDArray[Any]]
-Logits = npt.NDArray[np.float32]
+Outputs = dict[str, npt.NDArray[np.float32]]
 
 
 class Runtime(Protocol):
@@ -32,7 +32,7 @@ class Runtime(Protocol):
 
     parameters: int
 
-    def logits(self, batch: Batch) -> Logits:
+    def outputs(self, batch: Batch) -> Outputs:
         """One forward pass."""
         ...
 
@@ -54,14 +54,13 @@ class TorchRuntime:
             reorder(self.model, columns)
         self.parameters = int(self.model.num_parameters())
 
-    def logits(self, batch: Batch) -> Logits:
+    def outputs(self, batch: Batch) -> Outputs:
         from tasks.models.inputs import model_inputs
 
         tensors = {name: self.torch.from_numpy(value) for name, value in batch.items()}
         with self.torch.inference_mode():
-            output = self.objective.output(self.model(**model_inputs(tensors, self.model)))
-        result: Logits = output.float().numpy()
-        return result
+            found = self.objective.read(self.model(**model_inputs(tensors, self.model)))
+        return {name: value.float().numpy() for name, value in found.items()}
 
 
 class OnnxRuntime:
@@ -77,12 +76,16 @@ class OnnxRuntime:
         self.session = onnxruntime.InferenceSession(str(folder / ONNX), options, providers=["CPUExecutionProvider"])
         self.parameters = onnx_parameters(folder / ONNX)
         self.names = [given.name for given in self.session.get_inputs()]
+        self.given = [given.name for given in self.session.get_outputs()]
         self.columns = columns
 
-    def logits(self, batch: Batch) -> Logits:
+    def outputs(self, batch: Batch) -> Outputs:
         given = {name: batch[name] for name in self.names}
-        result: Logits = self.session.run(["logits"], given)[0].astype(np.float32, copy=False)
-        return result if self.columns is None else result[..., self.columns]
+        values = self.session.run(self.given, given)
+        found = {name: value.astype(np.float32, copy=False) for name, value in zip(self.given, values, strict=True)}
+        if self.columns is not None:  # of a head of classes, which is one output
+            found = {name: value[..., self.columns] for name, value in found.items()}
+        return found
 
 
 def onnx_parameters(file: Path) -> int:

@@ -6,11 +6,9 @@ reads, by looking for the padding's id. Were that a word's, a text that ends in 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import StageError
-from tasks.objective import SpecialIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,12 +37,3 @@ def padding_id(config: Any, tokenizer: PreTrainedTokenizerFast | None) -> int | 
             hint="Add a `pad_token` or an `eos_token` to it, and to the tokens of its tokenizer.json.",
         )
     return int(found)
-
-
-def special_ids(folder: Path, tokenizer: Any) -> SpecialIds:
-    """Of the model's config; what pads where it does not say is as in `tasks/processors/padding.py`."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
-    config.pad_token_id = padding_id(config, tokenizer)
-    return SpecialIds.of(config)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from infra.errors import StageError
+from tasks.processors.padding import padding_id
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from tasks.objective import Port, Processor
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -34,6 +43,73 @@ def require_tokenizer(tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedTo
             "this objective needs a tokenizer, and the model has none", hint="Train from a model that has one."
         )
     return tokenizer
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Texts -> token ids, at most `limit` of them (`tasks.objective.Processor`).
+
+    tokenizer: None for a model that knows token ids alone. folder: where its files lie.
+    """
+
+    names: ClassVar[tuple[str, ...]] = TOKENIZER_FILES
+
+    tokenizer: PreTrainedTokenizerFast | None
+    limit: int
+    folder: Path | None = None
+
+    @classmethod
+    def load(cls, folder: Path, limit: int) -> Tokenizer:
+        """What lies beside a model."""
+        return cls(load_tokenizer(folder), limit, folder)
+
+    def limited(self, limit: int | None) -> Tokenizer:
+        return self if limit is None else replace(self, limit=limit)
+
+    def save(self, folder: Path) -> None:
+        """Copy its files, so that their bytes never change."""
+        there = [self.folder / name for name in self.names] if self.folder is not None else []
+        for path in filter(Path.exists, there):
+            shutil.copyfile(path, folder / path.name)
+
+    def config(self, config_class: Any, known: Collection[str]) -> dict[str, Any]:
+        from tasks.processors.tokenizer_config import config_fields
+
+        return {} if self.tokenizer is None else config_fields(self.tokenizer, config_class, known)
+
+    def adapt(self, model: PreTrainedModel) -> None:
+        """Give a model of texts that has no padding token one (`tasks/processors/padding.py`)."""
+        token = padding_id(model.config, self.tokenizer)
+        if token is None or token == model.config.pad_token_id:
+            return
+        if self.tokenizer is not None and token != self.tokenizer.pad_token_id:
+            log.warning("model and tokenizer have no padding token; token %d stands in for it, behind a mask", token)
+        model.config.pad_token_id = token
+
+    def require_fit(self, model: PreTrainedModel, *, where: str, limit_where: str | None = None) -> None:
+        check_vocabulary(model, self.tokenizer, where=where)
+        check_length(model, self.limit, where=limit_where or where)
+
+    def difference(self, other: Processor | None) -> str:
+        theirs = other.tokenizer if isinstance(other, Tokenizer) else None
+        if (theirs and theirs.get_vocab()) == (self.tokenizer and self.tokenizer.get_vocab()):
+            return ""
+        return "another vocabulary"
+
+    def probe(self, ports: Mapping[str, Port], config: Any, seed: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        from tasks.processors.token_probes import random_batches
+
+        return random_batches(config, list(ports), self.limit, seed)
+
+    def example(self, ports: Mapping[str, Port], config: Any) -> dict[str, npt.NDArray[Any]]:
+        from tasks.processors.token_probes import random_batches
+
+        return next(random_batches(config, list(ports), self.limit, 0, [(2, min(7, self.limit))]))
+
+    def code(self, format: str | None) -> str:
+        from tasks.processors.tokenizer_code import loading_code
+
+        return loading_code(self.folder, self.limit, format)
 
 
 POSITIONS = ("position_embeddings", "wpe", "embed_positions")

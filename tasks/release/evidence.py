@@ -42,7 +42,9 @@ class Curve:
 
     train: list[tuple[float, float]] = field(default_factory=list)
     validation: list[tuple[float, float]] = field(default_factory=list)
-    tokens_per_second: list[float] = field(default_factory=list)
+    speed: list[float] = field(default_factory=list)
+    """Units of work a second, step by step."""
+    unit: str = "tokens"
     peak_learning_rate: float | None = None
 
 
@@ -111,10 +113,12 @@ def read_curve(records: Path | None) -> Curve | None:
     checks = _by_step(records / "validation.jsonl") if (records / "validation.jsonl").is_file() else {}
     validation = {step: row["validation_loss"] for step, row in rows.items() if is_number(row.get("validation_loss"))}
     validation |= {step: row["loss"] for step, row in checks.items() if is_number(row.get("loss"))}
+    speed = next((name for row in rows.values() for name in row if name.endswith("_per_second")), "tokens_per_second")
     return Curve(
         train=[(step, row["loss"]) for step, row in sorted(rows.items()) if is_number(row.get("loss"))],
         validation=sorted(validation.items()),
-        tokens_per_second=[r["tokens_per_second"] for r in rows.values() if is_number(r.get("tokens_per_second"))],
+        speed=[row[speed] for row in rows.values() if is_number(row.get(speed))],
+        unit=speed.removesuffix("_per_second"),
         peak_learning_rate=max(
             (r["learning_rate"] for r in rows.values() if is_number(r.get("learning_rate"))), default=None
         ),

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.objectives.text.inputs.augmentation import Augment
+from tasks.objective import AugmentField
 from tasks.stage import Input, Job, Stage
 from tasks.training.engine.deepspeed_config import training_faults
 from tasks.training.settings import TeacherParams, TrainingParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
 
     from tasks.compression.distillation.soft_targets import SoftTargets
     from tasks.objective import Objective
@@ -48,7 +50,9 @@ class Params(TeacherParams, TrainingParams):
         False,
         description="The data have no labels, or none that count: only the teacher is learned from, nothing validates.",
     )
-    augment: Augment | None = Field(None, description="Changes made to training texts. None: none.")
+    augment: AugmentField | None = Field(
+        None, description="Changes made to training examples: settings of the objective's domain. None: none."
+    )
     layers: int | None = Field(
         None,
         ge=1,
@@ -90,8 +94,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.distillation.student import student_from
     from tasks.models.card import read_card
     from tasks.models.loading import load_model
-    from tasks.objectives.text.inputs.headless import Headless
-    from tasks.processors.tokenizer import load_tokenizer
+    from tasks.models.trained_for import trained_for
     from tasks.training.engine.ranks import training_device
     from tasks.training.loop.features import train_and_validation
     from tasks.training.loop.finish import finish
@@ -106,46 +109,50 @@ def run(job: Job[Params]) -> dict[str, float]:
             where=f"stages.{job.name}.teacher",
             hint="Set `alpha: 0` and `hidden` or `attention`, or put a `finetune` stage before.",
         )
-    objective = Headless() if headless else card.objective
+    objective = _general(job, source) if headless else trained_for(source)
     unlabelled = headless or params.unlabelled
-    tokenizer = load_tokenizer(source)
-    features = train_and_validation(
-        objective, data, tokenizer, card.max_length, params.augment, params.seed, unlabelled=unlabelled
-    )
+    features = train_and_validation(objective, data, params.augment, params.seed, unlabelled=unlabelled)
     torch.manual_seed(params.seed)
     model = load_model(source, objective.auto_class)
-    student = student_from(model, params.layers) if params.layers else _given(job, objective, tokenizer)
+    student = student_from(model, params.layers) if params.layers else _given(job, objective)
     teacher = _stored(job, len(features.train)) if params.soft_targets else model
     loss = DistillationLoss(student, teacher, objective, params, training_device(job.execution), unlabelled=unlabelled)
     result = train(job, student, objective, *features, params, loss_fn=loss, parts=loss.parts)
     loss.finished(result.model)
-    return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
+    return finish(job, result, objective, features, card=card)
 
 
-def _given(job: Job[Params], objective: Objective, tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedModel:
+def _general(job: Job[Params], source: Path) -> Objective:
+    """The objective of a teacher without a head: of the domain whose examples it reads."""
+    from tasks.models.trained_for import bound_to
+    from tasks.objective import headless_objective
+
+    return bound_to(headless_objective(source), source)
+
+
+def _given(job: Job[Params], objective: Objective) -> PreTrainedModel:
     """The student that was named, with the teacher's classes. Raises StageError where the two do not go together."""
     from transformers import AutoConfig
 
     from tasks.metrics.class_names import same_labels
     from tasks.models.card import read_card
-    from tasks.models.loading import load_model, set_pad_token
-    from tasks.processors.tokenizer import check_length, load_tokenizer
+    from tasks.models.loading import load_model
 
     folder, where = job.input("student").path, f"stages.{job.name}.student"
-    own = load_tokenizer(folder)
-    if (own and own.get_vocab()) != (tokenizer and tokenizer.get_vocab()):
+    own = objective.load_processor(folder, read_card(folder).max_length)
+    if difference := objective.processor.difference(own):
         raise StageError(
-            "the student has another vocabulary than its teacher",
+            f"the student has {difference} than its teacher",
             where=where,
-            hint="A student reads the teacher's tokens: pretrain it with the same tokenizer.",
+            hint="A student reads what its teacher reads: pretrain it with the same tokenizer, or picture size.",
         )
     labels = read_card(job.input("teacher").path).labels
     same_labels(repr(job.input("student").stage), read_card(folder).labels, labels, where=where)
     config = AutoConfig.from_pretrained(job.input("teacher").path)
     head: dict[str, Any] = {name: getattr(config, name, None) for name in HEAD}
     student = load_model(folder, objective.auto_class, **head)
-    set_pad_token(student, tokenizer)
-    check_length(student, read_card(job.input("teacher").path).max_length, where=where)
+    objective.processor.adapt(student)
+    objective.processor.require_fit(student, where=where)
     return student
 
 

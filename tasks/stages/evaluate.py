@@ -23,8 +23,8 @@ from pydantic import Field, model_validator
 from infra.errors import StageError
 from tasks.data.dataset.layout import has_split
 from tasks.evaluation.champion import NAME, SINCE
-from tasks.evaluation.perturbations import Perturbation
 from tasks.evaluation.slices import Slicing
+from tasks.objective import PerturbationField
 from tasks.stage import Input, InputArtifact, Job, Stage, StageParams
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Params(StageParams):
     slices: dict[Name, Slicing] = Field(
         default_factory=dict, description="Parts of the examples that are judged by themselves too."
     )
-    perturbations: dict[Name, Perturbation] = Field(
+    perturbations: dict[Name, PerturbationField] = Field(
         default_factory=dict, description="Changes to the texts, on which every model is judged as well."
     )
 

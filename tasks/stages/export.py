@@ -24,9 +24,9 @@ class Params(StageParams):
     data: Annotated[str | None, Input("dataset", "tokens")] = Field(
         None,
         description="Examples on which the graph is compared with the model, with the split (`texts.test`); default "
-        "validation. None: made-up token ids, of several shapes and padded on either side.",
+        "validation. None: made-up ones, of several sizes.",
     )
-    format: Literal["onnx"] = Field("onnx", description="`onnx`: one graph file with free batch and sequence sizes.")
+    format: Literal["onnx"] = Field("onnx", description="`onnx`: one graph file with free batch size and lengths.")
     tolerance: float = Field(
         1e-3,
         gt=0,
@@ -40,30 +40,32 @@ def run(job: Job[Params]) -> dict[str, float]:
     import torch
     import transformers
 
-    from tasks.compression.onnx.export import Logits, export_onnx, largest_difference
+    from tasks.compression.onnx.export import Inference, export_onnx, largest_difference
     from tasks.compression.onnx.fidelity import fidelity
     from tasks.models.card import read_card, write_card
     from tasks.models.files import ONNX, copy_companions, shipped_bytes
     from tasks.models.runtime import OnnxRuntime
+    from tasks.models.trained_for import trained_for
 
     if job.execution.threads != "auto":
         torch.set_num_threads(job.execution.threads)
     tolerance, source = job.params.tolerance, job.input("model")
     card = read_card(source.path)
-    auto_class = getattr(transformers, card.objective.auto_class)
+    objective = trained_for(source.path)
+    auto_class = getattr(transformers, objective.auto_class)
     model = auto_class.from_pretrained(source.path, trust_remote_code=False, dtype=torch.float32).eval()
     job.progress(0, 2)
-    export_onnx(model, card.objective, job.output / ONNX, card.max_length)
+    export_onnx(model, objective, job.output / ONNX)
     job.progress(1, 2)
     compared: dict[str, Any]
     if job.params.data is None:
-        metrics = {"max_abs_diff": largest_difference(model, card.objective, job.output / ONNX, card.max_length)}
+        metrics = {"max_abs_diff": largest_difference(model, objective, job.output / ONNX)}
         compared, where = metrics, "on made-up inputs"
     else:
         data = job.input("data")
         graph = OnnxRuntime(job.output, job.cores)
-        parent = Logits(model, card.objective).eval()
-        found = fidelity(source, data, data.split or "validation", parent.logits, graph.logits)
+        parent = Inference(model, objective).eval()
+        found = fidelity(source, data, data.split or "validation", parent.outputs, graph.outputs)
         metrics, compared = found.metrics(), asdict(found)
         where = f"at example {found.example!r}: {found.given:.6g} and not {found.parent:.6g}"
     (job.records / "fidelity.json").write_text(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.objectives.text.inputs.augmentation import Augment
+from tasks.objective import AugmentField
 from tasks.stage import Input, Job, Stage
 from tasks.training.engine.deepspeed_config import training_faults
 from tasks.training.settings import WithObjective
@@ -41,7 +41,18 @@ class Params(WithObjective, FineTuningParams):
     prompt: Prompt | None = Field(
         None, description="Vectors before every text, which learn while the network does not. None: none."
     )
-    augment: Augment | None = Field(None, description="Changes made to training texts. None: none.")
+    augment: AugmentField | None = Field(
+        None, description="Changes made to training examples: settings of the objective's domain. None: none."
+    )
+
+    @model_validator(mode="after")
+    def _augmentation_fits(self) -> Params:
+        domain = self.objective.augmentation
+        if self.augment is not None and domain is None:
+            raise ValueError(f"objective {self.objective.name} does not support `augment`: leave it out")
+        if self.augment is not None and self.augment.domain != domain:
+            raise ValueError(f"`augment` is for {self.augment.domain}, and {self.objective.name} reads {domain}")
+        return self
 
     @model_validator(mode="after")
     def _prompt_alone(self) -> Params:
@@ -58,9 +69,9 @@ class Params(WithObjective, FineTuningParams):
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.models.card import ModelCard, read_card
+    from tasks.models.card import ModelCard
     from tasks.models.loading import head_parameters
-    from tasks.processors.tokenizer import load_tokenizer
+    from tasks.models.trained_for import bound_to
     from tasks.training.loop.features import train_and_validation
     from tasks.training.loop.finish import finish
     from tasks.training.loop.train import train
@@ -68,43 +79,29 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.training.tuning.lora import insert
 
     params, source, data = job.params, job.input("model").path, job.input("data")
-    objective = params.objective
-    max_length = params.max_length or read_card(source).max_length
-    tokenizer, tokenizer_from = load_tokenizer(source), source
-    plain_tokenizer = tokenizer
+    objective = bound_to(params.objective, source, limit=params.max_length, data=data)
+    plain = ships = objective.processor
     if params.prompt is not None:
-        tokenizer_from = job.scratch / "tokenizer"
-        tokenizer = prompt_tuning.prompted_tokenizer(source, params.prompt.tokens, tokenizer_from)
-        prompt_tuning.check_room(tokenizer, max_length, where=f"stages.{job.name}.max_length")
-    features = train_and_validation(objective, data, tokenizer, max_length, params.augment, params.seed)
+        ships = prompt_tuning.prompted(plain, params.prompt.tokens, job.scratch / "tokenizer", stage=job.name)
+    features = train_and_validation(objective.bound(ships), data, params.augment, params.seed)
     head = objective.head(data)
-    model = open_model(
-        source,
-        objective,
-        plain_tokenizer,
-        params,
-        head=head,
-        max_length=max_length,
-        stage=job.name,
-        pretrained=params.init == "pretrained",
-    )
+    model = open_model(source, objective, params, head=head, stage=job.name, pretrained=params.init == "pretrained")
     frozen, tuning = freeze_and_decay(model, params)
     if params.lora is not None:
         insert(model, params.lora, head=head_parameters(model) - frozen)
     rebuild = partial(_with_updates, params.lora, model) if params.lora else None
     if params.prompt is not None:
-        given, first = head_parameters(model), len(plain_tokenizer or ())
-        prompt_tuning.insert(model, params.prompt, plain_tokenizer, head=given, first=first)
+        prompt_tuning.insert(
+            model, params.prompt, plain.tokenizer, head=head_parameters(model), first=len(plain.tokenizer)
+        )
         rebuild = partial(prompt_tuning.empty_like, model)
-    card = ModelCard.of(objective, max_length, head)
-    objective = card.objective
+    card = ModelCard.of(objective, plain.limit, head)
+    objective = card.objective.bound(ships, config=model.config)
     result = train(job, model, objective, *features, params, tuning=tuning, rebuild=rebuild)
     if params.lora is not None or params.prompt is not None:
         result.model = _merged(result.model, objective, features.train[0], lora=params.lora is not None)
     # What people read of a sample are its words, without the prompt.
-    return finish(
-        job, result, objective, features, plain_tokenizer, tokenizer_from=tokenizer_from, card=card, baselines=True
-    )
+    return finish(job, result, objective.bound(plain), features, card=card, baselines=True, processor=ships)
 
 
 def _with_updates(lora: Lora, model: PreTrainedModel) -> PreTrainedModel:
@@ -121,15 +118,16 @@ def _merged(model: PreTrainedModel, objective: Objective, example: Feature, *, l
     import torch
 
     from tasks.models.inputs import model_inputs
-    from tasks.objective import SpecialIds
     from tasks.training.tuning import lora as low_rank
     from tasks.training.tuning import prompt_tuning
 
-    inputs = model_inputs(objective.collate([objective.noised(example, 0)], SpecialIds.of(model.config)), model)
+    inputs = model_inputs(objective.collate([objective.noised(example, 0)]), model)
     with torch.no_grad():
-        before = objective.output(model(**inputs))
+        before = objective.read(model(**inputs))
         merged = low_rank.merge(model) if lora else prompt_tuning.merge(model)
-        low_rank.largest_change(before, objective.output(merged(**inputs)))
+        after = objective.read(merged(**inputs))
+    for name, value in before.items():
+        low_rank.largest_change(value, after[name])
     return merged
 
 

@@ -97,9 +97,9 @@ def run(job: Job[Params]) -> dict[str, float]:
     from dataclasses import replace
     from functools import partial
 
-    from tasks.models.card import ModelCard, read_card
+    from tasks.models.card import ModelCard
     from tasks.models.loading import count_parameters
-    from tasks.processors.tokenizer import load_tokenizer
+    from tasks.models.trained_for import bound_to
     from tasks.training.loop.features import train_and_validation
     from tasks.training.loop.train import train
     from tasks.training.multitask.files import save_multitask
@@ -109,22 +109,21 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.training.multitask.objective import Multitask, TaskFeatures
 
     params, source = job.params, job.input("model").path
-    max_length = params.max_length or read_card(source).max_length
-    tokenizer = load_tokenizer(source)
-    models, cards, learned, watched = {}, {}, {}, {}
+    models, cards, bound, learned, watched = {}, {}, {}, {}, {}
     for task, data in zip(params.tasks, job.inputs["tasks"], strict=True):
-        learned[task.name], watched[task.name] = train_and_validation(task.objective, data, tokenizer, max_length)
-        head = task.objective.head(data)
-        models[task.name] = open_model(
-            source, task.objective, tokenizer, params, head=head, max_length=max_length, stage=job.name
-        )
-        cards[task.name] = ModelCard.of(task.objective, max_length, head)
+        objective = bound_to(task.objective, source, limit=params.max_length)
+        learned[task.name], watched[task.name] = train_and_validation(objective, data)
+        head = objective.head(data)
+        models[task.name] = open_model(source, objective, params, head=head, stage=job.name)
+        cards[task.name] = ModelCard.of(objective, objective.processor.limit, head)
+        config = models[task.name].config
+        bound[task.name] = cards[task.name].objective.bound(objective.processor, config=config)
     model = MultitaskModel(models, learned_weights=params.weighting == "uncertainty")
     features = TaskFeatures(learned)
-    objective = Multitask(
-        tasks={name: card.objective for name, card in cards.items()},
+    together = Multitask(
+        tasks=bound,
         weights={t.name: t.weight for t in params.tasks} if params.weighting == "fixed" else None,
-        fillers={t.name: t.objective.noised(learned[t.name][0], 0) for t in params.tasks},
+        fillers={name: one.noised(learned[name][0], 0) for name, one in bound.items()},
         labels={name: card.labels for name, card in cards.items()},
     )
     _, tuning = freeze_and_decay(model, params)
@@ -134,30 +133,30 @@ def run(job: Job[Params]) -> dict[str, float]:
     for name, parameter in model.named_parameters():
         if name.startswith(silent):
             parameter.requires_grad_(False)  # a head that learns nothing must not decay either
-    counts = batch_counts(features.sizes, params.temperature, params.global_batch_size)
-    before = measured_conflict(model, objective, learned) if job.rank == 0 else {}
+    counts = batch_counts(features.counts, params.temperature, params.global_batch_size)
+    before = measured_conflict(model, together, learned) if job.rank == 0 else {}
     result = train(
         job,
         model,
-        objective,
+        together,
         features,
         TaskFeatures(watched),
         params,
         tuning=tuning,
         rebuild=partial(MultitaskModel.like, model),
-        sampler=partial(MixtureSampler.of, features.sizes, counts, params.seed),
-        validate=objective.validated,
+        sampler=partial(MixtureSampler.of, features.counts, counts, params.seed),
+        validate=together.validated,
     )
     trained: Any = result.model
     metrics = {**result.metrics(), "parameters": float(count_parameters(trained))}
     if job.rank:
         return metrics
-    save_multitask(trained, job.output, tokenizer_from=source, cards=cards)
-    after = measured_conflict(trained, objective, learned)
+    save_multitask(trained, job.output, processor=next(iter(bound.values())).processor, cards=cards)
+    after = measured_conflict(trained, together, learned)
     _write(job, "conflict.json", {"before": before, "after": after})
-    _write(job, "mixture.json", _mixture(params, features.sizes, counts))
+    _write(job, "mixture.json", _mixture(params, features.counts, counts))
     metrics |= {"conflicting": after["conflicting"]}
-    return metrics | _tell(job, trained, objective, features, TaskFeatures(watched), result.seen, tokenizer)
+    return metrics | _tell(job, trained, together, features, TaskFeatures(watched), result.seen)
 
 
 def _mixture(params: Params, sizes: list[int], counts: list[int]) -> dict[str, Any]:
@@ -177,7 +176,6 @@ def _tell(
     learned: TaskFeatures,
     watched: TaskFeatures,
     seen: list[int],
-    tokenizer: Any,
 ) -> dict[str, float]:
     """Write baselines and samples of every task with held-out examples; returns the former, to be metrics."""
     values: dict[str, float] = {}
@@ -189,9 +187,8 @@ def _tell(
         if not watched.parts[task]:
             continue
         values |= {f"{task}/{n}": v for n, v in own.baselines(met, watched.parts[task]).items()}
-        if tokenizer is not None:
-            own_samples = own.samples(model.tasks()[task], tokenizer, watched.parts[task])
-            samples += [{"task": task, **sample} for sample in own_samples]
+        own_samples = own.samples(model.tasks()[task], watched.parts[task])
+        samples += [{"task": task, **sample} for sample in own_samples]
     if values:
         _write(job, "baselines.json", {"metric": "main metric of the task", "values": values})
         _write(job, "samples.json", samples)

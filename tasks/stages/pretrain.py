@@ -1,13 +1,12 @@
-"""pretrain: a model from random weights, trained on packed tokens.
+"""pretrain: a model from random weights.
 
-The architecture is any Hugging Face model type with its own config fields; vocabulary and special tokens come from the
-tokenizer the tokens were made with. Evidence in `records/`: train.jsonl (every step), validation.jsonl, baselines.json
-(what counting tokens alone achieves on the same data), samples.json.
+The architecture is any Hugging Face model type with its own config fields; what follows from the data's processor is
+set by it (vocabulary and special tokens, size and channels of pictures). Evidence in `records/`: train.jsonl (every
+step), validation.jsonl, baselines.json (what counting alone achieves on the same data), samples.json.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,7 +30,9 @@ class ModelParams(BaseModel):
 class Params(WithObjective, TrainingParams):
     """Data, architecture and training settings."""
 
-    data: Annotated[str, Input("tokens")] = Field(description="A `pack` stage: rows of token ids.")
+    data: Annotated[str, Input("tokens", "dataset")] = Field(
+        description="What to learn from: for models of text a `pack` stage, else a dataset."
+    )
     model: ModelParams = Field(description="The architecture: `type` and any field of its Hugging Face config.")
 
 
@@ -40,34 +41,23 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     from tasks.models.card import ModelCard
     from tasks.models.creation import new_model
-    from tasks.processors.tokenizer import check_length, check_vocabulary, load_tokenizer
-    from tasks.training.loop.features import train_and_validation
+    from tasks.training.loop.features import check_data, train_and_validation
     from tasks.training.loop.finish import finish
     from tasks.training.loop.train import train
 
     params, data = job.params, job.input("data")
-    objective = params.objective
-    tokenizer_files = data.path / "tokenizer"
-    tokenizer = load_tokenizer(tokenizer_files)
+    objective, where = params.objective, f"stages.{job.name}.model"
+    check_data(objective, data)
+    processor = objective.new_processor(data)
     head = objective.head(data)
     torch.manual_seed(params.seed)
-    model = new_model(
-        objective.auto_class,
-        params.model.type,
-        params.model.fields() | head,
-        tokenizer,
-        where=f"stages.{job.name}.model",
-    )
-    max_length = int(json.loads((data.path / "tokens.json").read_text(encoding="utf-8"))["context"])
-    check_vocabulary(model, tokenizer, where=f"stages.{job.name}.model")
-    check_length(model, max_length, where=f"stages.{job.name}.model")
-    features = train_and_validation(objective, data, tokenizer, max_length)
-    card = ModelCard.of(objective, max_length, head)
-    objective = card.objective
+    model = new_model(objective.auto_class, params.model.type, params.model.fields() | head, processor, where=where)
+    processor.require_fit(model, where=where)
+    card = ModelCard.of(objective, processor.limit, head)
+    objective = card.objective.bound(processor, config=model.config)
+    features = train_and_validation(objective, data)
     result = train(job, model, objective, *features, params)
-    return finish(
-        job, result, objective, features, tokenizer, tokenizer_from=tokenizer_files, card=card, baselines=True
-    )
+    return finish(job, result, objective, features, card=card, baselines=True)
 
 
 STAGE = Stage(

@@ -114,20 +114,17 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.pruning.weights import hold_zeros, prune_weights, release_zeros, sparsity_of
     from tasks.models.card import read_card
     from tasks.models.loading import count_parameters, load_model
-    from tasks.objective import SpecialIds
-    from tasks.processors.tokenizer import load_tokenizer
+    from tasks.models.trained_for import trained_for
     from tasks.training.loop.features import train_and_validation
     from tasks.training.loop.finish import finish
     from tasks.training.loop.result import TrainResult
 
     params, source, data = job.params, job.input("model").path, job.input("data")
-    card = read_card(source)
-    objective = card.objective
-    tokenizer = load_tokenizer(source)
-    features = train_and_validation(objective, data, tokenizer, card.max_length)
+    objective = trained_for(source)
+    features = train_and_validation(objective, data)
     model = load_model(source, objective.auto_class)
     before = count_parameters(model)
-    batches = calibration_batches(objective, features.train, SpecialIds.of(model.config), params.samples)
+    batches = calibration_batches(objective, features.train, params.samples)
     masks: dict[str, torch.Tensor] = {}
     gradual: GradualPruning | None = None
     whole = params.scope == "model"
@@ -155,7 +152,7 @@ def run(job: Job[Params]) -> dict[str, float]:
             after_step=gradual,
         )
         masks = release_zeros(model)
-    metrics = finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
+    metrics = finish(job, result, objective, features, card=read_card(source))
     metrics |= {"parameters_before": float(before), "parameters_ratio": count_parameters(result.model) / before}
     # The trained model is whole on rank 0 only.
     return metrics | ({"sparsity": sparsity_of(result.model, masks)} if masks and not job.rank else {})

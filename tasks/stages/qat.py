@@ -44,19 +44,18 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.compression.quantization.fake_quantization import fake_quantized
     from tasks.models.card import read_card
     from tasks.models.loading import load_model
-    from tasks.processors.tokenizer import load_tokenizer
+    from tasks.models.trained_for import trained_for
     from tasks.training.loop.features import train_and_validation
     from tasks.training.loop.finish import finish
 
     params, source = job.params, job.input("model").path
-    card = read_card(source)
-    objective, tokenizer = card.objective, load_tokenizer(source)
-    features = train_and_validation(objective, job.input("data"), tokenizer, card.max_length)
+    objective = trained_for(source)
+    features = train_and_validation(objective, job.input("data"))
     model = load_model(source, objective.auto_class)
     teacher = job.input("teacher").path if params.teacher is not None else None
     with fake_quantized(model, params.scheme, params, where=f"stages.{job.name}"):
         result = heal(job, model, objective, features, params, teacher)
-    return finish(job, result, objective, features, tokenizer, tokenizer_from=source, card=card)
+    return finish(job, result, objective, features, card=read_card(source))
 
 
 STAGE = Stage(

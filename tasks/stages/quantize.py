@@ -193,7 +193,7 @@ def _fidelity(job: Job[Params]) -> dict[str, float]:
     if data.split is None and least is None and not has_split(data.path, data.manifest.type, split):
         return {}
     graphs = [OnnxRuntime(folder, job.cores) for folder in (source.path, job.output)]
-    found = fidelity(source, data, split, *(graph.logits for graph in graphs))
+    found = fidelity(source, data, split, *(graph.outputs for graph in graphs))
     (job.records / "fidelity.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
     where = f"stages.{job.name}.min_agreement"
     if least is not None and found.agreement is None:
@@ -214,20 +214,18 @@ def _fidelity(job: Job[Params]) -> dict[str, float]:
 def _calibration(job: Job[Params], names: list[str]) -> list[Batch]:
     """Training examples as the runtime takes them; names: the graph's inputs. Raises StageError where none is."""
     from tasks.compression.pruning.calibration import calibration_batches
-    from tasks.models.card import read_card
-    from tasks.processors.padding import special_ids
-    from tasks.processors.tokenizer import load_tokenizer
+    from tasks.models.trained_for import trained_for
 
     folder = job.input("model").path
-    card, tokenizer = read_card(folder), load_tokenizer(folder)
-    features = card.objective.features(job.input("data"), "train", tokenizer, card.max_length)
+    objective = trained_for(folder)
+    features = objective.examples(job.input("data"), "train")
     if not features:
         raise StageError(
             "the training split is empty: there is nothing to calibrate on",
             where=f"stages.{job.name}.data",
             hint="Name a dataset with training examples.",
         )
-    batches = calibration_batches(card.objective, features, special_ids(folder, tokenizer), job.params.samples)
+    batches = calibration_batches(objective, features, job.params.samples)
     return [{name: batch[name].numpy() for name in names} for batch in batches]
 
 

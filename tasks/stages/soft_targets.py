@@ -41,17 +41,15 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     from tasks.compression.distillation.loss import as_teacher
     from tasks.compression.distillation.soft_targets import Form, write_soft_targets
-    from tasks.models.card import read_card
     from tasks.models.loading import load_model
-    from tasks.processors.tokenizer import load_tokenizer
+    from tasks.models.trained_for import trained_for
     from tasks.training.engine.ranks import training_device
     from tasks.training.loop.features import check_data
 
     params, source, data = job.params, job.input("teacher").path, job.input("data")
-    card = read_card(source)
-    objective = card.objective
+    objective = trained_for(source)
     check_data(objective, data)
-    features = objective.unlabelled(data, data.split or "train", load_tokenizer(source), card.max_length)
+    features = objective.examples(data, data.split or "train", labelled=False)
     first = features[0]
     if objective.noised(first, 0) is not first:
         raise StageError(

@@ -18,7 +18,7 @@ from tasks.models.structure.transformer import layer_stacks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tasks.objective import Objective
+    from tasks.objective import Objective, Outputs
     from tasks.training.settings import TeacherParams
 
 
@@ -69,38 +69,52 @@ class DistillationLoss:
                 student.to_teacher = torch.nn.Linear(student.config.hidden_size, teacher.config.hidden_size, bias=False)
 
     def parts(self, batch: Mapping[str, torch.Tensor]) -> list[float]:
-        """Tokens, over which the two distances are a mean."""
-        return [float(batch["attention_mask"].sum())] if self.hooks else []
+        """Places, over which the two distances are a mean: those of a batch that are no padding."""
+        if not self.hooks:
+            return []
+        mask = self._mask(batch)
+        return [float(self.objective.rows(batch) if mask is None else mask.sum())]
 
-    def __call__(self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _mask(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """bool, where a batch is no padding; None where nothing is."""
+        name = next((port.mask for port in self.objective.inputs.values() if port.mask), None)
+        return None if name is None else batch[name] == 1
+
+    def __call__(self, outputs: Outputs, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         alpha = self.params.alpha
-        total = torch.zeros((), device=logits.device)
+        total = torch.zeros((), device=next(iter(outputs.values())).device)
         if alpha < 1 and not self.unlabelled:
-            total = (1 - alpha) * self.objective.loss(logits, batch)[0]
+            total = (1 - alpha) * self.objective.loss(outputs, batch)[0]
         if alpha == 0 and self.hooks is None:
             return total
         if isinstance(self.teacher, SoftTargets):
             targets = self.teacher.of(batch)
             return total + alpha * self.objective.stored_distillation_loss(
-                logits, targets, batch, self.params.temperature
+                outputs, targets, batch, self.params.temperature
             )
         with torch.no_grad():
-            given = self.objective.output(self.teacher(**model_inputs(batch, self.teacher)))
+            given = self.objective.read(self.teacher(**model_inputs(batch, self.teacher)))
         if alpha:
-            total = total + alpha * self.objective.distillation_loss(logits, given, batch, self.params.temperature)
+            total = total + alpha * self.objective.distillation_loss(outputs, given, batch, self.params.temperature)
         if self.hooks is None:
             return total
-        units, tokens = batch["step_units"]
-        mask, (own, other) = batch["attention_mask"] == 1, self.hooks
+        units, places = batch["step_units"]
+        mask, (own, other) = self._mask(batch), self.hooks
         if self.params.hidden:
-            states = (
-                hidden_distance(self._wide(s[mask]), t[mask]) for s, t in zip(own.hidden(), other.hidden(), strict=True)
-            )
-            total = total + self.params.hidden * units / tokens * torch.stack(list(states)).mean()
+            pairs = zip(own.hidden(), other.hidden(), strict=True)
+            distances = [self._apart(s, t, mask) for s, t in pairs]
+            total = total + self.params.hidden * units / places * torch.stack(distances).mean()
         if self.params.attention:
             apart = attention_distance(own.attention(), other.attention(), mask)
-            total = total + self.params.attention * units / tokens * apart
+            total = total + self.params.attention * units / places * apart
         return total
+
+    def _apart(self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Of hidden states [B, ..., H], summed over places; without a mask an example is one, the mean of its rows."""
+        if mask is not None:
+            return hidden_distance(self._wide(student[mask]), teacher[mask])
+        rows = student[..., 0].numel() // len(student)
+        return hidden_distance(self._wide(student.flatten(0, -2)), teacher.flatten(0, -2)) / rows
 
     def _wide(self, states: torch.Tensor) -> torch.Tensor:
         widen: Any = getattr(self.student, "to_teacher", None)
@@ -131,9 +145,12 @@ def hidden_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
     return apart.square().sum()
 
 
-def attention_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def attention_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Squared distance of the rows of attention [B, heads, T, T], a mean over heads, summed over the tokens of `mask`.
+
+    Without a mask an example counts as one place, the mean of its rows.
 
     As in Jiao et al. (2020), not the rows' divergence: dropout zeroes entries, whose logarithms would be all of it.
     """
-    return (student.float() - teacher.float()).square().sum(-1).mean(1)[mask].sum()
+    found = (student.float() - teacher.float()).square().sum(-1).mean(1)
+    return found.mean(1).sum() if mask is None else found[mask].sum()

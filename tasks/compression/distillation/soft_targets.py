@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 from infra.errors import StageError
 from tasks.losses.top_k import TopK
 from tasks.models.inputs import model_inputs
-from tasks.objective import SpecialIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,9 +72,11 @@ def write_soft_targets(
     """Ask the teacher about every example once. progress: gets how many are done."""
     held: list[Rows] = []
     files = numbers = 0
+    sizes = getattr(features, "sizes", None)
     for start in range(0, len(features), WINDOW):
         end = min(start + WINDOW, len(features))
-        answers = _answers(teacher, objective, [features[i] for i in range(start, end)], form)
+        order = np.arange(end - start) if sizes is None else np.argsort(sizes[start:end], kind="stable")
+        answers = _answers(teacher, objective, [features[start + i] for i in range(end - start)], order.tolist(), form)
         held += answers
         numbers += sum(value.numel() for rows in answers for value in rows.values())
         if numbers >= FILE_NUMBERS or end == len(features):
@@ -87,18 +88,18 @@ def write_soft_targets(
     (folder / ABOUT).write_text(json.dumps({"temperature": form.temperature}) + "\n", encoding="utf-8")
 
 
-def _answers(teacher: PreTrainedModel, objective: Objective, features: Sequence[Feature], form: Form) -> list[Rows]:
-    """What is kept of each example, in the order of the examples."""
-    special = SpecialIds.of(teacher.config)
-    order = np.argsort([objective.length(feature) for feature in features], kind="stable").tolist()
+def _answers(
+    teacher: PreTrainedModel, objective: Objective, features: Sequence[Feature], order: Sequence[int], form: Form
+) -> list[Rows]:
+    """What is kept of each example, in the order of the examples; they are asked in `order`."""
     found: dict[int, Rows] = {}
     for start in range(0, len(order), BATCH):
         places = order[start : start + BATCH]
-        batch = objective.collate([features[place] for place in places], special)
+        batch = objective.collate([features[place] for place in places])
         batch = {name: value.to(teacher.device) for name, value in batch.items()}
         with torch.no_grad():
-            output = objective.output(teacher(**model_inputs(batch, teacher)))
-        rows, counts = objective.teacher_targets(output, batch)
+            outputs = objective.read(teacher(**model_inputs(batch, teacher)))
+        rows, counts = objective.teacher_targets(outputs, batch)
         parts = {name: torch.split(value, counts.tolist()) for name, value in form(rows).items()}
         for i, place in enumerate(places):
             found[place] = {name: part[i] for name, part in parts.items()}

@@ -1,10 +1,8 @@
 """A Hugging Face model as an ONNX graph, proven equal to the model it came from.
 
-The graph takes what the objective calls its inputs (`input_ids` and `attention_mask`, and where there are any
-`token_type_ids` and `decoder_input_ids`), int64 [batch, sequence] with both sizes free, and gives `logits`, the tensor
-that the objective's predictions are made of.
-It is captured by `torch.export` (no Python of the model is left) and compared, before it is let out, with the parent on
-batches of several shapes, padded on either side.
+The graph takes the objective's inputs and gives its outputs, by their names; which sizes are free is said by the ports
+(`tasks.objective.Port`). It is captured by `torch.export` (no Python of the model is left) and compared, before it is
+let out, with the parent on batches of several sizes.
 """
 
 from __future__ import annotations
@@ -14,11 +12,10 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -30,112 +27,96 @@ if TYPE_CHECKING:
     import onnx_ir
     from transformers import PreTrainedModel
 
-    from tasks.objective import Objective
+    from tasks.objective import Objective, Port
 
 LARGEST_FILE = 1_500_000_000
+AXES = {"tokens": "sequence", "decoder_tokens": "decoder_sequence"}
+"""Axes that graphs have always called otherwise."""
 WEIGHTED = ("MatMul", "Gemm", "Gather")
 """Operators with a matrix of weights. Gather is the embedding table, in small models the largest weight of all."""
-Batch = dict[str, npt.NDArray[np.int64]]
 
 
-class Logits(torch.nn.Module):
-    """A model cut down to what inference needs: the tensors called `names` in, logits out, no cache."""
+class Inference(torch.nn.Module):
+    """A model cut down to what inference needs: the objective's inputs in, its outputs out, no cache."""
 
     def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
         self.names = accepted(objective.inputs, model)
+        self.ports = {name: objective.inputs[name] for name in self.names}
+        self.without_cache = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
 
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = dict(zip(self.names, tensors, strict=True))
-        return self.objective.output(self.model(**given, use_cache=False))
+        return tuple(self.objective.read(self.model(**given, **self.without_cache)).values())
 
-    def logits(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    def outputs(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """What the model says of a batch, as `tasks/models/runtime.py` has it."""
         with torch.inference_mode():
-            found: npt.NDArray[np.float32] = self(*(torch.from_numpy(batch[n]) for n in self.names)).float().numpy()
-        return found
+            found = self(*(torch.from_numpy(batch[n]) for n in self.names))
+        return {name: value.float().numpy() for name, value in zip(self.objective.outputs, found, strict=True)}
 
 
-def export_onnx(model: PreTrainedModel, objective: Objective, file: Path, max_length: int) -> None:
+def export_onnx(model: PreTrainedModel, objective: Objective, file: Path) -> None:
     """Write `model` to `file` (weights beside it where they exceed 1.5 GB). Raises StageError if it cannot be captured.
 
-    Equal models give equal bytes: source paths and generated names are taken out of the graph.
+    objective: bound to the model. Equal models give equal bytes: source paths and generated names are taken out of the
+    graph.
     """
-    module = Logits(model, objective).eval()
-    batch = next(iter(random_batches(model.config, module.names, max_length, seed=0, shapes=[(2, min(7, max_length))])))
+    module = Inference(model, objective).eval()
+    batch = objective.processor.example(module.ports, model.config)
     example = tuple(torch.from_numpy(batch[name]) for name in module.names)
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    free = tuple(
+        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(port.axes) if isinstance(size, str)}
+        for port in module.ports.values()
+    )
     # Where gradients are asked for, attention with a learned bias (T5) takes another path, which has no graph.
     with _quiet(), torch.no_grad():
         try:
-            captured = torch.export.export(module, example, dynamic_shapes=((free,) * len(example),), strict=False)
+            captured = torch.export.export(module, example, dynamic_shapes=(free,), strict=False)
             program = torch.onnx.export(
-                captured, example, dynamo=True, input_names=module.names, output_names=["logits"], verbose=False
+                captured,
+                example,
+                dynamo=True,
+                input_names=module.names,
+                output_names=list(objective.outputs),
+                verbose=False,
             )
         except Exception as error:
             # Anything the model's Python does can go wrong here, in exception classes private to torch.
             raise refusal(error, model) from error
         assert program is not None
-        _anonymous(program.model)
+        _anonymous(program.model, module.ports)
         _name_layers(program.model, module.model)
         large = model.num_parameters() * 4 > LARGEST_FILE
         program.save(str(file), external_data=large)
 
 
-def random_batches(
-    config: Any, names: Sequence[str], max_length: int, seed: int, shapes: list[tuple[int, int]] | None = None
-) -> Iterator[Batch]:
-    """Batches like real ones: random ids, rows of ragged length, padded right, then left. The first row is full.
-
-    Those of `names` they hold: token types are 1 in the second half of a row; a decoder reads a length of its own.
-    shapes: [B, T] of each; by default a single token, one long row, and ragged batches up to the longest.
-    """
-    rng = np.random.default_rng(seed)
-    long = max(1, min(max_length, 512))
-    pad = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
-    for size, length in shapes or [(1, 1), (1, long), (2, min(3, long)), (5, min(33, long)), (8, long)]:
-        ids = rng.integers(0, config.vocab_size, (size, length), dtype=np.int64)
-        # A pad token inside a text would end it for models that look for the last token that is no padding.
-        ids[ids == pad] = (pad + 1) % config.vocab_size
-        lengths = np.r_[length, rng.integers(1, length + 1, size - 1)][:, None]
-        places = np.arange(length)[None, :]
-        for mask in (places < lengths, places >= length - lengths):
-            found = {
-                "input_ids": np.where(mask, ids, pad),
-                "attention_mask": mask.astype(np.int64),
-                "token_type_ids": np.broadcast_to(places >= length // 2, mask.shape).astype(np.int64),
-                "decoder_input_ids": np.ascontiguousarray(ids[:, : max(1, length * 2 // 3)]),
-            }
-            yield {name: found[name] for name in names}
-            if size == 1:
-                break
-
-
-def largest_difference(
-    model: PreTrainedModel, objective: Objective, file: Path, max_length: int, seed: int = 0
-) -> float:
-    """Largest absolute difference (`fidelity.differences`) of an ONNX file and its parent, over `random_batches`."""
+def largest_difference(model: PreTrainedModel, objective: Objective, file: Path, seed: int = 0) -> float:
+    """Largest absolute difference (`fidelity.differences`) of an ONNX file and its parent, over made-up batches."""
     import onnxruntime
 
-    module = Logits(model, objective).eval()
+    module = Inference(model, objective).eval()
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     worst = 0.0
-    for batch in random_batches(model.config, module.names, max_length, seed):
-        given = session.run(["logits"], dict(batch))[0]
-        worst = max(worst, float(differences(module.logits(batch), given, batch["attention_mask"]).max()))
+    for batch in objective.processor.probe(module.ports, model.config, seed):
+        given = dict(zip(objective.outputs, session.run(list(objective.outputs), dict(batch)), strict=True))
+        expected = module.outputs(batch)
+        for name, port in objective.outputs.items():
+            mask = batch[port.mask] if port.mask else None
+            worst = max(worst, float(differences(expected[name], given[name], mask).max()))
     return worst
 
 
-def _anonymous(model: onnx_ir.Model) -> None:
-    """Take out what differs from run to run or tells where it was made, and name the two free sizes."""
+def _anonymous(model: onnx_ir.Model, ports: Mapping[str, Port]) -> None:
+    """Take out what differs from run to run or tells where it was made, and name the free sizes."""
     import onnx_ir
 
     graph = model.graph
     sizes: dict[str, str] = {}
     for value in graph.inputs:
-        sequence = "decoder_sequence" if value.name == "decoder_input_ids" else "sequence"
-        sizes |= {str(dim): name for dim, name in zip(value.shape or (), ("batch", sequence), strict=True)}
+        axes = zip(value.shape or (), ports[str(value.name)].axes, strict=True)
+        sizes |= {str(dim): AXES.get(name, name) for dim, name in axes if isinstance(name, str)}
     parts: list[Any] = [graph, *model.functions.values()]
     for part in parts:
         part.metadata_props.clear()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 BATCH = 32
 Array = npt.NDArray[Any]
-Answer = Callable[[Mapping[str, Array]], Array]
-"""A batch -> logits, float32."""
+Answer = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""A batch -> outputs by name, float32."""
 
 
 @dataclass(frozen=True)
@@ -46,56 +46,55 @@ class Fidelity:
         return {"max_abs_diff": self.max_abs_diff, **agreement}
 
 
-def differences(parent: Array, given: Array, mask: Array) -> Array:
+def differences(parent: Array, given: Array, mask: Array | None) -> Array:
     """|given - parent|, of their shape; infinite where either is no number. Raises StageError on unequal shapes.
 
-    mask: int64 [B, T]. Where the outputs are a row a token, those of padding mean nothing and count as equal.
+    mask: int64, 0 at the places [B, T] of padding, whose outputs mean nothing and count as equal; None: there is none.
     """
     if given.shape != parent.shape:
-        raise StageError(f"the graph gives logits of shape {given.shape}, the model {parent.shape}")
+        raise StageError(f"the graph gives outputs of shape {given.shape}, the model {parent.shape}")
     found: Array = np.abs(given - parent)
-    if parent.ndim == 3 and parent.shape[:2] == mask.shape:
+    if mask is not None:
         found[mask == 0] = 0
     found[~np.isfinite(found)] = np.inf
     return found
 
 
 def fidelity(model: InputArtifact, data: InputArtifact, split: str, parent: Answer, given: Answer) -> Fidelity:
-    """Ask both every example of a split, short ones together.
+    """Ask both every example of a split, those of like sizes together.
 
-    model: whose card, tokenizer and config say how examples are read. Raises StageError where there are none.
+    model: whose card, processor and config say how examples are read. Raises StageError where there are none.
     """
-    from tasks.models.card import read_card
-    from tasks.processors.padding import special_ids
-    from tasks.processors.tokenizer import load_tokenizer
-    from tasks.training.loop.features import check_data, heldout_features
+    from tasks.data.dataset.examples import example_order
+    from tasks.models.trained_for import trained_for
+    from tasks.training.loop.features import check_data, heldout_examples
 
-    card, tokenizer = read_card(model.path), load_tokenizer(model.path)
-    objective, special = card.objective, special_ids(model.path, tokenizer)
+    objective = trained_for(model.path)
     check_data(objective, data)
-    features = heldout_features(objective, data, split, tokenizer, card.max_length)
-    order = np.argsort([objective.length(feature) for feature in features], kind="stable").tolist()
+    examples = heldout_examples(objective, data, split)
+    order = example_order(examples).tolist()
     same, decided = 0, 0
     worst: tuple[float, int, float, float] = (-1.0, 0, 0.0, 0.0)
     for start in range(0, len(order), BATCH):
         numbers = order[start : start + BATCH]
-        chosen = [features[number] for number in numbers]
-        batch = {name: tensor.numpy() for name, tensor in objective.collate(chosen, special).items()}
+        chosen = [examples[number] for number in numbers]
+        batch = {name: tensor.numpy() for name, tensor in objective.collate(chosen).items()}
         expected, found = parent(batch), given(batch)
-        gap = differences(expected, found, batch["attention_mask"])
-        place = np.unravel_index(int(gap.argmax()), gap.shape)
-        if gap[place] > worst[0]:
-            # An example may have several rows: a pair of texts, windows of a long one.
-            rows = [len(objective.collate([feature], special)["attention_mask"]) for feature in chosen]
-            number = int(np.repeat(numbers, rows)[place[0]])
-            worst = (float(gap[place]), number, float(expected[place]), float(found[place]))
-        ours, theirs = (objective.choices(logits, batch) for logits in (expected, found))
+        for name, port in objective.outputs.items():
+            gap = differences(expected[name], found[name], batch[port.mask] if port.mask else None)
+            place = np.unravel_index(int(gap.argmax()), gap.shape)
+            if gap[place] > worst[0]:
+                # An example may have several rows: a pair of texts, windows of a long one.
+                rows = [objective.rows(objective.collate([feature])) for feature in chosen]
+                number = int(np.repeat(numbers, rows)[place[0]])
+                worst = (float(gap[place]), number, float(expected[name][place]), float(found[name][place]))
+        ours, theirs = (objective.choices(outputs, batch) for outputs in (expected, found))
         if ours is not None and theirs is not None:
             decided += len(ours)
             same += int((ours == theirs).reshape(len(ours), -1).all(1).sum())
     largest, number, was, became = worst
     agreement = same / decided if decided else None
-    return Fidelity(split, len(features), largest, agreement, _name(data, split, number), was, became)
+    return Fidelity(split, len(examples), largest, agreement, _name(data, split, number), was, became)
 
 
 def _name(data: InputArtifact, split: str, number: int) -> str:

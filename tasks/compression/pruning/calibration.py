@@ -17,20 +17,20 @@ from tasks.models.structure.transformer import layer_stacks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tasks.objective import Feature, Objective, SpecialIds
+    from tasks.objective import Feature, Objective
 
 Batch = Mapping[str, torch.Tensor]
 BATCH = 16
 
 
 def calibration_batches(
-    objective: Objective, features: Sequence[Feature], special: SpecialIds, samples: int
+    objective: Objective, features: Sequence[Feature], samples: int
 ) -> list[dict[str, torch.Tensor]]:
     """Batches of up to `samples` examples, spread evenly over the split, because neighbours in a file look alike."""
     count = min(samples, len(features))
     places = [i * len(features) // count for i in range(count)]
     chosen = [objective.noised(features[place], place) for place in places]
-    return [objective.collate(chosen[i : i + BATCH], special) for i in range(0, count, BATCH)]
+    return [objective.collate(chosen[i : i + BATCH]) for i in range(0, count, BATCH)]
 
 
 def linear_layers(model: PreTrainedModel) -> list[dict[str, nn.Module]]:

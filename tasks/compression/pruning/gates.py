@@ -30,7 +30,7 @@ def gate_importance(
     with inputs_given_to({name: modules[name] for name in outward}, activations.__setitem__):
         model.train(False)
         for batch in batches:
-            total, _ = objective.loss(objective.output(model(**model_inputs(batch, model))), batch)
+            total, _ = objective.loss(objective.read(model(**model_inputs(batch, model))), batch)
             gradients = torch.autograd.grad(total, [activations[name] for name in outward])
             for name, gradient in zip(outward, gradients, strict=True):
                 slopes = (activations[name] * gradient).detach().double().sum(1)

@@ -58,7 +58,7 @@ def _loss(model: PreTrainedModel, batches: Sequence[Batch], objective: Objective
     model.train(False)
     with torch.no_grad():
         for batch in batches:
-            loss, count = objective.loss(objective.output(model(**model_inputs(batch, model))), batch)
+            loss, count = objective.loss(objective.read(model(**model_inputs(batch, model))), batch)
             total, units = total + float(loss), units + count
     return total / units
 

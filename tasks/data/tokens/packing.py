@@ -149,6 +149,13 @@ class PackedRows(Sequence[dict[str, Any]]):
         self.start, self.length = plan["start"], plan["length"]
         self.files = [mapped_ids(path) for path in sorted((folder / split).glob("*.safetensors"))]
 
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row, [N]."""
+        ends = np.concatenate([[0], np.cumsum(self.length, dtype=np.int64)])[self.first]
+        found: npt.NDArray[np.int64] = np.diff(ends)
+        return found
+
     def __len__(self) -> int:
         return len(self.first) - 1
 

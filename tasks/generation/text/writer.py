@@ -20,10 +20,9 @@ from infra.errors import StageError
 from infra.execution import Execution
 from tasks.generation.text.decoding import Decoding
 from tasks.generation.text.post_process import cut_before
-from tasks.models.card import read_card
+from tasks.models.trained_for import bound_to
 from tasks.objective import Objective, Prompt
-from tasks.processors.padding import special_ids
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.special_ids import SpecialIds
 from tasks.training.engine.ranks import training_device
 
 if TYPE_CHECKING:
@@ -67,9 +66,10 @@ class Writer:
         torch.set_num_threads(threads)
         self.stage, self.decoding = model.stage, decoding
         self.device = training_device(execution)
-        self.tokenizer: Any = load_tokenizer(model.path)
-        room = _room(AutoConfig.from_pretrained(model.path), read_card(model.path).max_length, decoding.max_new_tokens)
-        self.prompts = list(objective.prompts(data, split, self.tokenizer, room))[:limit]
+        asked = bound_to(objective, model.path)
+        self.tokenizer: Any = asked.processor.tokenizer
+        room = _room(AutoConfig.from_pretrained(model.path), asked.processor.limit, decoding.max_new_tokens)
+        self.prompts = list(asked.bound(asked.processor.limited(room)).prompts(data, split))[:limit]
         _check_prompts(self.prompts, room, truncation)
         self.model = _load(model, objective.auto_class).to(self.device)  # type: ignore[arg-type]
         self.config = _generation_config(self.model, model.path, self.tokenizer, decoding, self.prompts)
@@ -230,9 +230,9 @@ def _generation_config(
     model: PreTrainedModel, folder: Path, tokenizer: Any, decoding: Decoding, prompts: Sequence[Prompt]
 ) -> GenerationConfig:
     """The settings, the model's own special tokens, and no other setting of its `generation_config.json`."""
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
-    own, special = model.generation_config, special_ids(folder, tokenizer)
+    own, special = model.generation_config, SpecialIds.of(AutoConfig.from_pretrained(folder), tokenizer)
     tokens = {name: getattr(own, name, None) for name in OWN_TOKENS}
     listed = tokens["eos_token_id"]
     ends = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id}

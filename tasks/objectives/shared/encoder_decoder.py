@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from tasks.objective import Batch, Feature, Predictions, SpecialIds, spread
+from tasks.objective import Arrays, Batch, Feature, Outputs, Port, Predictions, spread
 from tasks.objectives.shared.token_labels import TokenLabels
+from tasks.objectives.shared.tokenized import Tokenized
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
 SHOWN = 4
 SHOWN_TOKENS = 64
+DECODED = ("batch", "decoder_tokens")
 
 
-class EncoderDecoder(TokenLabels):
+class EncoderDecoder(TokenLabels, Tokenized):
     """An objective whose features have `input_ids`, `target_ids`, `vocabulary` and, where known, `target_bytes`."""
 
     label_smoothing: float = Field(
@@ -40,13 +42,17 @@ class EncoderDecoder(TokenLabels):
         return "AutoModelForSeq2SeqLM"
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("input_ids", "attention_mask", "decoder_input_ids")
+    def inputs(self) -> Mapping[str, Port]:
+        return {**super().inputs, "decoder_input_ids": Port("int64", DECODED)}
+
+    @property
+    def outputs(self) -> Mapping[str, Port]:
+        return {"logits": Port("float32", (*DECODED, "classes"), "classes")}
 
     def length(self, feature: Feature) -> int:
-        return len(feature["input_ids"]) + len(feature["target_ids"])
+        return len(feature["input_ids"]) + len(feature.get("target_ids", ()))
 
-    def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """`target_bytes` [B]: bytes of the text that each target spells, where the features know it."""
         import numpy as np
         import torch
@@ -54,26 +60,26 @@ class EncoderDecoder(TokenLabels):
         from tasks.losses.cross_entropy import IGNORED
         from tasks.objectives.shared.padding import pad_token_ids
 
-        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
+        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], self.special.pad)
         labels, _ = pad_token_ids([f["target_ids"] for f in features], IGNORED)
-        shifted = [np.append(special.decoder_start, f["target_ids"][:-1]) for f in features]
-        decoder_input_ids, _ = pad_token_ids(shifted, special.pad)
+        shifted = [np.append(self.special.decoder_start, f["target_ids"][:-1]) for f in features]
+        decoder_input_ids, _ = pad_token_ids(shifted, self.special.pad)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
         batch |= {"decoder_input_ids": decoder_input_ids, "labels": labels}
         if "target_bytes" in features[0]:
             batch["target_bytes"] = torch.tensor([f["target_bytes"] for f in features], dtype=torch.int64)
         return batch
 
-    def tokens(self, batch: Batch) -> int:
-        """Of both sides."""
+    def work(self, batch: Batch) -> float:
+        """Tokens of both sides."""
         return int(batch["attention_mask"].sum()) + self.units(batch)
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, int]:
         import torch.nn.functional as F
 
         from tasks.losses.cross_entropy import IGNORED, summed_cross_entropy
 
-        scores, targets = logits.flatten(0, 1), batch["labels"].flatten()
+        scores, targets = outputs["logits"].flatten(0, 1), batch["labels"].flatten()
         if not self.label_smoothing:
             return summed_cross_entropy(scores, targets), self.units(batch)
         smoothed = F.cross_entropy(
@@ -81,18 +87,18 @@ class EncoderDecoder(TokenLabels):
         )
         return smoothed, self.units(batch)
 
-    def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
+    def predictions(self, outputs: Arrays, batch: Arrays) -> Predictions:
         """See `token_scores`; `bytes`: int64 [B], of the targets' texts, where known."""
         from tasks.metrics.tokens import token_scores
 
-        found = token_scores(logits, batch["labels"])
+        found = token_scores(outputs["logits"], batch["labels"])
         return {**found, "bytes": batch["target_bytes"]} if "target_bytes" in batch else found
 
-    def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
+    def choices(self, outputs: Arrays, batch: Arrays) -> npt.NDArray[np.integer]:
         """The likeliest of each target token, [U]."""
         from tasks.metrics.tokens import likeliest
 
-        return likeliest(logits, batch["labels"])
+        return likeliest(outputs["logits"], batch["labels"])
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Of target tokens, each given those before it: see `token_metrics`."""
@@ -109,13 +115,14 @@ class EncoderDecoder(TokenLabels):
         seen, wanted = (np.concatenate([f["target_ids"] for f in features]) for features in (train, heldout))
         return {"unigram": unigram_nats(seen, wanted)}
 
-    def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
+    def samples(self, model: PreTrainedModel, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Four heldout examples spread over the split: how each begins, its reference, what greedy search writes."""
         import torch
 
-        special, generate = SpecialIds.of(model.config), getattr(model, "generate")  # noqa: B009 - untyped there
+        tokenizer: Any = self.tokenizer
+        special, generate = self.special, getattr(model, "generate")  # noqa: B009 - untyped there
         chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
-        batch = self.collate(chosen, special)
+        batch = self.collate(chosen)
         with torch.no_grad():
             written = generate(
                 batch["input_ids"],
@@ -123,7 +130,7 @@ class EncoderDecoder(TokenLabels):
                 do_sample=False,
                 num_beams=1,
                 max_new_tokens=min(SHOWN_TOKENS, int(getattr(model.config, "max_position_embeddings", 0) or 512) - 1),
-                pad_token_id=special.pad,
+                pad_token_id=self.special.pad,
                 eos_token_id=chosen[0]["vocabulary"].end,
                 decoder_start_token_id=special.decoder_start,
             )

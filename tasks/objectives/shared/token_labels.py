@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tasks.objective import Batch, Objective
+from tasks.objective import Batch, Objective, Outputs
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +18,8 @@ class TokenLabels(Objective):
 
         return int((batch["labels"] != IGNORED).sum())
 
-    def teacher_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def teacher_targets(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         from tasks.losses.cross_entropy import IGNORED
 
         counted = batch["labels"] != IGNORED
-        return logits[counted], counted.sum(1)
+        return outputs["logits"][counted], counted.sum(1)

@@ -11,26 +11,27 @@ the mask).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from tasks.data.reading.chat_template import check_chat_template
-from tasks.objective import Batch, Feature, Objective, Predictions, Prompt, SpecialIds, spread
+from tasks.objective import Arrays, Batch, Feature, Outputs, Predictions, Prompt, spread
+from tasks.objectives.shared.tokenized import TokenExamples, Tokenized
 from tasks.stage import AddedLater
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
     from tasks.stage import InputArtifact
 
 
-class CausalLM(Objective):
+class CausalLM(Tokenized):
     """See the module."""
 
     name: Literal["causal_lm"] = Field("causal_lm", description="Predict each token from those before it.")
@@ -49,6 +50,7 @@ class CausalLM(Objective):
     )
 
     data_types = ("tokens", "dataset")
+    augmentation = "text"
     primary_metric = "cross_entropy"
     greater_is_better = False
     text_metrics = ("rougeL", "rouge1", "rouge2", "chrf", "bleu", "token_f1", "exact_match")
@@ -65,46 +67,43 @@ class CausalLM(Objective):
     def auto_class(self) -> str:
         return "AutoModelForCausalLM"
 
-    def features(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Feature]:
+    def examples(self, data: InputArtifact, split: str, *, labelled: bool = True) -> Sequence[Feature]:
         from tasks.data.dataset.split import read_split
         from tasks.objectives.text.inputs.chat import chat_features
         from tasks.objectives.text.inputs.packed import packed_rows
-        from tasks.objectives.text.inputs.texts import measured_texts
 
         if self.messages is not None:
             if data.manifest.type != "dataset":
                 raise StageError(
                     "`messages` are a column, and packed tokens have none", where=data.stage, hint="Name the dataset."
                 )
-            return chat_features(
-                data, split, self.messages, self.chat_template, tokenizer, max_length, close=self.end_of_text
+            rows = chat_features(
+                data, split, self.messages, self.chat_template, self.tokenizer, self.max_length, close=self.end_of_text
             )
+            return TokenExamples(self, rows, why="conversations cannot be augmented", hint="Leave `augment` out.")
         if data.manifest.type == "dataset":
             texts = read_split(data, split, columns=("text",))["text"]
-            return measured_texts(texts, tokenizer, max_length, close=self.end_of_text)
-        return packed_rows(data, split, tokenizer, max_length)
+            return TokenExamples(self, self._measured(texts), texts)
+        return TokenExamples(self, packed_rows(data, split, self.tokenizer, self.max_length))
 
-    def with_text(
-        self, feature: Feature, text: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Feature:
+    def _measured(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         from tasks.objectives.text.inputs.texts import measured_texts
 
-        if self.messages is not None:
-            raise StageError("conversations cannot be augmented", where="augment", hint="Leave `augment` out.")
-        return measured_texts([text], tokenizer, max_length, close=self.end_of_text)[0]
+        return measured_texts(texts, self.tokenizer, self.max_length, close=self.end_of_text)
 
-    def tokenizer_files(self) -> dict[str, str]:
+    def with_text(self, feature: Feature, text: str) -> Feature:
+        return self._measured([text])[0]
+
+    def processor_files(self) -> dict[str, str]:
         return {} if self.chat_template is None else {"chat_template.jinja": self.chat_template}
 
-    def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         import torch
 
         from tasks.losses.cross_entropy import IGNORED
         from tasks.objectives.shared.padding import pad_token_ids
 
-        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
+        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], self.special.pad)
         labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
         for row, feature in enumerate(features):
             if "labels" in feature:
@@ -128,22 +127,22 @@ class CausalLM(Objective):
 
         return int((batch["labels"][:, 1:] != IGNORED).sum())
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, int]:
         import torch.nn.functional as F
 
         from tasks.losses.cross_entropy import IGNORED, summed_cross_entropy
 
         # Shifting the labels and not the logits saves a copy of the largest tensor there is.
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-        return summed_cross_entropy(logits.flatten(0, 1), targets.flatten()), int((targets != IGNORED).sum())
+        return summed_cross_entropy(outputs["logits"].flatten(0, 1), targets.flatten()), int((targets != IGNORED).sum())
 
-    def teacher_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def teacher_targets(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         from tasks.losses.cross_entropy import IGNORED
 
         counted = batch["labels"][:, 1:] != IGNORED
-        return logits[:, :-1][counted], counted.sum(1)
+        return outputs["logits"][:, :-1][counted], counted.sum(1)
 
-    def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
+    def predictions(self, outputs: Arrays, batch: Arrays) -> Predictions:
         """`nll`: float64 [B], summed negative log-likelihood in nats; `tokens`: int64 [B], how many it sums over.
 
         `bytes`: int64 [B], how many of the text those tokens stand for, where the examples are text.
@@ -155,7 +154,7 @@ class CausalLM(Objective):
         from tasks.losses.cross_entropy import IGNORED
 
         targets = torch.from_numpy(np.ascontiguousarray(batch["labels"][:, 1:])).long()
-        scores = torch.from_numpy(np.ascontiguousarray(logits, dtype=np.float32))[:, :-1]
+        scores = torch.from_numpy(np.ascontiguousarray(outputs["logits"], dtype=np.float32))[:, :-1]
         nll = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
         return {
             "nll": nll.view(targets.shape).double().sum(1).numpy(),
@@ -163,11 +162,11 @@ class CausalLM(Objective):
             **({"bytes": np.asarray(batch["bytes"], np.int64)} if "bytes" in batch else {}),
         }
 
-    def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
+    def choices(self, outputs: Arrays, batch: Arrays) -> npt.NDArray[np.integer]:
         """The likeliest token of each that is counted, [U]."""
         from tasks.metrics.tokens import likeliest
 
-        return likeliest(logits[:, :-1], batch["labels"][:, 1:])
+        return likeliest(outputs["logits"][:, :-1], batch["labels"][:, 1:])
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Nats a token, its exponential, the same in bits; and bits a byte, which compares tokenizers too."""
@@ -190,16 +189,14 @@ class CausalLM(Objective):
 
         return count_model_losses(*([pair for f in features for pair in _pairs(f)] for features in (train, heldout)))
 
-    def prompts(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Prompt]:
+    def prompts(self, data: InputArtifact, split: str) -> Sequence[Prompt]:
         """Of `messages` the conversation up to the last answer, which is the reference; of a text its first half."""
         from tasks.objectives.text.inputs.chat_prompts import chat_prompts
         from tasks.objectives.text.inputs.prompts import continuations
 
         if self.messages is not None:
-            return chat_prompts(data, split, self.messages, self.chat_template, tokenizer, max_length)
-        return continuations(data, split, tokenizer, max_length)
+            return chat_prompts(data, split, self.messages, self.chat_template, self.tokenizer, self.max_length)
+        return continuations(data, split, self.tokenizer, self.max_length)
 
     @property
     def reference_column(self) -> str | None:
@@ -210,13 +207,14 @@ class CausalLM(Objective):
 
         return with_last_answer(value, text)
 
-    def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
+    def samples(self, model: PreTrainedModel, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Four heldout beginnings or questions, continued by sampling at temperature 0.8 among the 40 likeliest.
 
         Always the same.
         """
         import torch
 
+        tokenizer: Any = self.tokenizer
         shown = []
         generate: Any = model.generate
         room = int(getattr(model.config, "max_position_embeddings", 0) or 256)
@@ -232,7 +230,7 @@ class CausalLM(Objective):
                     temperature=0.8,
                     top_k=40,
                     max_new_tokens=min(64, room - prompt.shape[1]),
-                    pad_token_id=SpecialIds.of(model.config).pad,
+                    pad_token_id=self.special.pad,
                 )
             shown.append(
                 {

@@ -15,11 +15,10 @@ from pydantic import Field
 from infra.errors import StageError
 from tasks.objective import Feature
 from tasks.objectives.shared.encoder_decoder import EncoderDecoder
+from tasks.objectives.shared.tokenized import TokenExamples
 from tasks.objectives.text.inputs.own_text import OwnText
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from tasks.stage import InputArtifact
 
 
@@ -32,27 +31,26 @@ class Denoising(EncoderDecoder, OwnText):
 
     data_types = ("tokens", "dataset")
 
-    def features(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Feature]:
+    def examples(self, data: InputArtifact, split: str, *, labelled: bool = True) -> Sequence[Feature]:
         import numpy as np
 
         from tasks.data.dataset.split import read_split
         from tasks.objectives.text.inputs.packed import packed_rows, tokenizer_of
         from tasks.objectives.text.inputs.span_corruption import noise_shape
         from tasks.objectives.text.inputs.texts import tokenized
-        from tasks.objectives.text.inputs.vocabulary import Vocabulary, WithVocabulary
+        from tasks.objectives.text.inputs.vocabulary import Vocabulary
 
-        tokenizer = tokenizer_of(data, tokenizer)
+        tokenizer = tokenizer_of(data, self.tokenizer)
         vocabulary = Vocabulary.of(tokenizer)
         vocabulary.require_end(data.stage)
         rows: Sequence[Feature]
+        texts: list[str] | None = None
         if data.manifest.type == "dataset":
             texts = read_split(data, split, columns=("text",))["text"]
-            rows = [{"input_ids": ids} for ids in tokenized(texts, tokenizer, max_length)]
+            rows = [{"input_ids": ids} for ids in tokenized(texts, tokenizer, self.max_length)]
             longest = max(len(row["input_ids"]) for row in rows)
         else:
-            packed = rows = packed_rows(data, split, tokenizer, max_length)
+            packed = rows = packed_rows(data, split, tokenizer, self.max_length)
             longest = int(np.add.reduceat(packed.length, packed.first[:-1]).max())
         needed = 1 + noise_shape(longest, self.noise_density, self.mean_span_length)[1]
         if len(vocabulary.sentinels) < needed:
@@ -63,7 +61,7 @@ class Denoising(EncoderDecoder, OwnText):
                 hint=f"Set `sentinels: {needed}` in the `tokenizer` stage (a given one needs <extra_id_0>, "
                 "<extra_id_1>, ...), or raise mean_span_length.",
             )
-        return WithVocabulary(rows, vocabulary)
+        return TokenExamples(self, rows, texts, vocabulary=vocabulary)
 
     def noised(self, feature: Feature, seed: int) -> Feature:
         import numpy as np

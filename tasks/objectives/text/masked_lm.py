@@ -11,21 +11,22 @@ Cross entropy and perplexity here are of hidden tokens given the rest: they comp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from infra.errors import StageError
-from tasks.objective import Batch, Feature, Predictions, SpecialIds, spread
+from tasks.objective import Arrays, Batch, Feature, Outputs, Predictions, spread
 from tasks.objectives.shared.token_labels import TokenLabels
+from tasks.objectives.shared.tokenized import TokenExamples
 from tasks.objectives.text.inputs.own_text import OwnText
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
     from tasks.stage import InputArtifact
 
@@ -58,15 +59,13 @@ class MaskedLM(TokenLabels, OwnText):
     def auto_class(self) -> str:
         return "AutoModelForMaskedLM"
 
-    def features(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Feature]:
+    def examples(self, data: InputArtifact, split: str, *, labelled: bool = True) -> Sequence[Feature]:
         from tasks.data.dataset.split import read_split
         from tasks.objectives.text.inputs.packed import packed_rows, tokenizer_of
         from tasks.objectives.text.inputs.texts import tokenized
-        from tasks.objectives.text.inputs.vocabulary import Vocabulary, WithVocabulary
+        from tasks.objectives.text.inputs.vocabulary import Vocabulary
 
-        tokenizer = tokenizer_of(data, tokenizer)
+        tokenizer = tokenizer_of(data, self.tokenizer)
         vocabulary = Vocabulary.of(tokenizer, whole_words=self.whole_words)
         if vocabulary.mask is None:
             raise StageError(
@@ -76,9 +75,9 @@ class MaskedLM(TokenLabels, OwnText):
                 "a given one.",
             )
         if data.manifest.type != "dataset":
-            return WithVocabulary(packed_rows(data, split, tokenizer, max_length), vocabulary)
+            return TokenExamples(self, packed_rows(data, split, tokenizer, self.max_length), vocabulary=vocabulary)
         texts = read_split(data, split, columns=("text",))["text"]
-        rows = tokenized(texts, tokenizer, max_length)
+        rows = tokenized(texts, tokenizer, self.max_length)
         bare = [i for i, row in enumerate(rows) if vocabulary.special[row].all()]
         if bare:
             raise StageError(
@@ -87,7 +86,7 @@ class MaskedLM(TokenLabels, OwnText):
                 where=data.stage,
                 hint="Leave empty texts, and texts that the tokenizer does not know at all, out of the dataset.",
             )
-        return WithVocabulary([{"input_ids": row} for row in rows], vocabulary)
+        return TokenExamples(self, [{"input_ids": row} for row in rows], texts, vocabulary=vocabulary)
 
     def noised(self, feature: Feature, seed: int) -> Feature:
         """`labels` [T]: the hidden tokens' ids, -100 elsewhere."""
@@ -105,31 +104,31 @@ class MaskedLM(TokenLabels, OwnText):
         )
         return {"input_ids": read, "labels": labels, "vocabulary": feature["vocabulary"]}
 
-    def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         from tasks.losses.cross_entropy import IGNORED
         from tasks.objectives.shared.padding import pad_token_ids
 
-        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
+        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], self.special.pad)
         labels, _ = pad_token_ids([f["labels"] for f in features], IGNORED)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, int]:
         from tasks.losses.cross_entropy import IGNORED, summed_cross_entropy
 
         counted = batch["labels"] != IGNORED
-        return summed_cross_entropy(logits[counted], batch["labels"][counted]), int(counted.sum())
+        return summed_cross_entropy(outputs["logits"][counted], batch["labels"][counted]), int(counted.sum())
 
-    def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
+    def predictions(self, outputs: Arrays, batch: Arrays) -> Predictions:
         """See `token_scores`."""
         from tasks.metrics.tokens import token_scores
 
-        return token_scores(logits, batch["labels"])
+        return token_scores(outputs["logits"], batch["labels"])
 
-    def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
+    def choices(self, outputs: Arrays, batch: Arrays) -> npt.NDArray[np.integer]:
         """The likeliest token of each that is hidden, [U]."""
         from tasks.metrics.tokens import likeliest
 
-        return likeliest(logits, batch["labels"])
+        return likeliest(outputs["logits"], batch["labels"])
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
         """Nats a hidden token, its exponential, and the share of hidden tokens told right."""
@@ -148,15 +147,16 @@ class MaskedLM(TokenLabels, OwnText):
         hidden = np.concatenate([f["labels"] for f in heldout])
         return {"unigram": unigram_nats(seen[~train[0]["vocabulary"].special[seen]], hidden[hidden != IGNORED])}
 
-    def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
+    def samples(self, model: PreTrainedModel, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Four heldout texts spread over the split: how each begins, with its masks; the hidden tokens; the guesses."""
         import numpy as np
         import torch
 
         from tasks.losses.cross_entropy import IGNORED
 
+        tokenizer: Any = self.tokenizer
         chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
-        batch = self.collate(chosen, SpecialIds.of(model.config))
+        batch = self.collate(chosen)
         with torch.no_grad():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         shown = []

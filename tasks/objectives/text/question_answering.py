@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tasks.objective import Batch, Feature, Objective, Predictions, SpecialIds, spread
+from tasks.objective import Arrays, Batch, Feature, Outputs, Port, Predictions, spread
+from tasks.objectives.shared.tokenized import TOKENS, TokenExamples, Tokenized
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
     from tasks.stage import InputArtifact
 
@@ -31,7 +32,7 @@ IMPOSSIBLE = -1e9
 """Score of padding: finite, so that a soft loss of two such scores is zero and not undefined."""
 
 
-class QuestionAnswering(Objective):
+class QuestionAnswering(Tokenized):
     """See the module."""
 
     name: Literal["question_answering"] = Field("question_answering", description="The span of a text that answers.")
@@ -54,23 +55,21 @@ class QuestionAnswering(Objective):
         return "AutoModelForQuestionAnswering"
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("input_ids", "attention_mask", "token_type_ids")
+    def inputs(self) -> Mapping[str, Port]:
+        return {**super().inputs, "token_type_ids": Port("int64", TOKENS, mask="attention_mask")}
 
     def head(self, data: InputArtifact) -> dict[str, Any]:
         return {"num_labels": 2}
 
-    def features(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Feature]:
+    def examples(self, data: InputArtifact, split: str, *, labelled: bool = True) -> Sequence[Feature]:
         import numpy as np
 
         from tasks.objectives.text.inputs.question_windows import read_asked, target, windows
 
         rows = read_asked(data, split, self.question, self.answers)
         found = []
-        for row, cut in zip(rows, windows(rows, tokenizer, max_length, self.stride, data.stage), strict=True):
-            mark = tokenizer.cls_token_id if tokenizer is not None else None
+        for row, cut in zip(rows, windows(rows, self.tokenizer, self.max_length, self.stride, data.stage), strict=True):
+            mark = self.tokenizer.cls_token_id if self.tokenizer is not None else None
             null = [int(np.argmax(ids == mark)) if mark is not None else 0 for ids in cut.input_ids]
             targets = [target(c, row.answers, n) for c, n in zip(cut.characters, null, strict=True)]
             found.append(
@@ -85,13 +84,13 @@ class QuestionAnswering(Objective):
                     "answers": [text for text, _ in row.answers],
                 }
             )
-        return found
+        return TokenExamples(self, found)
 
     def length(self, feature: Feature) -> int:
         """Of all windows: a text that fills several has whole windows, and others like it fit beside it."""
         return sum(len(ids) for ids in feature["input_ids"])
 
-    def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """Rows are windows [W, T]. `labels` [W, 2]: the answer's first and last token; `null` [W]: what none points to.
 
         `questions` [W]: the question of each window, in order. `characters` [W, T, 2]: of tokens in the text, -1: none.
@@ -104,7 +103,7 @@ class QuestionAnswering(Objective):
         from tasks.objectives.text.inputs.question_windows import code_points
 
         rows = [row for f in features for row in zip(f["input_ids"], f["token_types"], f["characters"], strict=True)]
-        input_ids, attention_mask = pad_token_ids([ids for ids, _, _ in rows], special.pad)
+        input_ids, attention_mask = pad_token_ids([ids for ids, _, _ in rows], self.special.pad)
         types = np.zeros(input_ids.shape, np.int64)
         characters = np.full((*input_ids.shape, 2), -1, np.int64)
         for i, (ids, kinds, places) in enumerate(rows):
@@ -123,32 +122,37 @@ class QuestionAnswering(Objective):
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return {"input_ids": input_ids, "attention_mask": attention_mask, **tensors}
 
-    def output(self, output: Any) -> torch.Tensor:
-        """[W, T, 2]: how well each token begins the answer, and how well it ends it."""
+    def read(self, output: Any) -> Outputs:
+        """`logits` [W, T, 2]: how well each token begins the answer, and how well it ends it."""
         import torch
 
-        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+        return {"logits": torch.stack([output.start_logits, output.end_logits], dim=-1)}
 
     def _scores(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """float32 [2W, T]: of first and last token, window by window; padding is impossible."""
         padding = batch["attention_mask"].unsqueeze(1) == 0
         return logits.float().transpose(1, 2).masked_fill(padding, IMPOSSIBLE).flatten(0, 1)
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, int]:
         """Summed over windows: the mean of the cross entropies of first and last token (Devlin et al., 2019)."""
         import torch.nn.functional as F
 
-        total = F.cross_entropy(self._scores(logits, batch), batch["labels"].flatten(), reduction="sum") / 2
+        total = F.cross_entropy(self._scores(outputs["logits"], batch), batch["labels"].flatten(), reduction="sum") / 2
         return total, len(batch["labels"])
 
     def distillation_loss(
-        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
+        self, outputs: Outputs, teacher_outputs: Outputs, batch: Batch, temperature: float
     ) -> torch.Tensor:
         from tasks.losses.distillation import distillation
 
-        return distillation(self._scores(logits, batch), self._scores(teacher_logits, batch), temperature) / 2
+        return (
+            distillation(
+                self._scores(outputs["logits"], batch), self._scores(teacher_outputs["logits"], batch), temperature
+            )
+            / 2
+        )
 
-    def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
+    def predictions(self, outputs: Arrays, batch: Arrays) -> Predictions:
         """One row a question. `begin`, `end`: int64 [B], characters of the answer, -1 for none; `null_score`: float64
         [B], of no answer over the best span; `exact_match`, `f1`: float64 [B]; `answerable`: bool [B]."""
         import numpy as np
@@ -156,7 +160,7 @@ class QuestionAnswering(Objective):
         from tasks.metrics.squad import best, exact_match, token_f1
         from tasks.objectives.text.inputs.question_windows import spelled
 
-        begin, end, null_score = self.best_spans(logits, batch)
+        begin, end, null_score = self.best_spans(outputs["logits"], batch)
         contexts = [spelled(row) for row in batch["context"]]
         answers = [[text for row in rows if (text := spelled(row))] for rows in batch["answers"]]
         said = [context[b:e] if b >= 0 else "" for context, b, e in zip(contexts, begin, end, strict=True)]
@@ -169,11 +173,11 @@ class QuestionAnswering(Objective):
             "answerable": np.array([bool(references) for references in answers]),
         }
 
-    def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
+    def choices(self, outputs: Arrays, batch: Arrays) -> npt.NDArray[np.integer]:
         """Where each question's answer begins and ends, [B, 2]."""
         import numpy as np
 
-        return np.stack(self.best_spans(logits, batch)[:2], axis=1)
+        return np.stack(self.best_spans(outputs["logits"], batch)[:2], axis=1)
 
     def best_spans(
         self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]
@@ -241,16 +245,16 @@ class QuestionAnswering(Objective):
         likeliest = [likeliest_sentence(feature["context"], feature["question"]) for feature in heldout]
         return {"no_answer": mean([""] * len(heldout)), "likeliest_sentence": mean(likeliest)}
 
-    def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
+    def samples(self, model: PreTrainedModel, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Eight heldout questions spread over the split: how the text begins, its answers, and the model's."""
         import torch
 
         from tasks.models.inputs import model_inputs
 
         chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
-        batch = self.collate(chosen, SpecialIds.of(model.config))
+        batch = self.collate(chosen)
         with torch.no_grad():
-            logits = self.output(model(**model_inputs(batch, model))).float().numpy()
+            logits = self.read(model(**model_inputs(batch, model)))["logits"].float().numpy()
         begin, end, _ = self.best_spans(logits, {name: tensor.numpy() for name, tensor in batch.items()})
         return [
             {

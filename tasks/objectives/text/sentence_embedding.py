@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tasks.objective import Batch, Feature, Predictions, SpecialIds, spread
+from tasks.objective import Arrays, Batch, Feature, Outputs, Port, Predictions, spread
+from tasks.objectives.shared.tokenized import TOKENS, TokenExamples
 from tasks.objectives.text.inputs.own_text import OwnText
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
     from tasks.stage import InputArtifact
 
@@ -61,30 +62,30 @@ class SentenceEmbedding(OwnText):
     def examples_per_loss(self) -> int:
         return self.group
 
-    def features(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Feature]:
+    def examples(self, data: InputArtifact, split: str, *, labelled: bool = True) -> Sequence[Feature]:
         from tasks.data.dataset.split import read_texts
         from tasks.objectives.shared.targets import target_numbers
         from tasks.objectives.text.inputs.texts import tokenized
 
         anchors, positives = (
-            tokenized(read_texts(data, split, column), tokenizer, max_length) for column in ("text", self.positive)
+            tokenized(read_texts(data, split, column), self.tokenizer, self.max_length)
+            for column in ("text", self.positive)
         )
         scores = (
             [{}] * len(anchors)
             if self.score is None
             else [{"score": number} for number in target_numbers(data, split, self.score)]
         )
-        return [
+        rows = [
             {"input_ids": anchor, "positive": positive, **score}
             for anchor, positive, score in zip(anchors, positives, scores, strict=True)
         ]
+        return TokenExamples(self, rows, read_texts(data, split, "text"))
 
     def length(self, feature: Feature) -> int:
         return max(len(feature["input_ids"]), len(feature["positive"]))
 
-    def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """Two rows an example, the anchor and its positive, so that a group's rows lie together: `input_ids` [2B, T].
 
         `labels`: int64 [B], the number of each anchor's text; `texts`: int64 [B], of each positive's. Equal texts of a
@@ -95,7 +96,7 @@ class SentenceEmbedding(OwnText):
         from tasks.objectives.shared.padding import pad_token_ids
 
         rows = [ids for feature in features for ids in (feature["input_ids"], feature["positive"])]
-        input_ids, attention_mask = pad_token_ids(rows, special.pad)
+        input_ids, attention_mask = pad_token_ids(rows, self.special.pad)
         known: dict[bytes, int] = {}
         numbers = torch.tensor([known.setdefault(ids.astype("int64").tobytes(), len(known)) for ids in rows])
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -104,9 +105,13 @@ class SentenceEmbedding(OwnText):
             batch["scores"] = torch.tensor([f["score"] for f in features], dtype=torch.float32)
         return batch
 
-    def output(self, output: Any) -> torch.Tensor:
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
+    @property
+    def outputs(self) -> Mapping[str, Port]:
+        return {"logits": Port("float32", (*TOKENS, "hidden"), mask="attention_mask")}
+
+    def read(self, output: Any) -> Outputs:
+        """`logits` [2B, T, H]: the last hidden states."""
+        return {"logits": output.last_hidden_state}
 
     def embeddings(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Last hidden states [N, T, H] -> float32 [N, H] of length one."""
@@ -130,12 +135,12 @@ class SentenceEmbedding(OwnText):
             # Finite, so that the difference of two of them is a number where distributions are compared.
             yield (anchors[here] @ positives[here].T / self.temperature).masked_fill(alike, -1e4)
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, float]:
         import torch
         import torch.nn.functional as F
 
-        total = torch.zeros((), device=logits.device)
-        for table in self.similarities(logits, batch):
+        total = torch.zeros((), device=outputs["logits"].device)
+        for table in self.similarities(outputs["logits"], batch):
             own = torch.arange(len(table), device=table.device)
             loss = F.cross_entropy(table, own, reduction="sum")
             if self.symmetric:
@@ -144,15 +149,19 @@ class SentenceEmbedding(OwnText):
         return total, self.units(batch)
 
     def distillation_loss(
-        self, logits: torch.Tensor, teacher_logits: torch.Tensor, batch: Batch, temperature: float
+        self, outputs: Outputs, teacher_outputs: Outputs, batch: Batch, temperature: float
     ) -> torch.Tensor:
         """Of the distributions over a group's positives, so that teacher and student may differ in hidden size."""
         import torch
 
         from tasks.losses.distillation import distillation
 
-        total = torch.zeros((), device=logits.device)
-        pairs = zip(self.similarities(logits, batch), self.similarities(teacher_logits, batch), strict=True)
+        total = torch.zeros((), device=outputs["logits"].device)
+        pairs = zip(
+            self.similarities(outputs["logits"], batch),
+            self.similarities(teacher_outputs["logits"], batch),
+            strict=True,
+        )
         for student, teacher in pairs:
             loss = distillation(student, teacher, temperature)
             if self.symmetric:
@@ -160,13 +169,13 @@ class SentenceEmbedding(OwnText):
             total = total + loss
         return total
 
-    def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
+    def predictions(self, outputs: Arrays, batch: Arrays) -> Predictions:
         """`anchors` and `positives`: float32 [B, H], of length one; `scores`: float32 [B] where there are any."""
         import numpy as np
         import torch
 
         found = self.embeddings(
-            torch.from_numpy(np.asarray(logits)), torch.from_numpy(np.asarray(batch["attention_mask"]))
+            torch.from_numpy(np.asarray(outputs["logits"])), torch.from_numpy(np.asarray(batch["attention_mask"]))
         ).numpy()
         scores = {"scores": np.asarray(batch["scores"], np.float32)} if "scores" in batch else {}
         return {
@@ -202,20 +211,25 @@ class SentenceEmbedding(OwnText):
         ranks = tfidf_ranks(known, anchors, positives)
         return {"tfidf": float(retrieval_metrics(ranks, np.ones((1, len(ranks))))[self.primary_metric][0])}
 
-    def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
+    def samples(self, model: PreTrainedModel, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Eight anchors of the first 256 heldout examples, and the nearest of these examples' positives."""
         import numpy as np
         import torch
 
         from tasks.models.inputs import model_inputs
 
+        tokenizer: Any = self.tokenizer
         examples = [heldout[i] for i in range(min(AMONG, len(heldout)))]
         parts = []
         for start in range(0, len(examples), BATCH):
-            batch = self.collate(examples[start : start + BATCH], SpecialIds.of(model.config))
+            batch = self.collate(examples[start : start + BATCH])
             with torch.no_grad():
-                hidden = self.output(model(**model_inputs(batch, model)))
-            parts.append(self.predictions(hidden.float().numpy(), {name: t.numpy() for name, t in batch.items()}))
+                outputs = self.read(model(**model_inputs(batch, model)))
+            parts.append(
+                self.predictions(
+                    {"logits": outputs["logits"].float().numpy()}, {name: t.numpy() for name, t in batch.items()}
+                )
+            )
         anchors, positives = (np.concatenate([part[name] for part in parts]) for name in ("anchors", "positives"))
         shown = []
         for i in spread(len(examples), SHOWN):

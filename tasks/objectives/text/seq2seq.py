@@ -14,11 +14,10 @@ from pydantic import Field
 from infra.errors import StageError
 from tasks.objective import Feature, Prompt
 from tasks.objectives.shared.encoder_decoder import EncoderDecoder
+from tasks.objectives.shared.tokenized import TokenExamples
 from tasks.objectives.text.inputs.own_text import OwnText
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from tasks.stage import InputArtifact
 
 
@@ -34,16 +33,14 @@ class Seq2Seq(EncoderDecoder, OwnText):
     data_types = ("dataset",)
     text_metrics = ("chrf", "bleu", "rouge1", "rouge2", "rougeL", "token_f1", "exact_match")
 
-    def features(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Feature]:
+    def examples(self, data: InputArtifact, split: str, *, labelled: bool = True) -> Sequence[Feature]:
         from tasks.data.dataset.split import read_split
         from tasks.objectives.shared.target_texts import tokenized_targets
         from tasks.objectives.text.inputs.packed import tokenizer_of
         from tasks.objectives.text.inputs.texts import tokenized
-        from tasks.objectives.text.inputs.vocabulary import Vocabulary, WithVocabulary
+        from tasks.objectives.text.inputs.vocabulary import Vocabulary
 
-        tokenizer = tokenizer_of(data, tokenizer)
+        tokenizer = tokenizer_of(data, self.tokenizer)
         vocabulary = Vocabulary.of(tokenizer)
         end = vocabulary.require_end(data.stage)
         table = read_split(data, split, columns=("text", self.target))
@@ -55,21 +52,19 @@ class Seq2Seq(EncoderDecoder, OwnText):
                 where=data.stage,
                 hint="Leave rows without a target out of the source, and give the column the type `string`.",
             )
-        sources = tokenized(table["text"], tokenizer, max_length)
-        targets = tokenized_targets(table[self.target], tokenizer, end, self.max_target_length or max_length)
+        sources = tokenized(table["text"], tokenizer, self.max_length)
+        targets = tokenized_targets(table[self.target], tokenizer, end, self.max_target_length or self.max_length)
         rows = [
             {"input_ids": source, "target_ids": target.ids, "target_bytes": target.size}
             for source, target in zip(sources, targets, strict=True)
         ]
-        return WithVocabulary(rows, vocabulary)
+        return TokenExamples(self, rows, table["text"], vocabulary=vocabulary)
 
-    def prompts(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Prompt]:
+    def prompts(self, data: InputArtifact, split: str) -> Sequence[Prompt]:
         """The sources, as they are read in training, and their targets."""
         from tasks.objectives.text.inputs.prompts import source_prompts
 
-        return source_prompts(data, split, self.target, tokenizer, max_length)
+        return source_prompts(data, split, self.target, self.tokenizer, self.max_length)
 
     @property
     def reference_column(self) -> str | None:

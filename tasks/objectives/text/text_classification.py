@@ -19,16 +19,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
-from tasks.objective import Batch, Feature, Predictions, SpecialIds, class_head, spread
+from tasks.objective import Arrays, Batch, Feature, Outputs, Port, Predictions, class_head, spread
+from tasks.objectives.shared.tokenized import TOKENS, TokenExamples
 from tasks.objectives.text.inputs.own_text import OwnText
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
     from tasks.losses.top_k import TopK
     from tasks.stage import InputArtifact
@@ -60,7 +61,6 @@ class TextClassification(OwnText):
     data_types = ("dataset",)
     greater_is_better = True
     training_options = frozenset({"pooling", "class_weights", "label_smoothing"})
-    _labels: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
     def _options_fit(self) -> TextClassification:
@@ -99,17 +99,21 @@ class TextClassification(OwnText):
         )
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("input_ids", "attention_mask", *(("token_type_ids",) if self.pair else ()))
+    def inputs(self) -> Mapping[str, Port]:
+        types = {"token_type_ids": Port("int64", TOKENS, mask="attention_mask")} if self.pair else {}
+        return {**super().inputs, **types}
+
+    @property
+    def outputs(self) -> Mapping[str, Port]:
+        """mean: a row a token. model: a row a text."""
+        means: Any = {"multi_label": "choices", "regression": "numbers"}.get(self.problem, "classes")
+        if self.pooling == "mean":
+            return {"logits": Port("float32", (*TOKENS, "classes"), means, mask="attention_mask")}
+        return {"logits": Port("float32", ("batch", "classes"), means)}
 
     @property
     def named_classes(self) -> bool:  # type: ignore[override]
         return self.problem != "regression"
-
-    def with_labels(self, labels: Sequence[str]) -> TextClassification:
-        known = self.model_copy()
-        known._labels = tuple(labels)
-        return known
 
     def head(self, data: InputArtifact) -> dict[str, Any]:
         kind = {"problem_type": self._problem_type} if self.pooling == "model" else {}
@@ -131,24 +135,22 @@ class TextClassification(OwnText):
     def _problem_type(self) -> str:
         return "regression" if self.problem == "regression" else f"{self.problem}_classification"
 
-    def features(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Feature]:
-        truth, rows = self._truth(data, split), self.unlabelled(data, split, tokenizer, max_length)
-        return [{**row, **true} for row, true in zip(rows, truth, strict=True)]
-
-    def unlabelled(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Feature]:
+    def examples(self, data: InputArtifact, split: str, *, labelled: bool = True) -> Sequence[Feature]:
         from tasks.data.dataset.split import read_split
         from tasks.objectives.text.inputs.texts import tokenized, tokenized_pairs
 
         table = read_split(data, split, columns=("text", *((self.pair,) if self.pair else ())))
         if self.pair is None:
-            return [{"input_ids": ids} for ids in tokenized(table["text"], tokenizer, max_length)]
-        seconds = [text or "" for text in table[self.pair]]
-        found = tokenized_pairs(table["text"], seconds, tokenizer, max_length)
-        return [{**row, "second": text} for row, text in zip(found, seconds, strict=True)]
+            rows: list[dict[str, Any]] = [
+                {"input_ids": ids} for ids in tokenized(table["text"], self.tokenizer, self.max_length)
+            ]
+        else:
+            seconds = [text or "" for text in table[self.pair]]
+            found = tokenized_pairs(table["text"], seconds, self.tokenizer, self.max_length)
+            rows = [{**row, "second": text} for row, text in zip(found, seconds, strict=True)]
+        if labelled:
+            rows = [{**row, **true} for row, true in zip(rows, self._truth(data, split), strict=True)]
+        return TokenExamples(self, rows, table["text"])
 
     def _truth(self, data: InputArtifact, split: str) -> list[dict[str, Any]]:
         from tasks.objectives.shared.targets import (
@@ -169,16 +171,14 @@ class TextClassification(OwnText):
             found = [{**row, "class_weights": weights} for row in found]
         return found
 
-    def with_text(
-        self, feature: Feature, text: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Feature:
+    def with_text(self, feature: Feature, text: str) -> Feature:
         from tasks.objectives.text.inputs.texts import tokenized_pairs
 
         if self.pair is None:
-            return super().with_text(feature, text, tokenizer, max_length)
-        return {**feature, **tokenized_pairs([text], [feature["second"]], tokenizer, max_length)[0]}
+            return super().with_text(feature, text)
+        return {**feature, **tokenized_pairs([text], [feature["second"]], self.tokenizer, self.max_length)[0]}
 
-    def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """`labels`: int64 [B] classes, float32 [B, C] of 0 and 1, or float32 [B]; `class_weights`: float32 [C].
 
         Neither where the examples have no labels.
@@ -188,7 +188,7 @@ class TextClassification(OwnText):
 
         from tasks.objectives.shared.padding import pad_token_ids
 
-        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
+        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], self.special.pad)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
         if "label" in features[0]:
             kind = np.int64 if self.problem == "single_label" else np.float32
@@ -217,10 +217,10 @@ class TextClassification(OwnText):
             found = (found * weights).sum(1) / weights.sum(1).clamp(min=1.0)
         return found.squeeze(-1) if self.problem == "regression" else found
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, float]:
         import torch.nn.functional as F
 
-        scores, labels = self.scores(logits, batch), batch["labels"]
+        scores, labels = self.scores(outputs["logits"], batch), batch["labels"]
         if self.problem == "regression":
             return F.mse_loss(scores, labels, reduction="sum"), len(labels)
         if self.problem == "multi_label":
@@ -230,14 +230,14 @@ class TextClassification(OwnText):
         loss = F.cross_entropy(scores, labels, weights, reduction="sum", label_smoothing=self.label_smoothing)
         return loss, self.units(batch)
 
-    def teacher_targets(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def teacher_targets(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        scores = self.scores(logits, batch)
+        scores = self.scores(outputs["logits"], batch)
         return scores, torch.ones(len(scores), dtype=torch.int64)
 
     def stored_distillation_loss(
-        self, logits: torch.Tensor, targets: torch.Tensor | TopK, batch: Batch, temperature: float
+        self, outputs: Outputs, targets: torch.Tensor | TopK, batch: Batch, temperature: float
     ) -> torch.Tensor:
         """`multi_label`: the mean of the labels' binary KL divergences; `regression`: the squared error.
 
@@ -247,7 +247,7 @@ class TextClassification(OwnText):
 
         from tasks.losses.distillation import distillation, two_way_distillation
 
-        student = self.scores(logits, batch)
+        student = self.scores(outputs["logits"], batch)
         if self.problem == "single_label":
             weights = batch["class_weights"][batch["labels"]] if "class_weights" in batch else None
             return distillation(student, targets, temperature, weights)
@@ -256,23 +256,21 @@ class TextClassification(OwnText):
             return F.mse_loss(student, targets, reduction="sum")
         return two_way_distillation(student, targets, temperature) / student.shape[1]
 
-    def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
+    def predictions(self, outputs: Arrays, batch: Arrays) -> Predictions:
         """`labels`: the truth, int64 [B] or [B, C], float32 [B] for numbers; `logits`: float32 [B, C] or [B]."""
         import numpy as np
         import torch
 
         tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in batch.items()}
-        scores = self.scores(torch.from_numpy(np.asarray(logits)), tensors)
+        scores = self.scores(torch.from_numpy(np.asarray(outputs["logits"])), tensors)
         kind = np.float32 if self.problem == "regression" else np.int64
         return {"labels": np.asarray(batch["labels"], kind), "logits": scores.numpy()}
 
-    def choices(
-        self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]
-    ) -> npt.NDArray[np.integer] | None:
+    def choices(self, outputs: Arrays, batch: Arrays) -> npt.NDArray[np.integer] | None:
         """The class of each text, [B], or which labels it has, [B, C]."""
         import numpy as np
 
-        scores = self.predictions(logits, batch)["logits"]
+        scores = self.predictions(outputs, batch)["logits"]
         if self.problem == "regression":
             return None
         return (scores > 0).astype(np.int64) if self.problem == "multi_label" else scores.argmax(1)
@@ -316,16 +314,17 @@ class TextClassification(OwnText):
         scores = self.metrics({"labels": truth.astype(np.int64), "logits": logits}, np.ones((1, len(truth))))
         return {"majority": float(scores[self.primary_metric][0])}
 
-    def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
+    def samples(self, model: PreTrainedModel, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Eight heldout texts spread over the split: how each begins, the truth, and what the model says."""
         import torch
 
         from tasks.models.inputs import model_inputs
 
+        tokenizer: Any = self.tokenizer
         chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
-        batch = self.collate(chosen, SpecialIds.of(model.config))
+        batch = self.collate(chosen)
         with torch.no_grad():
-            scores = self.scores(self.output(model(**model_inputs(batch, model))), batch).numpy()
+            scores = self.scores(self.read(model(**model_inputs(batch, model)))["logits"], batch).numpy()
         names: Any = model.config.id2label
         # Two numbers are never the same, so that nobody may call one of them wrong.
         keys = ("target", "predicted") if self.problem == "regression" else ("truth", "prediction")

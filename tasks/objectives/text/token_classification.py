@@ -13,24 +13,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
 from infra.errors import StageError
-from tasks.objective import Batch, Feature, Predictions, SpecialIds, class_head, spread
+from tasks.objective import Arrays, Batch, Feature, Outputs, Predictions, class_head, spread
 from tasks.objectives.shared.token_labels import TokenLabels
+from tasks.objectives.shared.tokenized import TokenExamples, Tokenized
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
     from tasks.stage import InputArtifact
 
 SHOWN = 8
 
 
-class TokenClassification(TokenLabels):
+class TokenClassification(TokenLabels, Tokenized):
     """See the module."""
 
     name: Literal["token_classification"] = Field("token_classification", description="One label per word.")
@@ -50,7 +51,6 @@ class TokenClassification(TokenLabels):
     data_types = ("dataset",)
     greater_is_better = True
     named_classes = True
-    _labels: tuple[str, ...] = PrivateAttr(())
 
     @property
     def primary_metric(self) -> str:  # type: ignore[override]  # a property where an option decides it
@@ -59,11 +59,6 @@ class TokenClassification(TokenLabels):
     @property
     def auto_class(self) -> str:
         return "AutoModelForTokenClassification"
-
-    def with_labels(self, labels: Sequence[str]) -> TokenClassification:
-        known = self.model_copy()
-        known._labels = tuple(labels)
-        return known
 
     def head(self, data: InputArtifact) -> dict[str, Any]:
         labels = self._labels or self._of(self._counts(data), data)
@@ -96,14 +91,13 @@ class TokenClassification(TokenLabels):
             )
         return tuple(sorted(counts, key=lambda tag: (tag != OUTSIDE, tag)))
 
-    def features(
-        self, data: InputArtifact, split: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Sequence[Feature]:
+    def examples(self, data: InputArtifact, split: str, *, labelled: bool = True) -> Sequence[Feature]:
         import numpy as np
 
         from tasks.data.dataset.layout import has_split
         from tasks.metrics.tagging import continuations
-        from tasks.objectives.text.inputs.tagged_words import labelled, read_tagged, word_pieces
+        from tasks.objectives.text.inputs.tagged_words import labelled as with_labels
+        from tasks.objectives.text.inputs.tagged_words import read_tagged, word_pieces
 
         # The weights are of the training split, which data that a model is only judged on may lack: no loss there.
         weighs = self.class_weights == "balanced" and has_split(data.path, "dataset", data.split or "train")
@@ -114,16 +108,17 @@ class TokenClassification(TokenLabels):
             seen = np.array([max(counts[label], 1) for label in labels], np.float32)
             extra["class_weights"] = seen.sum() / (len(seen) * seen)  # as scikit-learn's "balanced"
         rows = read_tagged(data, split, self.words, self.tags)
-        pieces = word_pieces([row.words for row in rows], tokenizer, max_length)
+        pieces = word_pieces([row.words for row in rows], self.tokenizer, self.max_length)
         continued = continuations(labels) if self.scheme == "bio" else list(range(len(labels)))
         later = continued if self.label_all_pieces else None
         where = (data.stage, split)
-        return [
-            {**labelled(row, found, labels, later, where=where), **extra}
-            for row, found in zip(rows, pieces, strict=True)
+        found = [
+            {**with_labels(row, cut, labels, later, where=where), **extra}
+            for row, cut in zip(rows, pieces, strict=True)
         ]
+        return TokenExamples(self, found)
 
-    def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """`labels` [B, T]: of pieces, -100 where none is learned. `starts`, `tags` [B, W]: of words, -1 where none."""
         import torch
 
@@ -131,7 +126,7 @@ class TokenClassification(TokenLabels):
         from tasks.objectives.shared.padding import pad_token_ids
         from tasks.objectives.text.inputs.tagged_words import padded
 
-        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], special.pad)
+        input_ids, attention_mask = pad_token_ids([f["input_ids"] for f in features], self.special.pad)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
         for name, nothing in (("labels", IGNORED), ("starts", -1), ("tags", -1)):
             batch[name] = torch.from_numpy(padded([f[name] for f in features], nothing))
@@ -139,14 +134,14 @@ class TokenClassification(TokenLabels):
             batch["class_weights"] = torch.from_numpy(features[0]["class_weights"])
         return batch
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, int]:
         """Summed over labelled pieces; class weights change no units: their mean over the training words is 1."""
         import torch.nn.functional as F
 
         from tasks.losses.cross_entropy import IGNORED
 
         total = F.cross_entropy(
-            logits.flatten(0, 1).float(),
+            outputs["logits"].flatten(0, 1).float(),
             batch["labels"].flatten(),
             weight=batch.get("class_weights"),
             ignore_index=IGNORED,
@@ -163,13 +158,13 @@ class TokenClassification(TokenLabels):
         outside = self._labels.index("O") if "O" in self._labels else -1
         return np.where(starts >= 0, first.argmax(-1), outside).astype(np.int64)
 
-    def predictions(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> Predictions:
+    def predictions(self, outputs: Arrays, batch: Arrays) -> Predictions:
         """Counts of each example, int64: `words`, `correct` [B]; `true`, `guessed`, `right` [B, types or tags]."""
-        return self._counted(batch["tags"], self.answers(logits, batch["starts"]))
+        return self._counted(batch["tags"], self.answers(outputs["logits"], batch["starts"]))
 
-    def choices(self, logits: npt.NDArray[Any], batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.integer]:
+    def choices(self, outputs: Arrays, batch: Arrays) -> npt.NDArray[np.integer]:
         """The class of each word, [U]."""
-        return self.answers(logits, batch["starts"])[batch["starts"] >= 0]
+        return self.answers(outputs["logits"], batch["starts"])[batch["starts"] >= 0]
 
     def _counted(self, truth: npt.NDArray[np.int64], guesses: npt.NDArray[np.int64]) -> Predictions:
         import numpy as np
@@ -210,7 +205,7 @@ class TokenClassification(TokenLabels):
             for name, guess in values.items()
         }
 
-    def samples(self, model: PreTrainedModel, tokenizer: Any, heldout: Sequence[Feature]) -> list[dict[str, str]]:
+    def samples(self, model: PreTrainedModel, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Eight heldout texts spread over the split: the words, and how they are tagged in truth and by the model."""
         import torch
 
@@ -221,9 +216,9 @@ class TokenClassification(TokenLabels):
             return marked(feature["words"], tags, self._labels, bio=self.scheme == "bio")
 
         chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
-        batch = self.collate(chosen, SpecialIds.of(model.config))
+        batch = self.collate(chosen)
         with torch.no_grad():
-            logits = self.output(model(**model_inputs(batch, model)))
+            logits = self.read(model(**model_inputs(batch, model)))["logits"]
         guesses = self.answers(logits.float().numpy(), batch["starts"].numpy())
         return [
             {

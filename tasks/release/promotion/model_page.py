@@ -20,6 +20,7 @@ from infra.terminal import one_line
 from tasks.evaluation.champion import NAME, sentence
 from tasks.models.card import ModelCard, read_card
 from tasks.models.files import ONNX, shipped_bytes
+from tasks.models.trained_for import trained_for
 from tasks.release.gate.slices import conditions
 from tasks.release.readable import metric_title, number
 
@@ -30,24 +31,15 @@ if TYPE_CHECKING:
 
     MadeOf = list[tuple[Manifest, list[tuple[str, str | None]]]]
 
-TRANSFORMERS = """from transformers import AutoTokenizer, {auto_class}
+TRANSFORMERS = """from transformers import {auto_class}
 
-tokenizer = AutoTokenizer.from_pretrained(".")
 model = {auto_class}.from_pretrained(".").eval()
-batch = tokenizer(["A text."], padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
 output = model(**batch)
 """
-ONNXRUNTIME = """import numpy, onnxruntime
-from tokenizers import Tokenizer
+ONNXRUNTIME = """import onnxruntime
 
-tokenizer = Tokenizer.from_file("tokenizer.json")
-tokenizer.enable_truncation({max_length})
-tokenizer.enable_padding(pad_id={pad})
 session = onnxruntime.InferenceSession("model.onnx")
-texts = [(e.ids, e.attention_mask, e.type_ids) for e in tokenizer.encode_batch(["A text."])]
-arrays = [numpy.array(rows, numpy.int64) for rows in zip(*texts)]
-batch = dict(zip(("input_ids", "attention_mask", "token_type_ids"), arrays))
-logits = session.run(["logits"], {{i.name: batch[i.name] for i in session.get_inputs()}})[0]
+{names} = session.run({list}, {{i.name: batch[i.name] for i in session.get_inputs()}})
 """
 
 
@@ -96,7 +88,7 @@ def _about(folder: Path, card: ModelCard) -> list[str]:
     told = {
         "objective": ", ".join(f"{k}: {v}" for k, v in (card.settings or {}).items() if v is not None),
         "labels": ", ".join(card.labels or []),
-        "tokens of a text": f"up to {card.max_length}",
+        "tokens of a text": f"up to {card.max_length}" if card.max_length is not None else "",
         "format": f"{card.format}, {_opsets(folder)}" if card.format else "safetensors",
         "quantization": card.quantization or "",
         "size": f"{shipped_bytes(folder) / 1e6:.2f} MB",
@@ -169,12 +161,13 @@ def _sources(store: Store, manifest: Manifest) -> list[tuple[str, str | None]]:
 
 def _loader(folder: Path, card: ModelCard) -> str:
     """Code that runs the model without Forgeline; empty for encoder-decoders in ONNX, whose decoding is a loop."""
-    reading = card.objective.postprocessing_code
+    objective = trained_for(folder)
+    reading, batch = objective.postprocessing_code, objective.processor.code(card.format) if objective.processor else ""
     if card.format is None:
-        code = TRANSFORMERS.format(auto_class=card.objective.auto_class, max_length=card.max_length)
+        code = batch + "\n" + TRANSFORMERS.format(auto_class=objective.auto_class)
         return code + (f"logits = output.logits.detach()\n{reading}" if reading else "print(output)\n").rstrip()
-    if "decoder_input_ids" in card.objective.inputs or not (folder / "tokenizer.json").exists():
+    if "decoder_input_ids" in objective.inputs or not batch:
         return ""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    code = ONNXRUNTIME.format(max_length=card.max_length, pad=config.get("pad_token_id") or 0)
-    return code + (reading or "print(logits)\n").rstrip()
+    names = list(objective.outputs)
+    code = batch + "\n" + ONNXRUNTIME.format(names=", ".join(names) + ("," if len(names) == 1 else ""), list=names)
+    return code + (reading or f"print({', '.join(names)})\n").rstrip()

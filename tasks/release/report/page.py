@@ -179,10 +179,10 @@ def _curve(stage: dict[str, Any], found: Evidence | None, notes: list[str]) -> C
     series = [
         s for s in (Series("train", curve.train, 0), Series("validation", curve.validation, 1, dots=True)) if s.points
     ]
-    rates = sorted(curve.tokens_per_second)
+    rates = sorted(curve.speed)
     told = [
         f"final validation loss {readable.number(curve.validation[-1][1])}" if curve.validation else "",
-        f"{readable.compact(rates[len(rates) // 2])} tokens/s" if rates else "",
+        f"{readable.compact(rates[len(rates) // 2])} {curve.unit}/s" if rates else "",
         f"peak learning rate {readable.rate(curve.peak_learning_rate)}" if curve.peak_learning_rate else "",
         *(
             f"baseline {name} {readable.number(value)} ({readable.metric_title(metric)})"

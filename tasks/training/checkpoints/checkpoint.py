@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from tasks.training.engine.ranks import Ranks
 
 log = logging.getLogger(__name__)
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, FORMAT)
+"""3 counted `tokens` where 4 counts `work`."""
 
 
 @dataclass
@@ -51,7 +53,8 @@ class TrainingState:
 
     total_steps: int
     step: int = 0
-    tokens: int = 0
+    work: float = 0.0
+    """How much of the objective's `work_unit` all steps held."""
     updates: int = 0
     """Steps whose update was made; Adam's bias correction counts these."""
     skipped: int = 0
@@ -78,12 +81,13 @@ class TrainingState:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> TrainingState:
         """Raises StageError if another version of Forgeline wrote it."""
-        if data.get("format") != FORMAT:
+        if data.get("format") not in READABLE:
             raise StageError(
                 f"checkpoint format {data.get('format')!r} is not {FORMAT}",
                 hint="It was written by another version of Forgeline; finish with that one, or remove the checkpoint.",
             )
-        return TrainingState(**{field.name: data[field.name] for field in fields(TrainingState)})
+        known = {**data, "work": data.get("work", data.get("tokens"))}
+        return TrainingState(**{field.name: known[field.name] for field in fields(TrainingState)})
 
 
 class Checkpoints:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infra.errors import StageError
+from tasks.data.dataset.examples import Examples
 from tasks.data.dataset.layout import has_split
-from tasks.data.dataset.split import read_split
-from tasks.objective import Feature, Objective
-from tasks.objectives.text.inputs.augmentation import Augment, augmented
+from tasks.objective import Augmentation, Feature, Objective
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from tasks.stage import InputArtifact
 
 
@@ -27,25 +24,21 @@ class Features(NamedTuple):
 def train_and_validation(
     objective: Objective,
     data: InputArtifact,
-    tokenizer: PreTrainedTokenizerFast | None,
-    max_length: int,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     seed: int = 0,
     *,
     unlabelled: bool = False,
 ) -> Features:
     """The training split is changed as `augment` says, validation never; `unlabelled` data cannot validate.
 
-    Raises StageError if the objective cannot read this kind of data or a split is unusable.
+    objective: bound to its model. Raises StageError if it cannot read this kind of data or a split is unusable.
     """
     check_data(objective, data)
-    read = objective.unlabelled if unlabelled else objective.features
-    train = read(data, data.split or "train", tokenizer, max_length)
+    train = objective.examples(data, data.split or "train", labelled=not unlabelled)
     if augment is not None:
-        train = AugmentedTexts(objective, train, data, data.split or "train", tokenizer, max_length, augment, seed)
+        train = AugmentedExamples(objective, train, augment, seed)
     watched = not unlabelled and has_split(data.path, data.manifest.type, "validation")
-    validation = heldout_features(objective, data, "validation", tokenizer, max_length) if watched else []
-    return Features(train, validation)
+    return Features(train, heldout_examples(objective, data, "validation") if watched else [])
 
 
 def check_data(objective: Objective, data: InputArtifact) -> None:
@@ -58,50 +51,54 @@ def check_data(objective: Objective, data: InputArtifact) -> None:
         )
 
 
-def heldout_features(
-    objective: Objective,
-    data: InputArtifact,
-    split: str,
-    tokenizer: PreTrainedTokenizerFast | None,
-    max_length: int,
-) -> Sequence[Feature]:
+def heldout_examples(objective: Objective, data: InputArtifact, split: str) -> Sequence[Feature]:
     """A split that is judged on: what is drawn anew for training (masks, spans) is drawn once, by the place in it."""
-    return drawn_once(objective, objective.features(data, split, tokenizer, max_length))
+    return drawn_once(objective, objective.examples(data, split))
 
 
-def drawn_once(objective: Objective, features: Sequence[Feature]) -> Sequence[Feature]:
+def drawn_once(objective: Objective, examples: Sequence[Feature]) -> Sequence[Feature]:
     """Examples to be judged on, each noised by its place."""
-    first = features[0]
-    if objective.noised(first, 0) is first:
-        return features
-    return [objective.noised(feature, place) for place, feature in enumerate(features)]
+    return examples if type(objective).noised is Objective.noised else NoisedExamples(objective, examples)
 
 
-class AugmentedTexts(Sequence[Feature]):
-    """Training features whose text is changed by its place in the data stream, and tokenized when it is drawn.
+class NoisedExamples(Examples):
+    """Examples noised by their places, each time they are asked for."""
 
-    By index the features are those without changes: baselines and samples are about the data, not about its variants.
+    def __init__(self, objective: Objective, plain: Sequence[Feature]) -> None:
+        self.objective, self.plain = objective, plain
+        self.sizes, self.truth = getattr(plain, "sizes", None), getattr(plain, "truth", {})
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.objective.noised(self.plain[index], index % len(self.plain))
+
+
+class AugmentedExamples(Examples):
+    """Examples that are changed by their place in the data stream when they are drawn.
+
+    By index they are those without changes: baselines and samples are about the data, not about its variants.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        plain: Sequence[Feature],
-        data: InputArtifact,
-        split: str,
-        tokenizer: PreTrainedTokenizerFast | None,
-        max_length: int,
-        augment: Augment,
-        seed: int,
-    ) -> None:
-        if data.manifest.type != "dataset":
+    def __init__(self, objective: Objective, plain: Sequence[Feature], augment: Augmentation, seed: int) -> None:
+        if objective.augmentation is None or not isinstance(plain, Examples):
             raise StageError(
-                "token ids cannot be augmented", where="augment", hint="Train on the dataset, not on its packed tokens."
+                f"objective {objective.name} does not support `augment`",
+                where="augment",
+                hint="What its examples are labelled with belongs to them as they stand: leave `augment` out.",
             )
-        self.plain, self.texts = plain, read_split(data, split, columns=("text",))["text"]
-        self.tokenizer, self.max_length, self.augment, self.seed = tokenizer, max_length, augment, seed
-        self.objective = objective
-        objective.with_text(plain[0], self.texts[0], tokenizer, max_length)  # an objective that cannot, says so now
+        if augment.domain != objective.augmentation:
+            raise StageError(
+                f"`augment` is for {augment.domain}, and {objective.name} reads {objective.augmentation}",
+                where="augment",
+                hint=f"Give settings for {objective.augmentation}, or leave it out.",
+            )
+        self.plain, self.augment, self.seed = plain, augment, seed
+        self.sizes, self.truth = plain.sizes, plain.truth
+        plain.raw(0)  # examples that cannot be changed say so now
 
     def __len__(self) -> int:
         return len(self.plain)
@@ -111,7 +108,10 @@ class AugmentedTexts(Sequence[Feature]):
 
     def drawn(self, index: int, place: int) -> Feature:
         """Example `index` as it is trained on at `place`."""
-        text = augmented(self.texts[index], self.augment, self.seed, place)
-        if text == self.texts[index]:
-            return self.plain[index]
-        return self.objective.with_text(self.plain[index], text, self.tokenizer, self.max_length)
+        raw = self.plain.raw(index)
+        changed: Mapping[str, Any] = self.augment.changed(raw, self.seed, place)
+        return self.plain[index] if changed is raw else self.plain.made(index, changed)
+
+    def at_own_places(self) -> list[Feature]:
+        """Every example as it is at its place in the split."""
+        return [self.drawn(i, i) for i in range(len(self))]

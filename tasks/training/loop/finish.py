@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.models.card import ModelCard
 from tasks.models.loading import count_parameters, save_model
-from tasks.objective import Objective
+from tasks.objective import Objective, Processor
 from tasks.stage import Job
 from tasks.training.loop.features import Features
 from tasks.training.loop.result import TrainResult
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 def finish(
@@ -22,18 +19,20 @@ def finish(
     result: TrainResult,
     objective: Objective,
     features: Features,
-    tokenizer: PreTrainedTokenizerFast | None,
     *,
-    tokenizer_from: Path,
     card: ModelCard,
     baselines: bool = False,
+    processor: Processor | None = None,
 ) -> dict[str, float]:
-    """Write model, samples and (where asked for) baselines on rank 0; returns the stage's summary metrics."""
+    """Write model, samples and (where asked for) baselines on rank 0; returns the stage's summary metrics.
+
+    processor: what the model ships with, where that is not what the objective reads with.
+    """
     metrics = {**result.metrics(), "parameters": float(count_parameters(result.model))}
     if job.rank:
         return metrics
-    save_model(result.model, job.output, tokenizer_from=tokenizer_from, card=card)
-    for name, text in objective.tokenizer_files().items():
+    save_model(result.model, job.output, processor=processor or objective.processor, card=card)
+    for name, text in objective.processor_files().items():
         (job.output / name).write_text(text, encoding="utf-8")
     if not features.validation:
         return metrics
@@ -43,8 +42,8 @@ def finish(
         values = objective.baselines(seen, features.validation)
         _write(job.records / "baselines.json", {"metric": objective.primary_metric, "values": values})
         metrics |= {f"baseline_{name}": value for name, value in values.items()}
-    if tokenizer is not None:
-        _write(job.records / "samples.json", objective.samples(result.model, tokenizer, features.validation))
+    if objective.processor is not None:
+        _write(job.records / "samples.json", objective.samples(result.model, features.validation))
     return metrics
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from tasks.objective import Feature, Objective, SpecialIds
+from tasks.objective import Feature, Objective
 from tasks.training.loop.sampler import Sampler, stream_seed
 
 Micro = tuple[int, dict[str, torch.Tensor]]
@@ -17,16 +17,8 @@ Micro = tuple[int, dict[str, torch.Tensor]]
 class Loader:
     """One thread works one step ahead. Collating draws no random numbers of torch's: the thread would race for them."""
 
-    def __init__(
-        self, features: Sequence[Feature], objective: Objective, special: SpecialIds, sampler: Sampler, rank: int
-    ) -> None:
-        self.features, self.objective, self.special, self.sampler, self.rank = (
-            features,
-            objective,
-            special,
-            sampler,
-            rank,
-        )
+    def __init__(self, features: Sequence[Feature], objective: Objective, sampler: Sampler, rank: int) -> None:
+        self.features, self.objective, self.sampler, self.rank = features, objective, sampler, rank
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ahead: tuple[int, Future[list[Micro]]] | None = None
 
@@ -50,7 +42,7 @@ class Loader:
         found = []
         for position, examples in self.sampler.micro_batches(number, self.rank):
             drawn = [self._drawn(i, position + k) for k, i in enumerate(examples)]
-            batch = self.objective.collate(drawn, self.special)
+            batch = self.objective.collate(drawn)
             found.append((position, {**batch, "example": torch.tensor(examples)}))
         return found
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tasks.metrics.class_names import config_labels, with_class_names
 from tasks.models.inputs import model_inputs
-from tasks.objective import Feature, Objective, SpecialIds
+from tasks.objective import Feature, Objective
 from tasks.training.engine.ranks import Ranks
 from tasks.training.loop.validate import validate
 
@@ -21,9 +21,11 @@ class TrainResult:
 
     model: PreTrainedModel
     steps: int
-    tokens: int
+    work: float
+    """How much of `unit` all steps held."""
+    unit: str
     summary: dict[str, float]
-    """See `Record.summary`: medians of tokens_per_second and mfu over the steps, marks and counts."""
+    """See `Record.summary`: medians of speed and mfu over the steps, marks and counts."""
     seen: list[int]
     """Indices of the train features met at least once, sorted."""
     validation: dict[str, float] = field(default_factory=dict)
@@ -37,20 +39,19 @@ class TrainResult:
         model.train(False)
         values = validate(
             objective,
-            lambda batch: objective.output(model(**model_inputs(batch, model))),
+            lambda batch: objective.read(model(**model_inputs(batch, model))),
             validation_features,
-            SpecialIds.of(model.config),
             Ranks(),
         )
         named = with_class_names(values, config_labels(model.config))
-        return cls(model, steps=0, tokens=0, summary={}, seen=[], validation=named)
+        return cls(model, steps=0, work=0, unit=objective.work_unit, summary={}, seen=[], validation=named)
 
     def metrics(self) -> dict[str, float]:
         """The summary a stage returns, finite numbers: what the split does not define is left out, never a loss."""
         defined = {name: v for name, v in self.validation.items() if name == "loss" or math.isfinite(v)}
         return {
             "steps": float(self.steps),
-            "tokens": float(self.tokens),
+            self.unit: float(self.work),
             **self.summary,
             **{f"validation_{name}": value for name, value in defined.items()},
         }

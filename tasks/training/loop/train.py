@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from infra.errors import ForgelineError, OutOfMemory, Preempted, StageError
 from infra.launch.watchdog import Watchdog
 from tasks.metrics.class_names import config_labels, with_class_names
-from tasks.objective import Feature, Objective, SpecialIds
+from tasks.objective import Feature, Objective, Outputs
 from tasks.stage import Job
 from tasks.training.checkpoints.checkpoint import Checkpoints, TrainingState
 from tasks.training.engine.batch import BatchSplit, split_batch
@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 SLOWEST_STEP_SECONDS = 120.0
 MEETING_SECONDS = 600.0
 """For all ranks to meet and for DeepSpeed to take the model over."""
-LossFn = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
-"""(logits, batch) -> summed loss over the units the objective counts in the batch."""
+LossFn = Callable[[Outputs, Mapping[str, torch.Tensor]], torch.Tensor]
+"""(outputs, batch) -> summed loss over the units the objective counts in the batch."""
 PartsFn = Callable[[Mapping[str, torch.Tensor]], list[float]]
 AfterStep = Callable[[int, int, Parameters], None]
 """(steps done, steps in all, parameters): changes weights, as a function of these and of buffers of the model."""
@@ -143,19 +143,18 @@ class _Training:
     ) -> None:
         self.job, self.objective, self.params, self.total, self.split = job, objective, params, total, split
         self.validation_features, self.validate = validation_features, validate
-        self.loss_fn: LossFn = loss_fn or (lambda logits, batch: objective.loss(logits, batch)[0])
+        self.loss_fn: LossFn = loss_fn or (lambda outputs, batch: objective.loss(outputs, batch)[0])
         self.parts: PartsFn = parts or objective.parts
         self.after_step = after_step
         self.model = model
         self.rebuild = rebuild or (lambda: type(model)(model.config))
-        self.special = SpecialIds.of(model.config)
         self.sampler = sampler(split) if sampler else Sampler(len(train_features), params.seed, split)
-        self.loader = Loader(train_features, objective, self.special, self.sampler, job.rank)
+        self.loader = Loader(train_features, objective, self.sampler, job.rank)
         self.use_cache = getattr(model.config, "use_cache", None)
         if self.use_cache is not None:
             model.config.use_cache = False  # a training step never reads the attention cache it would fill
         self.ranks = Ranks(job.rank, job.world_size, training_device(job.execution))
-        flops = ModelFlops.of(model)
+        flops = ModelFlops.of(model, objective, train_features)
         self.engine = Engine(
             model,
             params.optimizer,
@@ -167,7 +166,7 @@ class _Training:
         )
         dtype = torch.bfloat16 if job.execution.precision == "bf16" else torch.float32
         machine_flops = self.ranks.sum(matrix_flops(self.ranks.device, dtype))[0]
-        self.record = Record(job, flops, machine_flops, total, self.ranks.device)
+        self.record = Record(job, objective.work_unit, flops, machine_flops, total, self.ranks.device)
         self.anchor_every = params.divergence.rollback_every
         self.checkpoints = Checkpoints(job, self.ranks, self.engine, anchor_every=self.anchor_every)
         self.spikes = SpikeDetector(params.divergence)
@@ -242,9 +241,9 @@ class _Training:
         self.checkpoints.poll()
         anchor = step % self.anchor_every == 0 and step > 0
         parts = [sum(counts) for counts in zip(*(self.parts(batch) for _, batch in micros), strict=True)]
-        units, tokens, stop, save, busy, overdue, *parts = self.ranks.sum(
+        units, work, stop, save, busy, overdue, *parts = self.ranks.sum(
             sum(self.objective.units(batch) for _, batch in micros),
-            sum(self.objective.tokens(batch) for _, batch in micros),
+            sum(self.objective.work(batch) for _, batch in micros),
             float(self.job.stop_requested()),
             float(self.ranks.leads and self.checkpoints.due(step)),
             float(self.checkpoints.busy),
@@ -285,7 +284,7 @@ class _Training:
         if fault or self.engine.overflowed:  # the forward pass has moved them all the same
             self.engine.parameters.buffers.restore(buffers)
         state.step += 1
-        state.tokens += int(tokens)
+        state.work += work
         seconds = time.perf_counter() - began
         self.slowest = max(self.slowest, seconds)
         self.checkpoints.cadence.step(seconds - self.stalled, saving=bool(busy))
@@ -296,8 +295,8 @@ class _Training:
         if fault:
             values["skipped"] = 1.0
         values |= {"loss_scale": scale["cur_scale"]} if (scale := self.engine.scaler_state()) else {}
-        length = max(self.objective.longest(batch) for _, batch in micros)
-        self.record.step(state.step, values, tokens=tokens, length=length, seconds=seconds)
+        length = max(self.objective.length_of(batch) for _, batch in micros)
+        self.record.step(state.step, values, work=work, length=length, seconds=seconds)
         if fault:
             self._skipped(fault, rate)
         elif not self.engine.overflowed:
@@ -333,18 +332,18 @@ class _Training:
 
     def _loss(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What is minimised, summed over the batch's units; with R-Drop of two passes that have to agree."""
-        logits, weight = self._logits(batch), self.params.r_drop
-        loss = self.loss_fn(logits, batch)
+        outputs, weight = self._outputs(batch), self.params.r_drop
+        loss = self.loss_fn(outputs, batch)
         if not weight:
             return loss
-        again = self._logits(batch)
-        apart = self.objective.distillation_loss(logits, again, batch, 1.0) + self.objective.distillation_loss(
-            again, logits, batch, 1.0
+        again = self._outputs(batch)
+        apart = self.objective.distillation_loss(outputs, again, batch, 1.0) + self.objective.distillation_loss(
+            again, outputs, batch, 1.0
         )
         return 0.5 * (loss + self.loss_fn(again, batch)) + 0.25 * weight * apart
 
-    def _logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.objective.output(self.engine.forward(batch))
+    def _outputs(self, batch: Mapping[str, torch.Tensor]) -> Outputs:
+        return self.objective.read(self.engine.forward(batch))
 
     def _skipped(self, fault: str, rate: float) -> None:
         """An update was not made. Go on, go back, or give up."""
@@ -420,12 +419,12 @@ class _Training:
         began, state = time.perf_counter(), self.state
         self.engine.engine.eval()
         with self.selection.evaluated_weights():
-            values = self.validate(self._logits, self.validation_features, self.special, self.ranks)
+            values = self.validate(self._outputs, self.validation_features, self.ranks)
             values = with_class_names(self.ranks.broadcast(values), config_labels(self.model.config))
             self.selection.judge(state, values)
         seconds = time.perf_counter() - began
         trained = state.trained_seconds
-        self.record.evaluation(state.step, values, tokens=state.tokens, trained=trained, seconds=seconds)
+        self.record.evaluation(state.step, values, work=state.work, trained=trained, seconds=seconds)
 
     def _save(self) -> None:
         self.stalled += self.checkpoints.save(self.state, self.record.files())
@@ -462,7 +461,8 @@ class _Training:
         return TrainResult(
             model=model.train(False),
             steps=self.state.step,
-            tokens=self.state.tokens,
+            work=self.state.work,
+            unit=self.objective.work_unit,
             summary={**self.record.summary(), **best},
             seen=self.sampler.seen(self.state.step + self.state.offset),
             validation=validation,

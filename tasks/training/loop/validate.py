@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from tasks.objective import Feature, Objective, Predictions, SpecialIds
+from tasks.data.dataset.examples import example_order
+from tasks.objective import Feature, Objective, Outputs, Predictions
 from tasks.training.engine.ranks import Ranks
 
 BATCH = 32
-Forward = Callable[[Mapping[str, torch.Tensor]], Any]
+Forward = Callable[[Mapping[str, torch.Tensor]], Outputs]
 """A batch on the device -> what the objective reads of the model's output."""
-Validate = Callable[[Forward, Sequence[Feature], SpecialIds, Ranks], dict[str, float]]
+Validate = Callable[[Forward, Sequence[Feature], Ranks], dict[str, float]]
 """Mean loss and metrics of held-out examples on rank 0, {} elsewhere. Collective."""
 
 
@@ -22,23 +22,20 @@ def validate(
     objective: Objective,
     forward: Forward,
     features: Sequence[Feature],
-    special: SpecialIds,
     ranks: Ranks,
 ) -> dict[str, float]:
     """{"loss": mean over units, metric: value ...} on rank 0, {} elsewhere and for an empty split. Collective.
 
     Metrics that this split leaves undefined (of a class it does not have) are left out.
 
-    forward: a batch on the device -> logits, with the model in eval mode.
+    forward: a batch on the device -> outputs, with the model in eval mode.
     Rank r takes batches r, r + world_size, ...; a rank without a batch left repeats one at weight zero, because
     partitioned weights (ZeRO 3) are gathered by all ranks together.
     """
     if not features:
         return {}
     # Examples of like lengths together, so that little is padding; unless it matters for the loss which are together.
-    order = np.argsort([objective.length(feature) for feature in features], kind="stable")
-    if objective.examples_per_loss > 1:
-        order = np.arange(len(features))
+    order = example_order(features) if objective.examples_per_loss == 1 else np.arange(len(features))
     size = -(-BATCH // objective.examples_per_loss) * objective.examples_per_loss
     batches = range(-(-len(features) // size))
     rounds = -(-len(batches) // ranks.world_size)
@@ -48,15 +45,16 @@ def validate(
         for number in range(rounds):
             place = number * ranks.world_size + ranks.rank
             start = (place % len(batches)) * size
-            batch = objective.collate([features[int(i)] for i in order[start : start + size]], special)
+            batch = objective.collate([features[int(i)] for i in order[start : start + size]])
             on_device = {name: value.to(ranks.device) for name, value in batch.items()}
-            logits = forward(on_device)
+            outputs = forward(on_device)
             if place >= len(batches):
                 continue
-            loss, count = objective.loss(logits, on_device)
+            loss, count = objective.loss(outputs, on_device)
             loss_sum, units = loss_sum + float(loss), units + count
             arrays = {name: value.numpy() for name, value in batch.items()}
-            found.append(objective.predictions(logits.float().cpu().numpy(), arrays))
+            given = {name: value.float().cpu().numpy() for name, value in outputs.items()}
+            found.append(objective.predictions(given, arrays))
     loss_sum, total = ranks.sum(loss_sum, units)
     gathered = ranks.gather(found)
     if gathered is None:

@@ -17,18 +17,18 @@ from infra.config_check import did_you_mean
 from infra.errors import StageError
 from tasks.models.card import CARD, ModelCard, read_card, write_card
 from tasks.models.loading import save_model
-from tasks.processors.tokenizer import TOKENIZER_FILES
 
 if TYPE_CHECKING:
+    from tasks.objective import Processor
     from tasks.training.multitask.model import MultitaskModel
 
 WEIGHTS = "model.safetensors"
 
 
 def save_multitask(
-    model: MultitaskModel, folder: Path, *, tokenizer_from: Path, cards: Mapping[str, ModelCard]
+    model: MultitaskModel, folder: Path, *, processor: Processor, cards: Mapping[str, ModelCard]
 ) -> None:
-    """Write the payload of a `multitask_model`; cards: by task."""
+    """Write the payload of a `multitask_model`; processor: what all tasks read with; cards: by task."""
     from safetensors.torch import save_file
 
     # Shared weights have one name here, and the weights of the tasks were needed for the training alone.
@@ -36,16 +36,14 @@ def save_multitask(
     saved = model.state_dict().keys()
     weights |= {name: buffer.contiguous() for name, buffer in model.named_buffers() if name in saved}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    for name in TOKENIZER_FILES:
-        if (tokenizer_from / name).exists():
-            shutil.copyfile(tokenizer_from / name, folder / name)
+    processor.save(folder)
     for task, head in model.tasks().items():
         head.config.architectures = [type(head).__name__]
         head.config.save_pretrained(folder / task)
         if head.can_generate():
             head.generation_config.save_pretrained(folder / task)
         write_card(folder / task, cards[task])
-        for name, text in cards[task].objective.tokenizer_files().items():
+        for name, text in cards[task].objective.processor_files().items():
             (folder / task / name).write_text(text, encoding="utf-8")
 
 
@@ -76,8 +74,9 @@ def write_task_model(source: Path, task: str, folder: Path) -> int:
     plain.tie_weights()
     if (source / task / "generation_config.json").exists():
         plain.generation_config = transformers.GenerationConfig.from_pretrained(source / task)
-    save_model(plain.train(False), folder, tokenizer_from=source, card=card)
-    for name in TOKENIZER_FILES:  # what the objective decides: a chat template
+    processor = card.objective.load_processor(source, card.max_length)
+    save_model(plain.train(False), folder, processor=processor, card=card)
+    for name in processor.names if processor else ():  # what the objective decides: a chat template
         if (source / task / name).exists():
             shutil.copyfile(source / task / name, folder / name)
     return count_parameters(plain)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tasks.objective import Feature, SpecialIds
+from tasks.objective import Feature
 
 if TYPE_CHECKING:
     from tasks.training.multitask.model import MultitaskModel
@@ -46,21 +46,20 @@ def measured_conflict(
 
     model: whole, on the CPU. Its gradients are left as they were, and so is torch's random state.
     """
-    special = SpecialIds.of(model.config)
     trunk = [parameter for parameter in model.trunk.parameters() if parameter.requires_grad]
     training = model.training
     model.train(False)
     try:
         found = {}
         for task, examples in features.items():
-            found[task] = _gradient(trunk, _losses(model, objective, task, examples, special))
+            found[task] = _gradient(trunk, _losses(model, objective, task, examples))
         return conflict(found)
     finally:
         model.train(training)
 
 
 def _losses(
-    model: MultitaskModel, objective: Multitask, task: str, examples: Sequence[Feature], special: SpecialIds
+    model: MultitaskModel, objective: Multitask, task: str, examples: Sequence[Feature]
 ) -> list[Callable[[], tuple[torch.Tensor, float]]]:
     """(summed loss, units) of each micro-batch, when it is asked for."""
     own = objective.tasks[task]
@@ -69,8 +68,8 @@ def _losses(
     chosen = [own.noised(examples[place], place) for place in places]
 
     def of(start: int) -> tuple[torch.Tensor, float]:
-        batch = own.collate(chosen[start : start + AT_ONCE], special)
-        loss, units = own.loss(own.output(model.task_output(task, batch)), batch)
+        batch = own.collate(chosen[start : start + AT_ONCE])
+        loss, units = own.loss(own.read(model.task_output(task, batch)), batch)
         return loss, float(units)
 
     return [lambda start=start: of(start) for start in range(0, count, AT_ONCE)]  # type: ignore[misc]

@@ -12,26 +12,23 @@ gradients together must all have the same ones, in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, PrivateAttr
 
 from tasks.metrics.class_names import with_class_names
-from tasks.objective import Batch, Feature, Objective, SpecialIds
-from tasks.training.loop.validate import validate
+from tasks.objective import Batch, Feature, Objective, Outputs
+from tasks.training.loop.validate import Forward, validate
 from tasks.training.multitask.model import task_part
 
 if TYPE_CHECKING:
     from tasks.training.engine.ranks import Ranks
 
 
-class Outputs(NamedTuple):
-    """Logits by task, and the log-variances [K] where the weights are learned."""
-
-    logits: dict[str, torch.Tensor]
-    log_variances: torch.Tensor | None
+LOG_VARIANCES = "log_variances"
+"""Output of the model, [K], where the weights are learned."""
 
 
 class TaskFeatures(Sequence[Feature]):
@@ -41,11 +38,12 @@ class TaskFeatures(Sequence[Feature]):
         self.parts = dict(parts)
 
     @property
-    def sizes(self) -> list[int]:
+    def counts(self) -> list[int]:
+        """Examples of each task."""
         return [len(part) for part in self.parts.values()]
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        return sum(self.counts)
 
     def __getitem__(self, index: Any) -> Any:
         place = int(index)
@@ -73,6 +71,7 @@ class Multitask(Objective):
     _step_metrics: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 
     data_types: ClassVar[tuple[str, ...]] = ()
+    work_unit = "tokens"
     primary_metric: ClassVar[str] = "loss"
     greater_is_better: ClassVar[bool] = False
 
@@ -80,21 +79,21 @@ class Multitask(Objective):
         task = feature["task"]
         return {"task": task, "feature": self.tasks[task].noised(feature["feature"], seed)}
 
-    def collate(self, features: Sequence[Feature], special: SpecialIds) -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """`<task>/<name>` of each task; `examples`: how many there are; `present` float32 [K]: 0 for a filler."""
         batch, present = {"examples": torch.tensor(float(len(features)))}, []
         for task, objective in self.tasks.items():
             own = [feature["feature"] for feature in features if feature["task"] == task]
             present.append(float(bool(own)))
-            part = objective.collate(own or [self.fillers[task]], special)
+            part = objective.collate(own or [self.fillers[task]])
             batch |= {f"{task}/{name}": value for name, value in part.items()}
         return {**batch, "present": torch.tensor(present)}
 
-    def tokens(self, batch: Batch) -> int:
-        return sum(objective.tokens(part) for objective, part in self._counted(batch))
+    def work(self, batch: Batch) -> float:
+        return sum(objective.work(part) for objective, part in self._counted(batch))
 
-    def longest(self, batch: Batch) -> int:
-        return max(objective.longest(part) for objective, part in self._counted(batch))
+    def length_of(self, batch: Batch) -> int:
+        return max(objective.length_of(part) for objective, part in self._counted(batch))
 
     def units(self, batch: Batch) -> float:
         return float(batch["examples"])
@@ -106,25 +105,31 @@ class Multitask(Objective):
             for (task, objective), there in zip(self.tasks.items(), present, strict=True)
         ]
 
-    def output(self, output: Any) -> Any:
-        logits = {task: objective.output(output[task]) for task, objective in self.tasks.items() if task in output}
-        return Outputs(logits, output.get("log_variances"))
+    def read(self, output: Any) -> Outputs:
+        """`<task>/<name>` of each task that has some, and `log_variances`."""
+        found = {
+            f"{task}/{name}": value
+            for task, objective in self.tasks.items()
+            if task in output
+            for name, value in objective.read(output[task]).items()
+        }
+        variances = output.get(LOG_VARIANCES)
+        return found if variances is None else {**found, LOG_VARIANCES: variances}
 
-    def loss(self, logits: Any, batch: Batch) -> tuple[torch.Tensor, float]:
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, float]:
         """batch also has `step_units`, float32 [1 + K]: examples, and units of each task, of the whole step."""
-        outputs: Outputs = logits
         examples, units = batch["step_units"][0], batch["step_units"][1:]
         total = torch.zeros((), device=units.device)
         for k, (task, objective) in enumerate(self.tasks.items()):
-            loss, _ = objective.loss(outputs.logits[task], task_part(batch, task))
+            loss, _ = objective.loss(task_part(outputs, task), task_part(batch, task))
             # A step of a task without units (nothing masked, no tag) has a loss of zero, not one of 0 / 0.
             loss = loss * (batch["present"][k] * torch.where(units[k] > 0, examples / units[k], 0.0))
             self._note(f"{task}/loss", loss / examples)
-            if outputs.log_variances is None:
+            if LOG_VARIANCES not in outputs:
                 assert self.weights is not None
                 total = total + self.weights[task] * loss
             else:
-                log_variance = outputs.log_variances[k]
+                log_variance = outputs[LOG_VARIANCES][k]
                 total = total + torch.exp(-log_variance) * loss + batch["examples"] * log_variance / 2
                 self._note(f"{task}/log_variance", log_variance * batch["examples"] / examples)
         return total, self.units(batch)
@@ -139,9 +144,8 @@ class Multitask(Objective):
 
     def validated(
         self,
-        forward: Callable[[Mapping[str, torch.Tensor]], Any],
+        forward: Forward,
         features: Sequence[Feature],
-        special: SpecialIds,
         ranks: Ranks,
     ) -> dict[str, float]:
         """`loss`: the tasks' losses summed as in training; `<task>/<metric>` of tasks with held-out examples."""
@@ -150,7 +154,7 @@ class Multitask(Objective):
         total = 0.0
         for k, (task, objective) in enumerate(self.tasks.items()):
             alone = _Alone(forward, task)
-            values = validate(objective, alone, features.parts[task], special, ranks)
+            values = validate(objective, alone, features.parts[task], ranks)
             if not values:
                 continue
             if self.weights is not None:
@@ -169,13 +173,13 @@ class Multitask(Objective):
 
 
 class _Alone:
-    """The forward pass for one task: a batch of it -> its logits."""
+    """The forward pass for one task: a batch of it -> its outputs."""
 
-    def __init__(self, forward: Callable[[Mapping[str, torch.Tensor]], Any], task: str) -> None:
+    def __init__(self, forward: Forward, task: str) -> None:
         self.forward, self.task = forward, task
         self.log_variances: torch.Tensor | None = None
 
-    def __call__(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        outputs: Outputs = self.forward({f"{self.task}/{name}": value for name, value in batch.items()})
-        self.log_variances = outputs.log_variances
-        return outputs.logits[self.task]
+    def __call__(self, batch: Mapping[str, torch.Tensor]) -> Outputs:
+        outputs = self.forward({f"{self.task}/{name}": value for name, value in batch.items()})
+        self.log_variances = outputs.get(LOG_VARIANCES)
+        return task_part(outputs, self.task)

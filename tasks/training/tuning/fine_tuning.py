@@ -13,7 +13,7 @@ from tasks.training.settings import TrainingParams
 from tasks.training.tuning.freezing import Freeze
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
     from tasks.objective import Objective
     from tasks.training.engine.parameter_groups import Tuning
@@ -39,24 +39,21 @@ class FineTuningParams(TrainingParams):
 def open_model(
     source: Path,
     objective: Objective,
-    tokenizer: PreTrainedTokenizerFast | None,
     params: FineTuningParams,
     *,
     head: Mapping[str, Any],
-    max_length: int,
     stage: str,
     pretrained: bool = True,
 ) -> PreTrainedModel:
     """The model in `source` with the head of `objective`, a new one where there is none or `new_head` asks for it.
 
-    The same seed draws the same head. Raises StageError, naming the field of `stage`, when the model has no embedding
-    for some tokens of the tokenizer or no positions for `max_length` tokens, or when weights do not fit.
+    objective: bound to what the model reads with. The same seed draws the same head. Raises StageError, naming the
+    field of `stage`, when the model cannot read what its processor makes, or when weights do not fit.
     """
     import torch
 
     from tasks.models.dropout import dropout_fields
-    from tasks.models.loading import load_model, set_pad_token
-    from tasks.processors.tokenizer import check_length, check_vocabulary
+    from tasks.models.loading import load_model
 
     torch.manual_seed(params.seed)
     model = load_model(
@@ -67,9 +64,9 @@ def open_model(
         **head,
         **dropout_fields(source, params.dropout),
     )
-    set_pad_token(model, tokenizer)
-    check_vocabulary(model, tokenizer, where=f"stages.{stage}.model")
-    check_length(model, max_length, where=f"stages.{stage}.max_length")
+    if objective.processor is not None:
+        objective.processor.adapt(model)
+        objective.processor.require_fit(model, where=f"stages.{stage}.model", limit_where=f"stages.{stage}.max_length")
     return model
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from infra.errors import StageError
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.training.tuning.prompt_settings import Prompt
 
 if TYPE_CHECKING:
@@ -43,9 +43,22 @@ class PromptEmbedding(nn.Embedding):
         return torch.where(mine.unsqueeze(-1), vectors.to(words.dtype), words)
 
 
+def prompted(processor: Any, count: int, folder: Path, *, stage: str) -> Tokenizer:
+    """A model's tokenizer with a prompt of `count` words before each text, written to `folder`.
+
+    Raises StageError where the model reads no texts, or the prompt leaves no room for one.
+    """
+    if not isinstance(processor, Tokenizer) or processor.folder is None:
+        raise StageError("the model reads no texts, before which a prompt could stand", where=f"stages.{stage}.prompt")
+    found = prompted_tokenizer(processor.folder, count, folder)
+    check_room(found, processor.limit, where=f"stages.{stage}.max_length")
+    return Tokenizer(found, processor.limit, folder)
+
+
 def prompted_tokenizer(source: Path, count: int, folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer in `source` with `count` words more, before each text; written to `folder`."""
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
 
     tokenizer = load_tokenizer(source)
     if tokenizer is None:
@@ -55,7 +68,7 @@ def prompted_tokenizer(source: Path, count: int, folder: Path) -> PreTrainedToke
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["post_processor"] = _with_prompt(state["post_processor"], names, first)
-    tokenizer.backend_tokenizer.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
+    tokenizer.backend_tokenizer.post_processor = Backend.from_str(json.dumps(state)).post_processor
     tokenizer.save_pretrained(folder)
     saved = load_tokenizer(folder)
     assert saved is not None

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 from pydantic import Field, model_validator
 
-from tasks.stage import StageParams
+from tasks.objective import Augmentation
 
 TOKEN = re.compile(r"\s+|\w+|[^\w\s]+")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-class Augment(StageParams):
+class Augment(Augmentation):
     """How much of a training text is changed, in shares of its words or characters."""
+
+    domain = "text"
 
     synonyms: dict[str, list[str]] = Field(
         default_factory=dict, description="Word -> words that may stand for it, all lower case."
@@ -42,6 +46,16 @@ class Augment(StageParams):
             if template.count("{text}") != 1:
                 raise ValueError(f"{template!r} must hold {{text}} once")
         return self
+
+    def changed(self, raw: Mapping[str, Any], seed: int, place: int) -> Mapping[str, Any]:
+        text = augmented(raw["text"], self, seed, place)
+        return raw if text == raw["text"] else {**raw, "text": text}
+
+
+class Perturbation(Augment):
+    """What is done to the texts a model is judged on."""
+
+    share: float = Field(1.0, ge=0, le=1, description="Share of the examples that are changed at all.")
 
 
 def augmented(text: str, settings: Augment, seed: int, place: int) -> str:
@@ -71,3 +85,6 @@ def augmented(text: str, settings: Augment, seed: int, place: int) -> str:
 
 def _cased(word: str, like: str) -> str:
     return word.capitalize() if like[:1].isupper() else word
+
+
+AUGMENTATION, PERTURBATION = Augment, Perturbation

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from tasks.objective import Feature, Objective
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from tasks.objective import Feature
+from tasks.objectives.shared.tokenized import Tokenized
 
 
-class OwnText(Objective):
+class OwnText(Tokenized):
     """An objective of which the token ids of a changed `text` may take the place of an example's `input_ids`."""
 
-    def with_text(
-        self, feature: Feature, text: str, tokenizer: PreTrainedTokenizerFast | None, max_length: int
-    ) -> Feature:
+    augmentation = "text"
+
+    def with_text(self, feature: Feature, text: str) -> Feature:
         from tasks.objectives.text.inputs.texts import tokenized
 
-        return {**feature, "input_ids": tokenized([text], tokenizer, max_length)[0]}
+        return {**feature, "input_ids": tokenized([text], self.tokenizer, self.max_length)[0]}

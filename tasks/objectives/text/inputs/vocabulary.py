@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -80,21 +80,6 @@ class Vocabulary:
                 hint="Set `eos_token` in its tokenizer_config.json.",
             )
         return self.end
-
-
-class WithVocabulary(Sequence[dict[str, Any]]):
-    """Features, each with the shared vocabulary; rows that are read when asked for stay so."""
-
-    def __init__(self, features: Sequence[Mapping[str, Any]], vocabulary: Vocabulary) -> None:
-        self.features, self.vocabulary = features, vocabulary
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return {**self.features[index], "vocabulary": self.vocabulary}
 
 
 def _words(tokenizer: PreTrainedTokenizerFast, ids: Mapping[str, int], size: int) -> Words:
