@@ -146,7 +146,9 @@ class MeanOfMeans:
         total: Any = 0
         for start in range(0, BATCH, BATCH // 4):
             part = slice(start, start + BATCH // 4)
-            loss, units = self.objective.loss(logits[part], {name: value[part] for name, value in data.items()})
+            loss, units = self.objective.loss(
+                {"logits": logits[part]}, {name: value[part] for name, value in data.items()}
+            )
             total = total + loss / units / 4
         return total, 1
 

@@ -88,7 +88,7 @@ class Workload:
 
         with torch.device("meta"):
             model = self.model()
-        return sum(p.numel() for p in model.parameters()), ModelFlops.of(model).per_token(self.context)
+        return sum(p.numel() for p in model.parameters()), ModelFlops.of_tokens(model).per_unit(self.context)
 
     def features(self) -> list[dict[str, npt.NDArray[np.uint16]]]:
         """The training rows as Forgeline's objectives read them."""

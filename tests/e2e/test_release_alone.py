@@ -29,7 +29,7 @@ from tasks.data.dataset.split import read_split
 from tasks.evaluation.evaluated_model import BATCH
 from tasks.models.card import read_card
 from tasks.plan.resolved import latest_ref
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.stage import InputArtifact
 
 pytestmark = [pytest.mark.e2e, pytest.mark.release, pytest.mark.timeout(3600)]
@@ -154,7 +154,7 @@ def test_the_code_of_its_page_gives_the_evaluations_answers(
     card, tokenizer = read_card(alone), load_tokenizer(alone)
     source = InputArtifact(examples, store.fetch(data), data)
     texts = read_split(source, "test", columns=("text",))["text"]
-    features = card.objective.features(source, "test", tokenizer, card.max_length)
+    features = card.objective.bound(Tokenizer(tokenizer, card.max_length)).examples(source, "test")
     order = np.argsort([card.objective.length(feature) for feature in features], kind="stable").tolist()
     batches = [[texts[i] for i in order[start : start + BATCH]] for start in range(0, len(order), BATCH)]
     for file, content in (

@@ -20,7 +20,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from tasks.data.tokens.packing import best_fit, one_to_a_row, save_plan
 from tasks.models.card import ModelCard, write_card
 from tasks.models.inputs import model_inputs
-from tasks.objective import SpecialIds
 from tasks.stage import stages
 from tasks.training.loop.sampler import stream_seed
 
@@ -100,9 +99,9 @@ def plain_training(
     model.train()
     for step, batch in enumerate(batches):
         chosen = [features[i] for i in batch]
-        data = objective.collate(chosen, SpecialIds())
+        data = objective.collate(chosen)
         if mean_loss is None:
-            total, units = objective.loss(objective.output(model(**model_inputs(data, model))), data)
+            total, units = objective.loss(objective.read(model(**model_inputs(data, model))), data)
             loss = total / units
         else:
             loss = mean_loss(model, chosen, data)
@@ -125,16 +124,16 @@ class OwnLoss:
     def __init__(self, model: PreTrainedModel, objective: Any, seed: int) -> None:
         self.model, self.objective, self.seed, self.place = model, objective, seed, 0
 
-    def collate(self, features: Sequence[Mapping[str, Any]], special: SpecialIds) -> Any:
+    def collate(self, features: Sequence[Mapping[str, Any]]) -> Any:
         places = range(self.place, self.place + len(features))
         self.place += len(features)
         drawn = [self.objective.noised(f, stream_seed(self.seed, i)) for f, i in zip(features, places, strict=True)]
-        return self.objective.collate(drawn, SpecialIds.of(self.model.config))
+        return self.objective.bound(config=self.model.config).collate(drawn)
 
-    def output(self, output: Any) -> Any:
-        return output.logits
+    def read(self, output: Any) -> Any:
+        return {"logits": output.logits}
 
-    def loss(self, logits: Any, batch: Any) -> tuple[torch.Tensor, int]:
+    def loss(self, outputs: Any, batch: Any) -> tuple[torch.Tensor, int]:
         units = self.objective.units(batch)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         return self.model(**inputs).loss * units, units

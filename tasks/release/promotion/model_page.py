@@ -39,7 +39,7 @@ output = model(**batch)
 ONNXRUNTIME = """import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-{names} = session.run({list}, {{i.name: batch[i.name] for i in session.get_inputs()}})
+outputs = session.run({names}, {{i.name: batch[i.name] for i in session.get_inputs()}})
 """
 
 
@@ -169,5 +169,6 @@ def _loader(folder: Path, card: ModelCard) -> str:
     if "decoder_input_ids" in objective.inputs or not batch:
         return ""
     names = list(objective.outputs)
-    code = batch + "\n" + ONNXRUNTIME.format(names=", ".join(names) + ("," if len(names) == 1 else ""), list=names)
+    code = batch + "\n" + ONNXRUNTIME.format(names=names)
+    code += "logits = outputs[0]\n" if names == ["logits"] else f"{', '.join(names)} = outputs\n"
     return code + (reading or f"print({', '.join(names)})\n").rstrip()

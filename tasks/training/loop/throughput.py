@@ -35,10 +35,11 @@ class ModelFlops:
     @classmethod
     def of(cls, model: PreTrainedModel, objective: Objective, examples: Sequence[Feature]) -> ModelFlops | None:
         """Of a whole model: call it before ZeRO takes the weights apart. None where tokens do not meet equal layers."""
-        return cls._of_tokens(model) if objective.work_unit == "tokens" else cls._counted(model, objective, examples)
+        return cls.of_tokens(model) if objective.work_unit == "tokens" else cls._counted(model, objective, examples)
 
     @classmethod
-    def _of_tokens(cls, model: PreTrainedModel) -> ModelFlops | None:
+    def of_tokens(cls, model: PreTrainedModel) -> ModelFlops | None:
+        """By the formula; None where the config does not say how many layers there are, or how wide."""
         layers, hidden = (getattr(model.config, name, None) for name in ("num_hidden_layers", "hidden_size"))
         if not isinstance(layers, int) or not isinstance(hidden, int):
             return None

@@ -97,6 +97,7 @@ def train(
             where=f"stages.{job.name}",
             hint="Add examples, or lower the objective's group size.",
         )
+    objective = objective.bound(config=model.config)
     total = params.max_steps or steps_for_epochs(len(train_features), params.epochs or 1, split.global_batch)
     with Watchdog() as watchdog:
         watchdog.expect(MEETING_SECONDS)  # a node that never comes is waited for by the others

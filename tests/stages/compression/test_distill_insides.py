@@ -18,8 +18,8 @@ from infra.errors import StageError
 from tasks.compression.distillation.loss import attention_distance, hidden_distance
 from tasks.compression.distillation.student import student_from
 from tasks.models.card import ModelCard, read_card, write_card
-from tasks.objective import SpecialIds, objective
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.objective import objective
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.stages import distill
 from tasks.training.engine.batch import BatchSplit
 from tasks.training.loop.sampler import Sampler
@@ -91,9 +91,9 @@ def test_the_distance_of_attention_counts_real_rows_once_for_all_heads() -> None
 
 def reference(jobs: ModuleType, folder: Path, params: distill.Params) -> list[float]:
     """A bare torch loop over whole batches, insides by `output_hidden_states` and `output_attentions`."""
-    chosen = objective({"name": "text_classification", "pooling": "model"}).with_labels(KINDS)
-    features = chosen.features(
-        jobs.artifact(folder / "texts", "dataset"), "train", load_tokenizer(folder / "teacher"), 32
+    chosen = objective({"name": "text_classification", "pooling": "model"}).bound(labels=KINDS)
+    features = chosen.bound(Tokenizer(load_tokenizer(folder / "teacher"), 32)).examples(
+        jobs.artifact(folder / "texts", "dataset"), "train"
     )
     teacher = AutoModelForSequenceClassification.from_pretrained(folder / "teacher", attn_implementation="eager").eval()
     student = student_from(teacher, 2)
@@ -106,7 +106,7 @@ def reference(jobs: ModuleType, folder: Path, params: distill.Params) -> list[fl
     found = []
     for step in range(STEPS):
         places = Sampler(len(features), 3, BatchSplit(8, 1, 8)).global_batch(step)
-        batch = chosen.collate([features[i] for i in places], SpecialIds.of(teacher.config))
+        batch = chosen.bound(config=teacher.config).collate([features[i] for i in places])
         inputs = {n: batch[n] for n in ("input_ids", "attention_mask")}
         own, given = (
             m(**inputs, output_hidden_states=True, output_attentions=True) for m in (student.train(), teacher)
@@ -192,8 +192,8 @@ def test_data_that_number_the_labels_otherwise_are_numbered_as_the_teacher_does(
     rows = [{"text": "red", "label": kind} for kind in KINDS] * 2
     tiny.write_rows(tmp_path / "texts", {"train": rows, "validation": rows}, labels=KINDS[::-1])
     objective = read_card(folder / "teacher").objective
-    features = objective.features(
-        jobs.artifact(tmp_path / "texts", "dataset"), "train", load_tokenizer(folder / "teacher"), 32
+    features = objective.bound(Tokenizer(load_tokenizer(folder / "teacher"), 32)).examples(
+        jobs.artifact(tmp_path / "texts", "dataset"), "train"
     )
     assert [feature["label"] for feature in features] == [0, 1, 2, 3] * 2
     assert read_card(distilled(jobs, tmp_path, tmp_path / "job", {"layers": 1}).output).labels == KINDS

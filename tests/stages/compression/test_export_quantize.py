@@ -15,11 +15,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import StageError
-from tasks.compression.onnx.export import export_onnx, largest_difference, random_batches
+from tasks.compression.onnx.export import export_onnx, largest_difference
 from tasks.models.card import ModelCard, read_card, write_card
 from tasks.models.files import shipped_bytes
 from tasks.models.runtime import OnnxRuntime, TorchRuntime, onnx_parameters
 from tasks.objective import objective
+from tasks.processors.token_probes import random_batches
+from tasks.processors.tokenizer import Tokenizer
 from tasks.stages import export, quantize
 
 CLASSIFIER = ("text_classification", AutoModelForTokenClassification)
@@ -63,7 +65,7 @@ def test_export_equals_its_parent_on_shapes_it_was_not_traced_with(exported: Any
     onnx_runtime = OnnxRuntime(exported.output, threads=1)
     shapes = [(1, 2), (3, 48), (7, 11), (17, 5)]
     for batch in random_batches(torch_runtime.model.config, onnx_runtime.names, 48, seed=9, shapes=shapes):
-        expected, given = (r.logits(batch) for r in (torch_runtime, onnx_runtime))
+        expected, given = (r.outputs(batch)["logits"] for r in (torch_runtime, onnx_runtime))
         assert given.shape == expected.shape == (*batch["input_ids"].shape, 5)
         real = batch["attention_mask"] == 1  # what stands at a padding token means nothing, and differs
         np.testing.assert_allclose(given[real], expected[real], atol=1e-5)
@@ -85,8 +87,8 @@ def test_payload_is_complete_and_names_no_place(exported: Any, parent: Path) -> 
 @pytest.mark.parametrize("type", ["llama", "gpt2"])
 def test_language_models_are_exported_with_a_row_a_token(tiny: ModuleType, tmp_path: Path, type: str) -> None:
     model = tiny.model(type, AutoModelForCausalLM, layers=1)
-    export_onnx(model, objective("causal_lm"), tmp_path / "model.onnx", 48)
-    assert largest_difference(model, objective("causal_lm"), tmp_path / "model.onnx", 48, seed=3) < 1e-5
+    export_onnx(model, objective("causal_lm").bound(Tokenizer(None, 48)), tmp_path / "model.onnx")
+    assert largest_difference(model, objective("causal_lm").bound(Tokenizer(None, 48)), tmp_path / "model.onnx") < 1e-5
 
 
 class Changed(torch.nn.Module):
@@ -114,13 +116,18 @@ def test_what_has_no_place_in_a_graph_is_named_with_its_module(
     mlp = model.model.layers[1].mlp
     mlp.up_proj = Changed(mlp.up_proj, change)
     with pytest.raises(StageError, match=says):
-        export_onnx(model, objective("causal_lm"), tmp_path / "model.onnx", 48)
+        export_onnx(model, objective("causal_lm").bound(Tokenizer(None, 48)), tmp_path / "model.onnx")
 
 
 def test_another_models_graph_is_refused(exported: Any, tiny: ModuleType, tmp_path: Path) -> None:
     other = save(tiny, tmp_path, "llama", CLASSIFIER, num_labels=5, initializer_range=0.2)
     model = AutoModelForTokenClassification.from_pretrained(other)
-    assert largest_difference(model, objective("text_classification"), exported.output / "model.onnx", 48) > 1e-3
+    assert (
+        largest_difference(
+            model, objective("text_classification").bound(Tokenizer(None, 48)), exported.output / "model.onnx"
+        )
+        > 1e-3
+    )
 
 
 def test_tolerance_that_is_not_met_is_refused_and_equal_models_give_equal_bytes(
@@ -163,8 +170,8 @@ def test_int8_is_a_quarter_of_the_size_and_close(
     full, small = OnnxRuntime(exported.output, 1), OnnxRuntime(job.output, 1)
     ids = np.random.default_rng(0).integers(3, 50, (16, 20))
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    error = np.abs(full.logits(batch) - small.logits(batch)).max()
-    assert 0 < error < 0.2 * np.abs(full.logits(batch)).max()
+    error = np.abs(full.outputs(batch)["logits"] - small.outputs(batch)["logits"]).max()
+    assert 0 < error < 0.2 * np.abs(full.outputs(batch)["logits"]).max()
 
 
 def test_quantizing_twice_is_refused(exported: Any, jobs: ModuleType, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tasks.compression.onnx.fidelity import differences, fidelity
 from tasks.models.card import ModelCard, write_card
 from tasks.models.runtime import OnnxRuntime, TorchRuntime
 from tasks.objective import class_head, objective
+from tasks.processors.tokenizer import Tokenizer
 from tasks.stages import export, quantize
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum", "dog", "cat", "cow", "run", "sit", "eat")
@@ -66,31 +67,33 @@ def test_differences_leave_padding_out_and_no_number_is_infinitely_far() -> None
     assert differences(parent, given, mask).max() == 0.25
     given[0, 0, 0] = np.nan
     assert differences(parent, given, mask).max() == np.inf
-    with pytest.raises(StageError, match=r"logits of shape \(2, 3\), the model \(2, 3, 2\)"):
+    with pytest.raises(StageError, match=r"outputs of shape \(2, 3\), the model \(2, 3, 2\)"):
         differences(parent, given[..., 0], mask)
 
 
 def test_an_example_that_is_answered_otherwise_is_counted_and_named(model: Any, data: Any) -> None:
     """One text of 40 gets the opposite of the model's scores: by hand, 39 agree, and it is the one that is named."""
     runtime = TorchRuntime(model.path, objective("text_classification"))
-    features = objective("text_classification").features(data, "validation", _tokenizer(model), 32)
+    features = objective("text_classification").bound(Tokenizer(_tokenizer(model), 32)).examples(data, "validation")
     (number,) = [i for i, feature in enumerate(features) if i == 17]
     wanted = features[number]["input_ids"]
     assert sum(np.array_equal(feature["input_ids"], wanted) for feature in features) == 1
 
     def turned(batch: Any) -> Any:
-        logits = runtime.logits(batch)
+        logits = runtime.outputs(batch)["logits"]
         for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
             if np.array_equal(ids[mask == 1], wanted):
                 logits[row] = -logits[row]
-        return logits
+        return {"logits": logits}
 
-    found = fidelity(model, data, "validation", runtime.logits, turned)
+    found = fidelity(model, data, "validation", runtime.outputs, turned)
     assert (found.examples, found.agreement, found.example) == (40, 39 / 40, "row085")
-    own = runtime.logits({"input_ids": wanted[None].astype(np.int64), "attention_mask": np.ones((1, len(wanted)), int)})
+    own = runtime.outputs(
+        {"input_ids": wanted[None].astype(np.int64), "attention_mask": np.ones((1, len(wanted)), int)}
+    )["logits"]
     assert found.max_abs_diff == pytest.approx(2 * np.abs(own).max(), rel=1e-4)
     assert found.given == -found.parent and abs(found.parent) == pytest.approx(np.abs(own).max(), rel=1e-4)
-    same = fidelity(model, data, "validation", runtime.logits, runtime.logits)
+    same = fidelity(model, data, "validation", runtime.outputs, runtime.outputs)
     assert (same.agreement, same.max_abs_diff) == (1.0, 0.0)
 
 
@@ -129,7 +132,7 @@ def test_quantizing_is_held_against_the_graph_it_came_from(
     source = jobs.artifact(exported.output, "onnx", stage="onnx")
     job = run(jobs, tmp_path / "a", quantize, source, data, scheme="int4", min_agreement=0.1)
     graphs = [OnnxRuntime(folder, 1) for folder in (exported.output, job.output)]
-    found = fidelity(source, data, "validation", *(graph.logits for graph in graphs))
+    found = fidelity(source, data, "validation", *(graph.outputs for graph in graphs))
     assert job.metrics["max_abs_diff"] == pytest.approx(found.max_abs_diff, rel=1e-4) and found.max_abs_diff > 1e-3
     assert job.metrics["agreement"] == found.agreement
     assert found.agreement is not None and 0.5 < found.agreement < 1
@@ -163,5 +166,5 @@ CHOICES: list[tuple[str, Any, Any, Any, Any]] = [
 @pytest.mark.parametrize(("name", "settings", "logits", "batch", "expected"), CHOICES, ids=[c[0] for c in CHOICES])
 def test_what_is_decided_by_hand(name: str, settings: Any, logits: Any, batch: Any, expected: Any) -> None:
     given = {"labels": np.zeros(len(logits)), **{key: np.array(value) for key, value in batch.items()}}
-    found = objective(settings).with_labels(["x", "y"]).choices(np.array(logits, np.float32), given)
+    found = objective(settings).bound(labels=["x", "y"]).choices({"logits": np.array(logits, np.float32)}, given)
     assert (found is None and expected is None) or found.tolist() == expected

@@ -18,7 +18,6 @@ from tasks.compression.pruning.schedule import PruningSchedule
 from tasks.compression.pruning.weights import release_zeros
 from tasks.models.card import ModelCard, write_card
 from tasks.models.inputs import model_inputs
-from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM
 from tasks.stages import prune
 from tasks.training.engine.batch import BatchSplit
@@ -83,8 +82,10 @@ def bare_loop(tiny: ModuleType, method: str, whole_model: bool) -> dict[str, tor
     decayed, rest = ([p for p in model.parameters() if (p.ndim >= 2) == matrix] for matrix in (True, False))
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}])
     for step in range(STEPS):
-        batch = CausalLM().collate([features[i] for i in sampler.global_batch(step)], SpecialIds())
-        total, units = CausalLM().loss(CausalLM().output(model(**model_inputs(batch, model))), batch)
+        batch = CausalLM().collate([features[i] for i in sampler.global_batch(step)])
+        total, units = CausalLM().loss(
+            {"logits": CausalLM().read(model(**model_inputs(batch, model)))["logits"]}, batch
+        )
         (total / units).backward()
         with torch.no_grad():
             for name in names:
@@ -197,8 +198,8 @@ def test_movement_keeps_what_grows_and_magnitude_what_is_large(
     weight.data.copy_(torch.where(large, 1.0, 0.1))
     target = torch.where(large, 0.6, 0.4)
 
-    def loss(logits: torch.Tensor, batch: Any) -> torch.Tensor:
-        return 0 * logits.sum() + (weight - target).square().sum() * CausalLM().units(batch)
+    def loss(outputs: Any, batch: Any) -> torch.Tensor:
+        return 0 * outputs["logits"].sum() + (weight - target).square().sum() * CausalLM().units(batch)
 
     keep = float(large.float().mean()) if method == "magnitude" else 1 - float(large.float().mean())
     kept = trained(jobs, tiny, tmp_path, method, model=model, keep=keep, loss_fn=loss)[

@@ -20,7 +20,6 @@ from tasks.compression.pruning.ffn_width import find_feed_forwards, neuron_impor
 from tasks.compression.pruning.heads import head_importance, without_heads
 from tasks.compression.pruning.layers import layer_importance, without_layers
 from tasks.models.structure.layer_subset import with_layers
-from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM
 
 
@@ -63,8 +62,8 @@ def type_auto(type: str) -> Any:
 def test_importance_is_the_squared_slope_of_the_loss_in_a_gate_on_the_neuron(tiny: ModuleType, type: str) -> None:
     """Against finite differences: scale one neuron's outgoing weights by 1 +- h and watch each example's loss."""
     model = tiny_of(tiny, type)
-    batches = [CausalLM().collate([feature], SpecialIds()) for feature in tiny.lm_features(3)]
-    together = [CausalLM().collate(tiny.lm_features(3), SpecialIds())]
+    batches = [CausalLM().collate([feature]) for feature in tiny.lm_features(3)]
+    together = [CausalLM().collate(tiny.lm_features(3))]
 
     def loss(logits: torch.Tensor, batch: Any) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(
@@ -109,12 +108,12 @@ def test_a_layers_importance_is_what_the_loss_rises_by_without_it(tiny: ModuleTy
     """Against the model that really has only the other layers."""
     auto = AutoModelForTokenClassification if type == "bert" else AutoModelForCausalLM
     model = tiny.model(type, auto, layers=3, **({"num_labels": 50} if type == "bert" else {}))
-    batches = [CausalLM().collate(tiny.lm_features(6), SpecialIds())]
+    batches = [CausalLM().collate(tiny.lm_features(6))]
 
     def loss(network: Any) -> float:
         inputs = {name: batches[0][name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            total, units = CausalLM().loss(network(**inputs).logits, batches[0])
+            total, units = CausalLM().loss({"logits": network(**inputs).logits}, batches[0])
         return float(total) / units
 
     (found,) = layer_importance(model, batches, CausalLM())
@@ -128,7 +127,7 @@ def test_the_layer_that_does_nothing_leaves_and_nothing_changes(tiny: ModuleType
     with torch.no_grad():
         for part in (model.model.layers[1].self_attn.o_proj, model.model.layers[1].mlp.down_proj):
             part.weight.zero_()
-    batches = [CausalLM().collate(tiny.lm_features(6), SpecialIds())]
+    batches = [CausalLM().collate(tiny.lm_features(6))]
     importance = layer_importance(model, batches, CausalLM())
     without_layers(model, importance, 0.67).save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -149,7 +148,7 @@ def test_heads_that_say_nothing_leave_and_nothing_changes(tiny: ModuleType, tmp_
         for layer, groups in zip(model.model.layers, silent, strict=True):
             for group in groups:
                 layer.self_attn.o_proj.weight[:, group * width : (group + 1) * width] = 0
-    batches = [CausalLM().collate(tiny.lm_features(6), SpecialIds())]
+    batches = [CausalLM().collate(tiny.lm_features(6))]
     importance = head_importance(model, batches, CausalLM())
     assert [sorted(score.argsort()[: kv // 2].tolist()) for score in importance] == silent
     without_heads(model, importance, 0.5 if kv == 2 else 0.75).save_pretrained(tmp_path)

@@ -25,8 +25,8 @@ from tasks.compression.quantization.int4 import quantized
 from tasks.compression.quantization.int8 import quantize_dynamic_int8
 from tasks.compression.quantization.sensitivity import movement, outputs
 from tasks.models.card import ModelCard, write_card
-from tasks.objective import SpecialIds, objective
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.objective import objective
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.stages import qat
 from tasks.training.loop.features import train_and_validation
 from tasks.training.loop.result import TrainResult
@@ -108,7 +108,7 @@ def exported(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict
     for type, auto in {"gpt2": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification}.items():
         model, folder = tiny.model(type, auto, vocabulary=tiny.VOCABULARY), tmp_path_factory.mktemp(type)
         goal = "text_classification" if type == "bert" else "causal_lm"
-        export_onnx(model, objective(goal), folder / "model.onnx", tiny.CONTEXT)
+        export_onnx(model, objective(goal).bound(Tokenizer(None, tiny.CONTEXT)), folder / "model.onnx")
         model.config.save_pretrained(folder)
         write_card(folder, ModelCard({"name": goal}, tiny.CONTEXT))
         found[type] = model, folder
@@ -134,7 +134,7 @@ def test_a_model_in_training_computes_what_its_quantized_graph_computes(
     jobs.run_stage(tmp_path, "quantize", {"model": "m", **given}, model=jobs.artifact(graph, "onnx"))
     longest = tiny.CONTEXT if given["scheme"] == "int4" else 1
     rows = tiny.lm_features(24, vocabulary=tiny.VOCABULARY, shortest=1, longest=longest)
-    batches = [objective("causal_lm").collate([row], SpecialIds()) for row in rows]
+    batches = [objective("causal_lm").collate([row]) for row in rows]
     batches = [{name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches]
 
     def logits() -> list[Any]:
@@ -214,7 +214,7 @@ def far(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> floa
 def four_bit_loss(folder: Path, data: Any, scheme: str | None = "int4") -> float:
     """Validation loss of the model in `folder`, rounded to four bits with a whole row to a group; None: as it is."""
     model, goal = AutoModelForCausalLM.from_pretrained(folder), objective("causal_lm")
-    features = train_and_validation(goal, data, load_tokenizer(folder), 32).validation
+    features = train_and_validation(goal.bound(Tokenizer(load_tokenizer(folder), 32)), data).validation
     params = GridParams(group_size=64)
     with fake_quantized(model, "int4", params, where="x") if scheme else nullcontext():
         return float(TrainResult.untrained(model, goal, features).validation["loss"])

@@ -27,8 +27,8 @@ from tasks.compression.quantization.int4 import quantize_int4, quantized
 from tasks.compression.quantization.sensitivity import movement, outputs
 from tasks.models.card import ModelCard, read_card, write_card
 from tasks.models.runtime import onnx_parameters
-from tasks.objective import SpecialIds, objective
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.objective import objective
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.stages import quantize
 
 AUTO = {"llama": AutoModelForCausalLM, "gpt2": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification}
@@ -43,7 +43,7 @@ def exported(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     for type, auto in AUTO.items():
         folder = tmp_path_factory.mktemp(type)
         model = tiny.model(type, auto, vocabulary=tiny.VOCABULARY)
-        export_onnx(model, objective(NAMES[type]), folder / "model.onnx", tiny.CONTEXT)
+        export_onnx(model, objective(NAMES[type]).bound(Tokenizer(None, tiny.CONTEXT)), folder / "model.onnx")
         graph = onnx.load(folder / "model.onnx")
         assert bool(fold_transposes(graph)) == (type == "gpt2"), "words in and out of gpt2 share a matrix"
         onnx.save(graph, folder / "model.onnx")
@@ -59,7 +59,7 @@ def graph_of(folder: Path) -> onnx.GraphProto:
 
 def batches_of(tiny: ModuleType, **given: Any) -> list[dict[str, Any]]:
     rows = tiny.lm_features(24, vocabulary=tiny.VOCABULARY, longest=tiny.CONTEXT)
-    return calibration_batches(objective("causal_lm"), rows, SpecialIds(), 20)
+    return calibration_batches(objective("causal_lm"), rows, 20)
 
 
 def as_arrays(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -227,7 +227,7 @@ def test_half_precision_halves_every_weight_and_decides_the_same(
     """Also where words in and out share a matrix, which stays one."""
     model, folder = exported[type][0], tmp_path / "plain"
     shutil.copytree(exported[type][1], folder)
-    export_onnx(model, objective("causal_lm"), folder / "model.onnx", tiny.CONTEXT)
+    export_onnx(model, objective("causal_lm").bound(Tokenizer(None, tiny.CONTEXT)), folder / "model.onnx")
     jobs_of = [
         run(
             jobs,
@@ -331,10 +331,12 @@ def test_a_layers_movement_is_that_of_the_model_with_this_layer_rounded(
     """Against torch, with the rounded weight put into the model by hand."""
     model, folder = exported["llama"]
     job = run(jobs, exported, inputs, tmp_path, scheme="int4", data="d", keep_sensitive=1, samples=16)
-    tokens = objective("causal_lm").features(
-        jobs.artifact(inputs / "tokens", "tokens"), "train", load_tokenizer(folder), CONTEXT
+    tokens = (
+        objective("causal_lm")
+        .bound(Tokenizer(load_tokenizer(folder), CONTEXT))
+        .examples(jobs.artifact(inputs / "tokens", "tokens"), "train")
     )
-    batches = calibration_batches(objective("causal_lm"), tokens, SpecialIds.of(model.config), 16)
+    batches = calibration_batches(objective("causal_lm").bound(config=model.config), tokens, 16)
 
     def logits(network: Any) -> list[Any]:
         with torch.no_grad():
@@ -356,7 +358,7 @@ def test_words_that_come_out_are_quantized_where_they_share_their_matrix_with_th
     """One table for both, but where each row has a scale of its own, which a lookup cannot have."""
     model, folder = exported["gpt2"][0], tmp_path / "tied"
     shutil.copytree(exported["gpt2"][1], folder)
-    export_onnx(model, objective("causal_lm"), folder / "model.onnx", tiny.CONTEXT)
+    export_onnx(model, objective("causal_lm").bound(Tokenizer(None, tiny.CONTEXT)), folder / "model.onnx")
     job = run(jobs, {"llama": (model, folder)}, inputs, tmp_path, per_channel=per_channel)
     graph = graph_of(job.output)
     assert not [tensor.name for tensor in graph.initializer if tensor.data_type == 1 and len(tensor.dims) == 2]

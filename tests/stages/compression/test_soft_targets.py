@@ -22,7 +22,8 @@ from tasks.compression.distillation.soft_targets import Form, SoftTargets, write
 from tasks.losses.distillation import distillation
 from tasks.losses.top_k import TopK
 from tasks.models.card import ModelCard, write_card
-from tasks.objective import SpecialIds, objective
+from tasks.objective import objective
+from tasks.processors.tokenizer import Tokenizer
 from tasks.stages import distill, soft_targets
 
 WORDS = ("red", "green", "blue", "apple", "pear", "plum")
@@ -175,7 +176,7 @@ def test_every_example_finds_its_own_rows_whatever_files_they_are_in(
     monkeypatch.setattr(storage, "BATCH", 3)
     monkeypatch.setattr(storage, "FILE_NUMBERS", 3000)
     chosen = objective("causal_lm")
-    features = list(chosen.features(writer["data"], "train", None, 32))[:41]
+    features = list(chosen.bound(Tokenizer(None, 32)).examples(writer["data"], "train"))[:41]
     features[5] = {"input_ids": features[5]["input_ids"][:1]}  # one token foretells nothing: no row
     teacher = as_teacher(AutoModelForCausalLM.from_pretrained(writer["teacher"].path), torch.device("cpu"))
     tmp_path.joinpath("made").mkdir()
@@ -184,10 +185,10 @@ def test_every_example_finds_its_own_rows_whatever_files_they_are_in(
     stored = SoftTargets(tmp_path / "made")
     assert len(stored) == 41 and len(stored.files) > 2
     for places in ([40, 0, 7], [5, 12], list(range(41))):
-        batch = chosen.collate([features[i] for i in places], SpecialIds())
+        batch = chosen.collate([features[i] for i in places])
         inputs = {name: batch[name] for name in batch if name in ("input_ids", "position_ids")}
         with torch.no_grad():
-            rows, _ = chosen.teacher_targets(teacher(**inputs).logits, batch)
+            rows, _ = chosen.teacher_targets({"logits": teacher(**inputs).logits}, batch)
         expected = TopK.of(rows, 5, 2.0)
         found = stored.of({"example": torch.tensor(places)})
         assert isinstance(found, TopK) and torch.equal(found.ids, expected.ids)

@@ -18,7 +18,6 @@ from tasks.compression.pruning.calibration import calibration_batches, linear_la
 from tasks.compression.pruning.weights import Sparsity, prune_weights
 from tasks.compression.reconstruction import inverse_factor, reconstruct
 from tasks.models.card import ModelCard, write_card
-from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM
 from tasks.stages import prune
 
@@ -28,7 +27,7 @@ def model_of(tiny: ModuleType, type: str) -> Any:
 
 
 def batches_of(tiny: ModuleType) -> Any:
-    return calibration_batches(CausalLM(), tiny.lm_features(24), SpecialIds(), 20)
+    return calibration_batches(CausalLM(), tiny.lm_features(24), 20)
 
 
 class _Removed:

@@ -31,6 +31,7 @@ from tasks.models.card import ModelCard, write_card
 from tasks.models.files import copy_companions, shipped_bytes
 from tasks.objective import objective
 from tasks.objectives.text.inputs.augmentation import augmented
+from tasks.processors.tokenizer import Tokenizer
 from tasks.stages import evaluate, gate
 
 LABELS = ["json", "logging", "wsgiref"]
@@ -60,7 +61,7 @@ def evaluated(tiny: ModuleType, tiny_inputs: Path, jobs: ModuleType, tmp_path_fa
     write_card(small, ModelCard(smoothed, 32, LABELS))
     (folder / "onnx").mkdir()
     model = AutoModelForTokenClassification.from_pretrained(big).eval()
-    export_onnx(model, objective("text_classification"), folder / "onnx/model.onnx", 32)
+    export_onnx(model, objective("text_classification").bound(Tokenizer(None, 32)), folder / "onnx/model.onnx")
     copy_companions(big, folder / "onnx")
     write_card(folder / "onnx", ModelCard({"name": "text_classification"}, 32, LABELS))
     inputs = {

@@ -23,6 +23,7 @@ from tasks.generation.text.sampling import Drawn
 from tasks.generation.text.writer import Output, Writer
 from tasks.models.card import ModelCard, write_card
 from tasks.objective import objective
+from tasks.processors.tokenizer import Tokenizer
 from tasks.stages import gate, generate
 
 CHATML = (
@@ -193,21 +194,21 @@ def test_a_conversation_is_asked_up_to_its_last_answer_and_ends_with_the_turn(
     rows = [{"text": "", "messages": talk}, {"text": "", "messages": talk[:2]}]
     data = jobs.artifact(tiny.write_rows(tmp_path / "d", {"test": rows}), "dataset", stage="talks")
     chosen = objective({"name": "causal_lm", "messages": "messages", "chat_template": CHATML})
-    first, second = chosen.prompts(data, "test", tokenizer, 64)
+    first, second = chosen.bound(Tokenizer(tokenizer, 64)).prompts(data, "test")
     assert tokenizer.decode(first.input_ids) == (
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
         "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n"
     )
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert (first.text, first.reference, first.ends, second.reference) == ("one", "eins", (end,), "yes")
-    cut = chosen.prompts(data, "test", tokenizer, 5)[0]
+    cut = chosen.bound(Tokenizer(tokenizer, 5)).prompts(data, "test")[0]
     assert cut.input_ids.tolist() == first.input_ids[-5:].tolist() and cut.tokens == len(first.input_ids)
     for wrong, says in (([talk[0]], "no message is of the role 'assistant'"), (talk[1:2], "begins with its only")):
         bad = tiny.write_rows(tmp_path / says[:4], {"test": [{"text": "", "messages": wrong}]})
         with pytest.raises(StageError, match=rf"example 'test#0'.*{says}"):
-            chosen.prompts(jobs.artifact(bad, "dataset", stage="talks"), "test", tokenizer, 64)
+            chosen.bound(Tokenizer(tokenizer, 64)).prompts(jobs.artifact(bad, "dataset", stage="talks"), "test")
     with pytest.raises(StageError, match="no chat template"):
-        objective({"name": "causal_lm", "messages": "messages"}).prompts(data, "test", tokenizer, 64)
+        objective({"name": "causal_lm", "messages": "messages"}).bound(Tokenizer(tokenizer, 64)).prompts(data, "test")
 
 
 def test_a_text_is_continued_from_its_middle(jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path, tmp_path: Path) -> None:  # fmt: skip
@@ -216,13 +217,13 @@ def test_a_text_is_continued_from_its_middle(jobs: ModuleType, tiny: ModuleType,
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_inputs / "tokenizer")
     texts = ["one two three four", "abcdef", "üb er"]
     data = jobs.artifact(tiny.write_dataset(tmp_path / "d", {"test": {"text": texts}}), "dataset", stage="d")
-    plain = objective("causal_lm").prompts(data, "test", tokenizer, 64)
+    plain = objective("causal_lm").bound(Tokenizer(tokenizer, 64)).prompts(data, "test")
     assert [(p.text, p.reference) for p in plain] == [("one two", "three four"), ("abc", "def"), ("üb", "er")]
     assert [tokenizer.decode(p.input_ids) for p in plain] == [p.text for p in plain]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
     )
-    closed = objective("causal_lm").prompts(data, "test", tokenizer, 64)
+    closed = objective("causal_lm").bound(Tokenizer(tokenizer, 64)).prompts(data, "test")
     assert [p.input_ids.tolist() for p in closed] == [[1, *p.input_ids.tolist()] for p in plain], "nothing ends it"
 
 

@@ -15,13 +15,15 @@ import transformers
 from infra.errors import StageError
 from tasks.compression.distillation.loss import layer_stacks
 from tasks.compression.distillation.student import student_from
-from tasks.compression.onnx.export import export_onnx, largest_difference, random_batches
+from tasks.compression.onnx.export import export_onnx, largest_difference
 from tasks.compression.pruning.ffn_width import find_feed_forwards, neuron_importance, pruned
 from tasks.compression.quantization.int8 import quantize_dynamic_int8
 from tasks.models.inputs import model_inputs
 from tasks.models.runtime import OnnxRuntime
-from tasks.objective import Objective, SpecialIds, objective
+from tasks.objective import Objective, objective
 from tasks.objectives.text.inputs.vocabulary import Vocabulary
+from tasks.processors.token_probes import random_batches
+from tasks.processors.tokenizer import Tokenizer
 
 V = 50
 VOCABULARY = Vocabulary(V, np.arange(V) < 4, 3, 2, np.arange(V - 8, V))
@@ -68,7 +70,7 @@ def batch_of(tiny: ModuleType, chosen: Objective) -> dict[str, torch.Tensor]:
         {**row, "label": i % 2, "target_ids": np.append(row["input_ids"][::-1], 2), "vocabulary": VOCABULARY}
         for i, row in enumerate(tiny.lm_features(5, longest=9))
     ]
-    return chosen.collate([chosen.noised(f, i) for i, f in enumerate(features)], SpecialIds())
+    return chosen.collate([chosen.noised(f, i) for i, f in enumerate(features)])
 
 
 def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -137,8 +139,8 @@ GRAPHS = [c for c in CASES if c.objective == "masked_lm" or c.type == "bart" or 
 @pytest.mark.parametrize("case", GRAPHS, ids=lambda case: case.name)
 def test_a_graph_equals_its_model_and_eight_bits_come_close(tiny: ModuleType, tmp_path: Path, case: Case) -> None:
     model, chosen = case.parts(tiny, layers=1)
-    export_onnx(model, chosen, tmp_path / "model.onnx", 24)
-    assert largest_difference(model, chosen, tmp_path / "model.onnx", 24, seed=3) < 1e-4
+    export_onnx(model, chosen.bound(Tokenizer(None, 24)), tmp_path / "model.onnx")
+    assert largest_difference(model, chosen.bound(Tokenizer(None, 24)), tmp_path / "model.onnx") < 1e-4
     (tmp_path / "int8").mkdir()
     quantize_dynamic_int8(tmp_path / "model.onnx", tmp_path / "int8/model.onnx", per_channel=False, reduce_range=False)
     full, small = OnnxRuntime(tmp_path, 1), OnnxRuntime(tmp_path / "int8", 1)
@@ -147,7 +149,9 @@ def test_a_graph_equals_its_model_and_eight_bits_come_close(tiny: ModuleType, tm
     for batch in random_batches(model.config, full.names, 24, seed=9, shapes=[(3, 11), (7, 2)]):
         expected = model(**model_inputs({k: torch.from_numpy(v) for k, v in batch.items()}, model)).logits
         real = batch["attention_mask"] == 1 if len(full.names) == 2 else slice(None)
-        truth, given, rough = (a[real] for a in (expected.detach().numpy(), full.logits(batch), small.logits(batch)))
+        truth, given, rough = (
+            a[real] for a in (expected.detach().numpy(), full.outputs(batch)["logits"], small.outputs(batch)["logits"])
+        )
         np.testing.assert_allclose(given, truth, atol=1e-4)
         assert 0 < np.abs(rough - truth).max() < 0.25 * np.abs(truth).max()
 

@@ -12,22 +12,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from infra.errors import StageError
 from tasks.models.inputs import model_inputs
-from tasks.objective import SpecialIds, objective
+from tasks.objective import objective
 from tasks.objectives.text.causal_lm import CausalLM
 from tasks.objectives.text.inputs.texts import measured_texts
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 
 
 def test_packed_rows_are_read_in_place(jobs: ModuleType, tiny_inputs: Path) -> None:
-    rows = CausalLM().features(jobs.artifact(tiny_inputs / "tokens", "tokens"), "train", None, 64)
+    rows = CausalLM().bound(Tokenizer(None, 64)).examples(jobs.artifact(tiny_inputs / "tokens", "tokens"), "train")
     ids = load_file(tiny_inputs / "tokens/train/0.safetensors")["ids"]
     assert sorted(np.concatenate([row["input_ids"] for row in rows]).tolist()) == sorted(ids.tolist())
-    assert isinstance(rows.files[0], np.memmap)  # type: ignore[attr-defined]
+    assert isinstance(rows.rows.files[0], np.memmap)  # type: ignore[attr-defined]
     alone = next(row for row in rows if len(row["segments"]) == 1)
     assert isinstance(alone["input_ids"], np.memmap), "a row of one document is no copy"
 
@@ -42,11 +43,11 @@ def test_documents_in_a_row_do_not_see_each_other(tiny: ModuleType, type: str) -
     ]
     found = []
     for features in (packed, [{"input_ids": document} for document in documents]):
-        model, batch = tiny.model(type).eval(), CausalLM().collate(features, SpecialIds())
+        model, batch = tiny.model(type).eval(), CausalLM().collate(features)
         model.config.use_cache = (
             False  # as the training loop does; with a cache transformers does not look for documents
         )
-        loss, units = CausalLM().loss(model(**model_inputs(batch, model)).logits, batch)
+        loss, units = CausalLM().loss({"logits": model(**model_inputs(batch, model)).logits}, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         assert units == CausalLM().units(batch) == sum(len(d) - 1 for d in documents)
         found.append((loss.detach(), next(p.grad for n, p in model.named_parameters() if "wte" in n or "embed" in n)))
@@ -56,20 +57,20 @@ def test_documents_in_a_row_do_not_see_each_other(tiny: ModuleType, type: str) -
 
 def test_texts_of_a_dataset_serve_too(jobs: ModuleType, tiny_inputs: Path) -> None:
     tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
-    rows = CausalLM().features(jobs.artifact(tiny_inputs / "dataset", "dataset"), "test", tokenizer, 20)
+    rows = (
+        CausalLM().bound(Tokenizer(tokenizer, 20)).examples(jobs.artifact(tiny_inputs / "dataset", "dataset"), "test")
+    )
     assert len(rows) > 10 and max(len(row["input_ids"]) for row in rows) == 20
 
 
 def test_loss_is_the_models_own_and_padding_counts_for_nothing(tiny: ModuleType) -> None:
     model, features = tiny.model(), tiny.lm_features(6)
-    batch = CausalLM().collate(features, SpecialIds())
+    batch = CausalLM().collate(features)
     with torch.no_grad():
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
-        total, units = CausalLM().loss(output.logits, batch)
+        total, units = CausalLM().loss({"logits": output.logits}, batch)
         alone = [
-            CausalLM().loss(
-                model(CausalLM().collate([f], SpecialIds())["input_ids"]).logits, CausalLM().collate([f], SpecialIds())
-            )
+            CausalLM().loss({"logits": model(CausalLM().collate([f])["input_ids"]).logits}, CausalLM().collate([f]))
             for f in features
         ]
     assert units == CausalLM().units(batch) == sum(len(f["input_ids"]) - 1 for f in features)
@@ -78,11 +79,11 @@ def test_loss_is_the_models_own_and_padding_counts_for_nothing(tiny: ModuleType)
 
 
 def test_predictions_hold_the_loss_of_each_example(tiny: ModuleType) -> None:
-    model, batch = tiny.model(), CausalLM().collate(tiny.lm_features(6), SpecialIds())
+    model, batch = tiny.model(), CausalLM().collate(tiny.lm_features(6))
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        total, units = CausalLM().loss(logits, batch)
-    kept = CausalLM().predictions(logits.numpy(), {name: value.numpy() for name, value in batch.items()})
+        total, units = CausalLM().loss({"logits": logits}, batch)
+    kept = CausalLM().predictions({"logits": logits.numpy()}, {name: value.numpy() for name, value in batch.items()})
     assert kept["tokens"].sum() == units and kept["nll"].shape == (6,)
     assert kept["nll"].sum() == pytest.approx(float(total), rel=1e-5)
 
@@ -128,31 +129,33 @@ def test_bigram_distribution_sums_to_one() -> None:
 
 
 def test_soft_loss_is_zero_for_the_teacher_itself_and_ignores_padding(tiny: ModuleType) -> None:
-    batch = CausalLM().collate(tiny.lm_features(4), SpecialIds())
+    batch = CausalLM().collate(tiny.lm_features(4))
     logits = torch.randn(*batch["input_ids"].shape, 50, generator=torch.Generator().manual_seed(0))
     other = logits + 1
     other[batch["attention_mask"] == 0] = 99.0
     other[..., 0][batch["attention_mask"] == 0] = -99.0
     # Adding a constant to all logits leaves the distribution as it is; the padded places differ, and do not count.
-    assert float(CausalLM().distillation_loss(logits, other, batch, 2.0)) == pytest.approx(0, abs=1e-4)
+    assert float(CausalLM().distillation_loss({"logits": logits}, {"logits": other}, batch, 2.0)) == pytest.approx(
+        0, abs=1e-4
+    )
 
 
 def test_rows_longer_than_the_model_are_refused(jobs: ModuleType, tiny_inputs: Path) -> None:
     with pytest.raises(StageError, match="rows of 32 tokens do not fit a model of 16"):
-        CausalLM().features(jobs.artifact(tiny_inputs / "tokens", "tokens"), "train", None, 16)
+        CausalLM().bound(Tokenizer(None, 16)).examples(jobs.artifact(tiny_inputs / "tokens", "tokens"), "train")
 
 
 def test_a_missing_split_is_named(jobs: ModuleType, tiny_inputs: Path) -> None:
     with pytest.raises(StageError, match="no split 'dev'") as caught:
-        CausalLM().features(jobs.artifact(tiny_inputs / "tokens", "tokens"), "dev", None, 64)
+        CausalLM().bound(Tokenizer(None, 64)).examples(jobs.artifact(tiny_inputs / "tokens", "tokens"), "dev")
     assert "test, train, validation" in str(caught.value)
 
 
 def test_samples_are_the_same_each_time(jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path) -> None:
-    heldout = CausalLM().features(jobs.artifact(tiny_inputs / "tokens", "tokens"), "test", None, 64)
+    heldout = CausalLM().bound(Tokenizer(None, 64)).examples(jobs.artifact(tiny_inputs / "tokens", "tokens"), "test")
     model, tokenizer = tiny.model(vocabulary=320), load_tokenizer(tiny_inputs / "tokenizer")
-    first = CausalLM().samples(model, tokenizer, heldout)
-    assert first == CausalLM().samples(model, tokenizer, heldout)
+    first = CausalLM().bound(Tokenizer(tokenizer, 512), config=model.config).samples(model, heldout)
+    assert first == CausalLM().bound(Tokenizer(tokenizer, 512), config=model.config).samples(model, heldout)
     assert len(first) == 4 and all(sample["prompt"] and sample["continuation"] for sample in first)
 
 
@@ -237,7 +240,7 @@ def test_the_counted_tokens_are_the_answers_with_their_end_of_turn(
     tokenizer = load_tokenizer(chat_tokenizer)
     assert tokenizer is not None
     chosen = CausalLM(messages="messages", chat_template=template)
-    feature = chosen.features(data, "train", tokenizer, 500)[0]
+    feature = chosen.bound(Tokenizer(tokenizer, 500)).examples(data, "train")[0]
     stock = tokenizer.apply_chat_template(TALK, chat_template=template, return_dict=True)
     # PLAIN ends no turn: the end of text closes the last one, or the model would never learn to stop.
     closing = [tokenizer.eos_token_id] if template == PLAIN else []
@@ -265,7 +268,7 @@ SPACED = "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }} A: 
 def metaspace(legacy: bool) -> PreTrainedTokenizerFast:
     """As Llama 2 has it: a space before each text, written by the normalizer (legacy) or the pre-tokenizer."""
     words = ["<unk>", "</s>", "▁", *(f"▁{w}" for w in ("Q:", "A:", "yes", "no", "why?")), *"QA:yesnowh?\n"]
-    raw = Tokenizer(models.BPE({w: i for i, w in enumerate(dict.fromkeys(words))}, [], unk_token="<unk>"))
+    raw = Backend(models.BPE({w: i for i, w in enumerate(dict.fromkeys(words))}, [], unk_token="<unk>"))
     if legacy:
         raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
@@ -284,8 +287,8 @@ def test_an_answer_begins_with_a_token_of_its_own_where_its_prompt_ends_inside_o
     talk = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "yes no"}]
     data = jobs.artifact(conversations(whole_way, tmp_path / "d", [talk] * 5), "dataset")
     chosen = CausalLM(messages="messages", chat_template=SPACED)
-    feature = chosen.features(data, "test", tokenizer, 500)[0]
-    prompt = chosen.prompts(data, "test", tokenizer, 500)[0].input_ids
+    feature = chosen.bound(Tokenizer(tokenizer, 500)).examples(data, "test")[0]
+    prompt = chosen.bound(Tokenizer(tokenizer, 500)).prompts(data, "test")[0].input_ids
     counted = feature["labels"] != -100
     assert feature["input_ids"][: len(prompt)].tolist() == prompt.tolist()
     assert counted.tolist() == [i >= len(prompt) for i in range(len(counted))]
@@ -300,10 +303,12 @@ def test_a_later_answer_begins_with_a_token_of_its_own_too(
     tokenizer = load_tokenizer(chat_tokenizer)
     assert tokenizer is not None
     data = jobs.artifact(conversations(whole_way, tmp_path / "d", [TALK] * 5), "dataset")
-    whole = CausalLM(messages="messages", chat_template=SPACED).features(data, "test", tokenizer, 500)[0]
+    whole = (
+        CausalLM(messages="messages", chat_template=SPACED).bound(Tokenizer(tokenizer, 500)).examples(data, "test")[0]
+    )
     counted = whole["labels"] != -100
     assert tokenizer.decode(whole["input_ids"][counted]) == "A   colour, é.\ndef f():\n    return 1\n\n<eos>"
-    cut = CausalLM(messages="messages", chat_template=SPACED).features(data, "test", tokenizer, 40)[0]
+    cut = CausalLM(messages="messages", chat_template=SPACED).bound(Tokenizer(tokenizer, 40)).examples(data, "test")[0]
     assert cut["input_ids"].tolist() == whole["input_ids"][:40].tolist()
     assert cut["labels"].tolist() == whole["labels"][:40].tolist(), "what was cut is not ended"
 
@@ -312,8 +317,8 @@ def test_texts_are_ended_so_that_a_model_learns_to_stop(jobs: ModuleType, tiny_i
     tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
     assert tokenizer is not None
     data, end = jobs.artifact(tiny_inputs / "dataset", "dataset"), tokenizer.eos_token_id
-    closed = CausalLM().features(data, "test", tokenizer, 40)
-    bare = CausalLM(end_of_text=False).features(data, "test", tokenizer, 40)
+    closed = CausalLM().bound(Tokenizer(tokenizer, 40)).examples(data, "test")
+    bare = CausalLM(end_of_text=False).bound(Tokenizer(tokenizer, 40)).examples(data, "test")
     whole = 0
     for one, other in zip(closed, bare, strict=True):
         cut = len(other["input_ids"]) == 40
@@ -321,17 +326,17 @@ def test_texts_are_ended_so_that_a_model_learns_to_stop(jobs: ModuleType, tiny_i
         assert one["bytes"] == other["bytes"]
         whole += not cut
     assert 0 < whole < len(bare)
-    changed = CausalLM().with_text({}, "def f(): pass", tokenizer, 40)
+    changed = CausalLM().bound(Tokenizer(tokenizer, 40)).with_text({}, "def f(): pass")
     assert changed["input_ids"].tolist() == [*tokenizer("def f(): pass")["input_ids"], end]
     # A tokenizer that ends its texts itself ends them once.
     ended = load_tokenizer(tiny_inputs / "tokenizer")
     assert ended is not None
     ended.backend_tokenizer.post_processor = processors.TemplateProcessing("$A <eos>", special_tokens=[("<eos>", end)])
-    again = CausalLM().features(data, "test", ended, 41)
+    again = CausalLM().bound(Tokenizer(ended, 41)).examples(data, "test")
     assert [int((row["input_ids"] == end).sum()) for row in again] == [1] * len(again)
     tokenizer.eos_token = None
     with pytest.raises(StageError, match="no end-of-text token") as caught:
-        CausalLM().features(data, "test", tokenizer, 40)
+        CausalLM().bound(Tokenizer(tokenizer, 40)).examples(data, "test")
     assert "end_of_text: false" in str(caught.value.hint)
 
 
@@ -342,15 +347,15 @@ def test_answers_that_are_cut_off_count_nothing_and_a_split_without_any_is_refus
     data = jobs.artifact(conversations(whole_way, tmp_path / "d", talks * 5), "dataset", stage="chats")
     tokenizer = load_tokenizer(chat_tokenizer)
     chosen = CausalLM(messages="messages", chat_template=CHATML)
-    features = chosen.features(data, "train", tokenizer, 60)
-    batch = chosen.collate(features, SpecialIds())
+    features = chosen.bound(Tokenizer(tokenizer, 60)).examples(data, "train")
+    batch = chosen.collate(features)
     counts = [int((f["labels"] != -100).sum()) for f in features]
     assert 0 in counts and max(counts) > 0 and chosen.units(batch) == sum(counts)
     logits = torch.randn(*batch["input_ids"].shape, 330, generator=torch.Generator().manual_seed(0))
-    kept = chosen.predictions(logits.numpy(), {name: value.numpy() for name, value in batch.items()})
+    kept = chosen.predictions({"logits": logits.numpy()}, {name: value.numpy() for name, value in batch.items()})
     assert kept["tokens"].tolist() == counts and kept["nll"][counts.index(0)] == 0
     with pytest.raises(StageError, match="no token of an answer within 8 tokens: all labels would be ignored"):
-        chosen.features(data, "train", tokenizer, 8)
+        chosen.bound(Tokenizer(tokenizer, 8)).examples(data, "train")
     # Of a conversation, the count models are asked for the answers alone.
     found = chosen.baselines(features, [features[counts.index(max(counts))]])
     assert 0 < found["bigram"] < found["unigram"]
@@ -383,9 +388,9 @@ def test_conversations_it_cannot_learn_from_are_refused(
 ) -> None:
     data = jobs.artifact(conversations(whole_way, tmp_path / "d", [talk] * 5), "dataset", stage="chats")
     with pytest.raises(StageError) as caught:
-        CausalLM(messages="messages", chat_template=template).features(
-            data, "validation", load_tokenizer(chat_tokenizer), 200
-        )
+        CausalLM(messages="messages", chat_template=template).bound(
+            Tokenizer(load_tokenizer(chat_tokenizer), 200)
+        ).examples(data, "validation")
     assert says in str(caught.value) and caught.value.hint
 
 
@@ -394,9 +399,7 @@ def test_options_and_data_that_do_not_fit_together_are_refused(jobs: ModuleType,
         objective({"name": "causal_lm", "chat_template": CHATML})
     chosen, tokens = CausalLM(messages="messages"), jobs.artifact(tiny_inputs / "tokens", "tokens")
     with pytest.raises(StageError, match="packed tokens have none"):
-        chosen.features(tokens, "train", None, 64)
-    with pytest.raises(StageError, match="conversations cannot be augmented"):
-        chosen.with_text({}, "x", None, 64)
+        chosen.bound(Tokenizer(None, 64)).examples(tokens, "train")
 
 
 STEPS = 12

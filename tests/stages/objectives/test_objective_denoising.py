@@ -16,12 +16,12 @@ from transformers import AutoModelForSeq2SeqLM
 
 from infra.errors import StageError
 from tasks.models.inputs import model_inputs
-from tasks.objective import SpecialIds, objective
+from tasks.objective import objective
 from tasks.objectives.text.denoising import Denoising
 from tasks.objectives.text.inputs.span_corruption import corrupted, noise_shape
 from tasks.objectives.text.inputs.vocabulary import Vocabulary
-from tasks.processors.tokenizer import load_tokenizer
-from tasks.training.loop.features import heldout_features
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
+from tasks.training.loop.features import heldout_examples
 
 STEPS = 12
 V, SENTINELS = 60, 8
@@ -124,12 +124,16 @@ def test_documents_in_a_row_and_texts_without_tokens() -> None:
 
 def test_a_held_out_split_is_drawn_once(jobs: ModuleType, with_sentinels: Path) -> None:
     data = jobs.artifact(with_sentinels / "tokens", "tokens")
-    a, b = (heldout_features(Denoising(), data, "test", None, 64) for _ in range(2))
+    a, b = (heldout_examples(Denoising().bound(Tokenizer(None, 64)), data, "test") for _ in range(2))
     assert [f["target_ids"].tolist() for f in a] == [f["target_ids"].tolist() for f in b]
-    batch = Denoising().collate(a[:4], SpecialIds())
+    batch = Denoising().collate(a[:4])
     assert "target_bytes" not in batch and batch["decoder_input_ids"][:, 0].tolist() == [0] * 4
     tokenizer = load_tokenizer(with_sentinels / "tokenizer")
-    texts = Denoising().features(jobs.artifact(with_sentinels / "dataset", "dataset"), "test", tokenizer, 20)
+    texts = (
+        Denoising()
+        .bound(Tokenizer(tokenizer, 20))
+        .examples(jobs.artifact(with_sentinels / "dataset", "dataset"), "test")
+    )
     assert len(texts) > 10 and max(len(f["input_ids"]) for f in texts) == 20
 
 
@@ -149,11 +153,11 @@ def test_parity_with_a_bare_loop_over_the_models_own_loss(parity: Any, tiny: Mod
 def test_padding_changes_no_prediction(tiny: ModuleType) -> None:
     model = tiny.model("t5", AutoModelForSeq2SeqLM, vocabulary=V)
     drawn = [Denoising().noised(f, i) for i, f in enumerate(features(tiny, 6))]
-    batch = Denoising().collate(drawn, SpecialIds.of(model.config))
+    batch = Denoising().bound(config=model.config).collate(drawn)
     with torch.no_grad():
         together = model(**model_inputs(batch, model)).logits
         for row, feature in enumerate(drawn):
-            alone = model(**model_inputs(Denoising().collate([feature], SpecialIds()), model)).logits[0]
+            alone = model(**model_inputs(Denoising().collate([feature]), model)).logits[0]
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
 
 
@@ -228,8 +232,8 @@ def test_too_few_sentinels_are_refused_with_the_number_needed(
     with pytest.raises(
         StageError, match="32 tokens with 2 spans left out need 3 sentinels, and the tokenizer has none"
     ) as caught:
-        Denoising().features(data, "train", load_tokenizer(tiny_inputs / "tokenizer"), 64)
+        Denoising().bound(Tokenizer(load_tokenizer(tiny_inputs / "tokenizer"), 64)).examples(data, "train")
     assert "sentinels: 3" in str(caught.value)
     many = objective({"name": "denoising", "noise_density": 0.5, "mean_span_length": 1.0})
     with pytest.raises(StageError, match="need 17 sentinels, and the tokenizer has 8"):
-        many.features(jobs.artifact(with_sentinels / "tokens", "tokens"), "train", None, 64)
+        many.bound(Tokenizer(None, 64)).examples(jobs.artifact(with_sentinels / "tokens", "tokens"), "train")

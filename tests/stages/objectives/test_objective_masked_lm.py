@@ -19,12 +19,12 @@ from infra.errors import Preempted, StageError
 from tasks.data.tokens.tokenizing import save_tokenizer, train_tokenizer
 from tasks.losses.cross_entropy import IGNORED
 from tasks.models.inputs import model_inputs
-from tasks.objective import SpecialIds, objective
+from tasks.objective import objective
 from tasks.objectives.text.inputs.masking import masked, word_numbers
 from tasks.objectives.text.inputs.vocabulary import Vocabulary, Words
 from tasks.objectives.text.masked_lm import MaskedLM
-from tasks.processors.tokenizer import load_tokenizer
-from tasks.training.loop.features import heldout_features
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
+from tasks.training.loop.features import heldout_examples
 from tasks.training.loop.train import train
 from tasks.training.settings import TrainingParams
 
@@ -122,12 +122,12 @@ def test_words_are_known_for_every_kind_of_tokenizer(tmp_path: Path, algorithm: 
 
 def test_a_held_out_split_is_masked_once_and_packed_rows_stay_in_place(jobs: ModuleType, maskable: Path) -> None:
     data, tokenizer = jobs.artifact(maskable / "tokens", "tokens"), load_tokenizer(maskable / "tokenizer")
-    rows = MaskedLM().features(data, "train", tokenizer, 64)
+    rows = MaskedLM().bound(Tokenizer(tokenizer, 64)).examples(data, "train")
     assert isinstance(rows[0]["input_ids"], np.ndarray) and "labels" not in rows[0]
-    a, b = (heldout_features(MaskedLM(), data, "test", None, 64) for _ in range(2))
+    a, b = (heldout_examples(MaskedLM().bound(Tokenizer(None, 64)), data, "test") for _ in range(2))
     assert [f["labels"].tolist() for f in a] == [f["labels"].tolist() for f in b]
     assert a[0]["labels"].tolist() != a[1]["labels"].tolist()
-    texts = MaskedLM().features(jobs.artifact(maskable / "dataset", "dataset"), "test", tokenizer, 20)
+    texts = MaskedLM().bound(Tokenizer(tokenizer, 20)).examples(jobs.artifact(maskable / "dataset", "dataset"), "test")
     assert len(texts) > 10 and max(len(f["input_ids"]) for f in texts) == 20
 
 
@@ -136,17 +136,19 @@ def test_loss_is_the_models_own_and_padding_changes_nothing(tiny: ModuleType, ty
     """Dropping the mask, or counting padding, would show in either."""
     model, chosen = tiny.model(type, AutoModelForMaskedLM), features(tiny, 6)
     drawn = [MaskedLM().noised(f, i) for i, f in enumerate(chosen)]
-    batch = MaskedLM().collate(drawn, SpecialIds.of(model.config))
+    batch = MaskedLM().bound(config=model.config).collate(drawn)
     assert batch["attention_mask"].min() == 0
     with torch.no_grad():
         output = model(**model_inputs(batch, model), labels=batch["labels"])
-        total, units = MaskedLM().loss(output.logits, batch)
+        total, units = MaskedLM().loss({"logits": output.logits}, batch)
         torch.testing.assert_close(total / units, output.loss)
         for row, feature in enumerate(drawn):
-            alone = model(**model_inputs(MaskedLM().collate([feature], SpecialIds()), model)).logits[0]
+            alone = model(**model_inputs(MaskedLM().collate([feature]), model)).logits[0]
             torch.testing.assert_close(output.logits[row, : len(alone)], alone, atol=1e-5, rtol=0)
     assert units == MaskedLM().units(batch) == sum(int((f["labels"] != IGNORED).sum()) for f in drawn)
-    kept = MaskedLM().predictions(output.logits.numpy(), {name: value.numpy() for name, value in batch.items()})
+    kept = MaskedLM().predictions(
+        {"logits": output.logits.numpy()}, {name: value.numpy() for name, value in batch.items()}
+    )
     assert kept["nll"].sum() == pytest.approx(float(total), rel=1e-5) and kept["tokens"].sum() == units
 
 
@@ -155,7 +157,7 @@ def test_metrics_equal_scikit_learn_and_a_weight_of_two_is_the_example_twice() -
     labels = np.where(random.random((5, 9)) < 0.4, random.integers(0, 6, (5, 9)), IGNORED)
     labels[4] = IGNORED  # an example that asks nothing
     logits = random.normal(size=(5, 9, 6)).astype(np.float32)
-    kept = MaskedLM().predictions(logits, {"labels": labels})
+    kept = MaskedLM().predictions({"logits": logits}, {"labels": labels})
     weights = np.array([[1, 1, 1, 1, 1], [2, 0, 1, 3, 1]], float)
     found = MaskedLM().metrics(kept, weights)
     for row, w in enumerate(weights):
@@ -166,7 +168,7 @@ def test_metrics_equal_scikit_learn_and_a_weight_of_two_is_the_example_twice() -
         assert found["cross_entropy"][row] == pytest.approx(nats, rel=1e-5)
         assert found["perplexity"][row] == pytest.approx(math.exp(nats), rel=1e-5)
         assert found["accuracy"][row] == pytest.approx(accuracy_score(truth, scores.argmax(1), sample_weight=of))
-    twice = MaskedLM().predictions(logits[[0, 0, 2, 3, 3, 3]], {"labels": labels[[0, 0, 2, 3, 3, 3]]})
+    twice = MaskedLM().predictions({"logits": logits[[0, 0, 2, 3, 3, 3]]}, {"labels": labels[[0, 0, 2, 3, 3, 3]]})
     for name, values in MaskedLM().metrics(twice, np.ones((1, 6))).items():
         assert values[0] == pytest.approx(found[name][1])
     assert np.isnan(MaskedLM().metrics(kept, np.array([[0, 0, 0, 0, 1.0]]))["cross_entropy"][0])
@@ -285,7 +287,7 @@ def test_the_stages(jobs: ModuleType, tiny: ModuleType, maskable: Path, tmp_path
 def test_a_tokenizer_without_a_mask_token_is_refused(jobs: ModuleType, tiny_inputs: Path) -> None:
     data = jobs.artifact(tiny_inputs / "tokens", "tokens", stage="tokens")
     with pytest.raises(StageError, match="no mask token") as caught:
-        MaskedLM().features(data, "train", load_tokenizer(tiny_inputs / "tokenizer"), 64)
+        MaskedLM().bound(Tokenizer(load_tokenizer(tiny_inputs / "tokenizer"), 64)).examples(data, "train")
     assert "mask_token: true" in str(caught.value)
 
 
@@ -294,7 +296,7 @@ def test_texts_without_a_token_to_hide_are_refused(
 ) -> None:
     data = jobs.artifact(tiny.write_dataset(tmp_path / "d", {"train": {"text": ["a b", "", "<eos>"]}}), "dataset")
     with pytest.raises(StageError, match=r"2 of 3 texts of split 'train' hold no token .* row 1: ''"):
-        MaskedLM().features(data, "train", load_tokenizer(maskable / "tokenizer"), 64)
+        MaskedLM().bound(Tokenizer(load_tokenizer(maskable / "tokenizer"), 64)).examples(data, "train")
 
 
 def test_shares_beyond_all_are_refused() -> None:

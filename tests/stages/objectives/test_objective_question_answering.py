@@ -18,9 +18,8 @@ from tasks.losses.distillation import distillation
 from tasks.metrics.squad import best, exact_match, likeliest_sentence, normalized, token_f1
 from tasks.models.inputs import model_inputs
 from tasks.models.loading import load_model
-from tasks.objective import SpecialIds
 from tasks.objectives.text.question_answering import QuestionAnswering
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.stage import stages
 from tasks.training.engine.batch import BatchSplit
 from tasks.training.engine.ranks import Ranks
@@ -105,7 +104,11 @@ def test_windows_cover_the_text_and_point_to_the_answer(
     words[9] = "red"
     text = " ".join(words)
     row = {**asked(text, "red"), "id": "x"}
-    feature = QuestionAnswering(stride=3).features(written(jobs, tiny, tmp_path, row), "train", tokenizer, 12)[0]
+    feature = (
+        QuestionAnswering(stride=3)
+        .bound(Tokenizer(tokenizer, 12))
+        .examples(written(jobs, tiny, tmp_path, row), "train")[0]
+    )
     assert [len(ids) for ids in feature["input_ids"]] == [12, 12, 12, 12, 9]
     parts = [[text[b:e] for b, e in places if b >= 0] for places in feature["characters"]]
     assert parts == [words[start : start + 7] for start in (0, 4, 8, 12, 16)]
@@ -115,9 +118,9 @@ def test_windows_cover_the_text_and_point_to_the_answer(
     # However much neighbours are to share, they go on by at least half of their text.
     assert (
         len(
-            QuestionAnswering(stride=100).features(written(jobs, tiny, tmp_path / "b", row), "train", tokenizer, 12)[0][
-                "labels"
-            ]
+            QuestionAnswering(stride=100)
+            .bound(Tokenizer(tokenizer, 12))
+            .examples(written(jobs, tiny, tmp_path / "b", row), "train")[0]["labels"]
         )
         < 6
     )
@@ -128,7 +131,7 @@ def test_an_answer_torn_by_a_window_is_not_in_it(
 ) -> None:
     text = "we saw then red blue and some old house"
     data = written(jobs, tiny, tmp_path, asked(text, "red blue and"), asked(text, " red blue "), asked(text))
-    feature, spaced, silent = QuestionAnswering(stride=0).features(data, "train", tokenizer, 10)
+    feature, spaced, silent = QuestionAnswering(stride=0).bound(Tokenizer(tokenizer, 10)).examples(data, "train")
     assert [len(ids) - 5 for ids in feature["input_ids"]] == [5, 4]
     assert feature["labels"] == [(0, 0), (0, 0)], "`and` is in the second window"
     assert spaced["labels"] == [(4 + 3, 4 + 4), (0, 0)], "white space around an answer is no part of it"
@@ -142,7 +145,7 @@ def test_a_tokenizer_of_a_decoder_serves(jobs: ModuleType, tiny: ModuleType, tin
     data = written(
         jobs, tiny, tmp_path, asked("na\u00efve return of self.value \u2014 not None", "self.value", question="what?")
     )
-    feature = QuestionAnswering().features(data, "train", tokenizer, 64)[0]
+    feature = QuestionAnswering().bound(Tokenizer(tokenizer, 64)).examples(data, "train")[0]
     assert tokenizer.decode(feature["input_ids"][0].tolist()).startswith("what?\nna\u00efve")
     first, last = feature["labels"][0]
     places = feature["characters"][0]
@@ -164,10 +167,10 @@ def arrays(batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 def test_perfect_windows_are_a_perfect_answer(tokenizer: Any, data: Any) -> None:
     chosen = QuestionAnswering(stride=6)
-    features = chosen.features(data, "test", tokenizer, 20)
-    batch = chosen.collate(features, SpecialIds())
+    features = chosen.bound(Tokenizer(tokenizer, 20)).examples(data, "test")
+    batch = chosen.collate(features)
     assert len(batch["input_ids"]) == chosen.units(batch) == sum(len(f["input_ids"]) for f in features) > len(features)
-    found = chosen.predictions(exact(batch), arrays(batch))
+    found = chosen.predictions({"logits": exact(batch)}, arrays(batch))
     values = {name: float(v[0]) for name, v in chosen.metrics(found, np.ones((1, len(features)))).items()}
     assert set(values.values()) == {1.0} and len(found["f1"]) == len(features)
     empty = [f for f in features if not f["answers"]]
@@ -178,11 +181,11 @@ def test_perfect_windows_are_a_perfect_answer(tokenizer: Any, data: Any) -> None
 def test_the_best_span_by_hand(jobs: ModuleType, tiny: ModuleType, tokenizer: Any, tmp_path: Path) -> None:
     """Tokens: [CLS] which colour [SEP] | red blue green black | [SEP]."""
     data = written(jobs, tiny, tmp_path, asked("red blue green black", "blue green"))
-    feature = QuestionAnswering().features(data, "train", tokenizer, 20)
+    feature = QuestionAnswering().bound(Tokenizer(tokenizer, 20)).examples(data, "train")
 
     def said(begins: list[float], ends: list[float], **options: Any) -> str:
         chosen = QuestionAnswering(**options)
-        batch = chosen.collate(feature, SpecialIds())
+        batch = chosen.collate(feature)
         begin, end, _ = chosen.best_spans(np.array([begins, ends]).T[None], arrays(batch))
         return "red blue green black"[begin[0] : end[0]] if begin[0] >= 0 else ""
 
@@ -200,10 +203,10 @@ def test_the_best_span_by_hand(jobs: ModuleType, tiny: ModuleType, tokenizer: An
 
 def test_a_weight_of_two_is_the_question_twice(tokenizer: Any, data: Any) -> None:
     chosen = QuestionAnswering()
-    features = chosen.features(data, "test", tokenizer, 20)[:12]
-    batch = chosen.collate(features, SpecialIds())
+    features = chosen.bound(Tokenizer(tokenizer, 20)).examples(data, "test")[:12]
+    batch = chosen.collate(features)
     logits = np.random.default_rng(0).normal(size=(*batch["input_ids"].shape, 2)).astype(np.float32)
-    found = chosen.predictions(logits, arrays(batch))
+    found = chosen.predictions({"logits": logits}, arrays(batch))
     weights = np.random.default_rng(1).integers(0, 3, (4, 12)).astype(float)
     weights[0] = found["answerable"]
     metrics = chosen.metrics(found, weights)
@@ -219,8 +222,8 @@ def test_a_weight_of_two_is_the_question_twice(tokenizer: Any, data: Any) -> Non
 
 def test_the_soft_loss_is_of_first_and_last_token_without_padding(tokenizer: Any, data: Any) -> None:
     chosen = QuestionAnswering()
-    features = sorted(chosen.features(data, "test", tokenizer, 64), key=chosen.length)
-    batch = chosen.collate([features[0], features[-1]], SpecialIds())
+    features = sorted(chosen.bound(Tokenizer(tokenizer, 64)).examples(data, "test"), key=chosen.length)
+    batch = chosen.collate([features[0], features[-1]])
     a, b = (torch.randn(*batch["input_ids"].shape, 2, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     width = len(features[0]["input_ids"][0])
     expected = (
@@ -231,7 +234,7 @@ def test_the_soft_loss_is_of_first_and_last_token_without_padding(tokenizer: Any
         / 2
     )
     assert width < a.shape[1]
-    torch.testing.assert_close(chosen.distillation_loss(a, b, batch, 2.0), expected)
+    torch.testing.assert_close(chosen.distillation_loss({"logits": a}, {"logits": b}, batch, 2.0), expected)
 
 
 def fresh(tiny: ModuleType, tokenizer: Any, **fields: Any) -> Any:
@@ -247,7 +250,7 @@ def test_parity_with_a_bare_loop_over_the_models_own_loss(
     Questions have one to four windows, so that micro-batches of two questions hold unequal numbers of units.
     """
     chosen = QuestionAnswering(stride=4)
-    features = chosen.features(data, "train", tokenizer, 18)[:40]
+    features = chosen.bound(Tokenizer(tokenizer, 18)).examples(data, "train")[:40]
     assert {len(f["input_ids"]) for f in features} >= {1, 2, 3, 4}
     parity(
         chosen, features, lambda: fresh(tiny, tokenizer), mean_loss=each_window_alone, steps=14, rate=5e-3, falls=0.3
@@ -270,31 +273,33 @@ def each_window_alone(model: Any, rows: Any, batch: Any) -> torch.Tensor:
 
 def test_a_batch_of_equal_windows_has_the_loss_hf_gives_it(tiny: ModuleType, tokenizer: Any, data: Any) -> None:
     chosen, model = QuestionAnswering(), fresh(tiny, tokenizer)
-    features = chosen.features(data, "train", tokenizer, 14)
-    batch = chosen.collate([f for f in features if len({14, *map(len, f["input_ids"])}) == 1][:6], SpecialIds())
+    features = chosen.bound(Tokenizer(tokenizer, 14)).examples(data, "train")
+    batch = chosen.collate([f for f in features if len({14, *map(len, f["input_ids"])}) == 1][:6])
     first, last = batch["labels"].unbind(1)
     with torch.no_grad():
         output = model(**model_inputs(batch, model), start_positions=first, end_positions=last)
-    total, units = chosen.loss(chosen.output(output), batch)
+    total, units = chosen.loss({"logits": chosen.read(output)["logits"]}, batch)
     torch.testing.assert_close(total / units, output.loss)
     assert {"input_ids", "attention_mask", "token_type_ids"} == set(model_inputs(batch, model))
 
 
 def test_padding_and_neighbours_do_not_change_a_prediction(tiny: ModuleType, tokenizer: Any, data: Any) -> None:
     chosen, model = QuestionAnswering(stride=4), fresh(tiny, tokenizer, initializer_range=0.3)
-    features = chosen.features(data, "test", tokenizer, 24)
+    features = chosen.bound(Tokenizer(tokenizer, 24)).examples(data, "test")
     short = min(features, key=chosen.length)
     several = next(f for f in features if len(f["input_ids"]) > 1)
     found = []
     for group in ([short], [several, short], [short, several, several]):
-        batch = chosen.collate(group, SpecialIds())
+        batch = chosen.collate(group)
         with torch.no_grad():
-            logits = chosen.output(model(**model_inputs(batch, model)))
+            logits = chosen.read(model(**model_inputs(batch, model)))["logits"]
         own = next(i for i, f in enumerate(group) if f is short)
-        row = {name: values[own] for name, values in chosen.predictions(logits.numpy(), arrays(batch)).items()}
+        row = {
+            name: values[own] for name, values in chosen.predictions({"logits": logits.numpy()}, arrays(batch)).items()
+        }
         window = batch["questions"] == own
         part = {name: batch[name][window] for name in ("attention_mask", "labels")}
-        found.append(({n: float(v) for n, v in row.items()}, float(chosen.loss(logits[window], part)[0])))
+        found.append(({n: float(v) for n, v in row.items()}, float(chosen.loss({"logits": logits[window]}, part)[0])))
     assert batch["input_ids"].shape[1] > len(short["input_ids"][0])
     for row, loss in found[1:]:
         assert row == pytest.approx(found[0][0], abs=1e-4)
@@ -304,20 +309,20 @@ def test_padding_and_neighbours_do_not_change_a_prediction(tiny: ModuleType, tok
 def test_validation_and_loader_count_questions(tiny: ModuleType, tokenizer: Any, data: Any) -> None:
     """40 questions in more windows: over batches of 32 the loss is the mean over windows, metrics over questions."""
     chosen, model = QuestionAnswering(stride=4), fresh(tiny, tokenizer)
-    features = chosen.features(data, "validation", tokenizer, 20)[:40]
+    features = chosen.bound(Tokenizer(tokenizer, 20)).examples(data, "validation")[:40]
 
-    def forward(batch: Any) -> torch.Tensor:
-        return chosen.output(model(**model_inputs(batch, model)))
+    def forward(batch: Any) -> Any:
+        return chosen.read(model(**model_inputs(batch, model)))
 
-    values = validate(chosen, forward, features, SpecialIds(), Ranks())
-    whole = chosen.collate(features, SpecialIds())
+    values = validate(chosen, forward, features, Ranks())
+    whole = chosen.collate(features)
     with torch.no_grad():
-        logits = forward(whole)
-    total, units = chosen.loss(logits, whole)
+        logits = forward(whole)["logits"]
+    total, units = chosen.loss({"logits": logits}, whole)
     assert values["loss"] == pytest.approx(float(total) / units, abs=1e-5)
-    expected = chosen.metrics(chosen.predictions(logits.numpy(), arrays(whole)), np.ones((1, 40)))
+    expected = chosen.metrics(chosen.predictions({"logits": logits.numpy()}, arrays(whole)), np.ones((1, 40)))
     assert values["f1"] == pytest.approx(float(expected["f1"][0]))
-    loader = Loader(features, chosen, SpecialIds(), Sampler(40, 0, BatchSplit(8, 1, 4)), 0)
+    loader = Loader(features, chosen, Sampler(40, 0, BatchSplit(8, 1, 4)), 0)
     micros = loader.step(0, last=True)
     loader.close()
     assert [int(batch["questions"][-1]) + 1 for _, batch in micros] == [4, 4]
@@ -387,17 +392,17 @@ def test_bad_rows_are_named(
     jobs: ModuleType, tiny: ModuleType, tokenizer: Any, tmp_path: Path, row: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(StageError, match="asked") as caught:
-        QuestionAnswering().features(written(jobs, tiny, tmp_path, row), "train", tokenizer, 20)
+        QuestionAnswering().bound(Tokenizer(tokenizer, 20)).examples(written(jobs, tiny, tmp_path, row), "train")
     assert says in str(caught.value)
 
 
 def test_a_split_without_answers_is_allowed(jobs: ModuleType, tiny: ModuleType, tokenizer: Any, tmp_path: Path) -> None:
     chosen = QuestionAnswering()
-    features = chosen.features(
-        written(jobs, tiny, tmp_path, asked("we saw"), asked("and then")), "train", tokenizer, 20
+    features = chosen.bound(Tokenizer(tokenizer, 20)).examples(
+        written(jobs, tiny, tmp_path, asked("we saw"), asked("and then")), "train"
     )
-    batch = chosen.collate(features, SpecialIds())
-    values = chosen.metrics(chosen.predictions(exact(batch), arrays(batch)), np.ones((1, 2)))
+    batch = chosen.collate(features)
+    values = chosen.metrics(chosen.predictions({"logits": exact(batch)}, arrays(batch)), np.ones((1, 2)))
     assert values["f1"][0] == values["f1_unanswerable"][0] == 1 and np.isnan(values["f1_answerable"][0])
     told = TrainResult.untrained(fresh(tiny, tokenizer), chosen, features).metrics()
     assert "validation_f1_unanswerable" in told

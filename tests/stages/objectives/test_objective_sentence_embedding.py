@@ -20,9 +20,8 @@ from transformers import AutoModel
 from infra.errors import Preempted, StageError
 from tasks.metrics.retrieval import ranks_of_own, retrieval_metrics
 from tasks.models.inputs import model_inputs
-from tasks.objective import SpecialIds
 from tasks.objectives.text.sentence_embedding import SentenceEmbedding
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.training.engine.batch import BatchSplit, split_batch
 from tasks.training.loop.train import train
 from tasks.training.settings import TrainingParams
@@ -68,10 +67,10 @@ def by_hand(model: Any, features: list[dict[str, Any]], options: SentenceEmbeddi
 def test_the_loss_is_each_groups_own_cross_entropy(tiny: ModuleType, options: dict[str, Any]) -> None:
     """Ten examples, so that the last group is not full."""
     objective, features, model = chosen(**options), pairs(10), tiny.model("bert", AutoModel)
-    batch = objective.collate(features, SpecialIds())
+    batch = objective.collate(features)
     assert batch["input_ids"].shape[0] == 20 and objective.units(batch) == 10
     with torch.no_grad():
-        total, units = objective.loss(objective.output(model(**model_inputs(batch, model))), batch)
+        total, units = objective.loss(objective.read(model(**model_inputs(batch, model))), batch)
         torch.testing.assert_close(total / units, by_hand(model, features, objective), atol=1e-5, rtol=1e-5)
 
 
@@ -84,12 +83,12 @@ def test_the_same_text_is_no_negative() -> None:
         {"input_ids": b, "positive": c},
         {"input_ids": a, "positive": b},
     ]
-    batch = objective.collate(features, SpecialIds())
+    batch = objective.collate(features)
     hidden = torch.randn(6, 4, 8, generator=torch.Generator().manual_seed(0))
     (table,) = objective.similarities(hidden, batch)
     # 0 and 1 share their positive, 0 and 2 their anchor.
     assert (table < -100).tolist() == [[False, True, True], [True, False, False], [True, False, False]]
-    assert torch.isfinite(objective.distillation_loss(hidden, hidden.flip(1) + 1, batch, 2.0))
+    assert torch.isfinite(objective.distillation_loss({"logits": hidden}, {"logits": hidden.flip(1) + 1}, batch, 2.0))
 
 
 @pytest.mark.parametrize(("type", "micro"), [("bert", 4), ("llama", 8), ("bert", 16)])
@@ -166,10 +165,10 @@ def test_memory_that_runs_out_halves_down_to_a_group(jobs: ModuleType, tiny: Mod
     """The first step fails with more than a group at once: the same training goes on with groups."""
     objective, features = chosen(), pairs()
 
-    def scarce(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    def scarce(outputs: Any, batch: Any) -> torch.Tensor:
         if len(batch["labels"]) > 4:
             raise torch.OutOfMemoryError("no memory")
-        return objective.loss(logits, batch)[0]
+        return objective.loss(outputs, batch)[0]
 
     given = TrainingParams.model_validate({"max_steps": 2, "global_batch_size": 16, "learning_rate": 1e-3})
     job = jobs.make_job(tmp_path, given, execution={"per_device_train_batch_size": "auto"})
@@ -189,8 +188,10 @@ def test_padding_changes_no_embedding(tiny: ModuleType) -> None:
     objective, features, model = chosen(), sorted(pairs(), key=chosen().length), tiny.model("bert", AutoModel)
     with torch.no_grad():
         alone, together = (
-            objective.predictions(objective.output(model(**model_inputs(batch, model))).numpy(), arrays)
-            for batch in (objective.collate(features[:1], SpecialIds()), objective.collate(features, SpecialIds()))
+            objective.predictions(
+                {"logits": objective.read(model(**model_inputs(batch, model)))["logits"].numpy()}, arrays
+            )
+            for batch in (objective.collate(features[:1]), objective.collate(features))
             for arrays in [{name: value.numpy() for name, value in batch.items()}]
         )
     for name in ("anchors", "positives"):
@@ -199,17 +200,21 @@ def test_padding_changes_no_embedding(tiny: ModuleType) -> None:
 
 
 def test_soft_loss_is_zero_for_the_teacher_itself_and_allows_another_hidden_size() -> None:
-    objective, batch = chosen(symmetric=True), chosen().collate(pairs(8), SpecialIds())
+    objective, batch = chosen(symmetric=True), chosen().collate(pairs(8))
     shape, random = batch["input_ids"].shape, torch.Generator().manual_seed(0)
     student, teacher = torch.randn(*shape, 6, generator=random), torch.randn(*shape, 10, generator=random)
-    assert float(objective.distillation_loss(teacher, teacher, batch, 2.0)) == pytest.approx(0, abs=1e-4)
+    assert float(objective.distillation_loss({"logits": teacher}, {"logits": teacher}, batch, 2.0)) == pytest.approx(
+        0, abs=1e-4
+    )
     given = list(zip(objective.similarities(student, batch), objective.similarities(teacher, batch), strict=True))
     expected = 0.0
     for s, t in given:
         for a, b in ((s, t), (s.T, t.T)):
             p = (b / 2).softmax(1)
             expected += 4 * float((p * (p.log() - (a / 2).log_softmax(1))).sum()) / 2
-    assert float(objective.distillation_loss(student, teacher, batch, 2.0)) == pytest.approx(expected, rel=1e-4)
+    assert float(objective.distillation_loss({"logits": student}, {"logits": teacher}, batch, 2.0)) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
@@ -354,7 +359,7 @@ def test_columns_it_cannot_learn_from_are_refused(
 ) -> None:
     data = whole_way.dataset(tmp_path / "d", {"text": ["one"] * 10, **columns})
     with pytest.raises(StageError, match="data: ") as caught:
-        chosen(**options).features(
-            jobs.artifact(data, "dataset", stage="data"), "validation", load_tokenizer(tiny_inputs / "tokenizer"), 16
+        chosen(**options).bound(Tokenizer(load_tokenizer(tiny_inputs / "tokenizer"), 16)).examples(
+            jobs.artifact(data, "dataset", stage="data"), "validation"
         )
     assert says in str(caught.value) and caught.value.hint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 from infra.errors import StageError
 from tasks.losses.cross_entropy import IGNORED
 from tasks.models.inputs import model_inputs
-from tasks.objective import SpecialIds, objective
+from tasks.objective import objective as named
 from tasks.objectives.text.inputs.vocabulary import Vocabulary
 from tasks.objectives.text.seq2seq import Seq2Seq
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.special_ids import SpecialIds
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 
 STEPS = 12
 V = 50
@@ -54,7 +55,7 @@ def test_targets_are_closed_and_cut_and_their_bytes_are_counted(
     tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
     assert tokenizer is not None
     chosen = Seq2Seq(target="german", max_target_length=12)
-    rows = list(chosen.features(data, "train", tokenizer, 64))
+    rows = list(chosen.bound(Tokenizer(tokenizer, 64)).examples(data, "train"))
     for text, row in zip(texts[:3], rows[:3], strict=True):
         assert row["target_ids"].tolist() == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
         assert row["target_bytes"] == len(text.encode())
@@ -72,9 +73,9 @@ def test_a_tokenizer_that_ends_texts_itself_ends_them_once(
 
     data = jobs.artifact(tiny.write_dataset(tmp_path, {"train": {"text": ["a b"], "target": ["c d"]}}), "dataset")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_inputs / "tokenizer")
-    plain = Seq2Seq().features(data, "train", tokenizer, 64)[0]
+    plain = Seq2Seq().bound(Tokenizer(tokenizer, 64)).examples(data, "train")[0]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 2)])
-    closed = Seq2Seq().features(data, "train", tokenizer, 64)[0]
+    closed = Seq2Seq().bound(Tokenizer(tokenizer, 64)).examples(data, "train")[0]
     assert closed["target_ids"].tolist() == plain["target_ids"].tolist()
     assert closed["input_ids"].tolist() == [*plain["input_ids"].tolist(), 2]
 
@@ -84,34 +85,34 @@ def test_a_batch_by_hand() -> None:
         {"input_ids": np.array([5, 6, 7]), "target_ids": np.array([8, 2]), "target_bytes": 3, "vocabulary": VOCABULARY},
         {"input_ids": np.array([9]), "target_ids": np.array([4, 4, 2]), "target_bytes": 5, "vocabulary": VOCABULARY},
     ]
-    batch = Seq2Seq().collate(rows, SpecialIds(pad=1, decoder_start=3))
+    batch = Seq2Seq().bound(config=SimpleNamespace(pad_token_id=1, decoder_start_token_id=3)).collate(rows)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [9, 1, 1]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[8, 2, IGNORED], [4, 4, 2]]
     assert batch["decoder_input_ids"].tolist() == [[3, 8, 1], [3, 4, 4]]
     assert batch["target_bytes"].tolist() == [3, 5]
-    assert Seq2Seq().units(batch) == 5 and Seq2Seq().tokens(batch) == 9
+    assert Seq2Seq().units(batch) == 5 and Seq2Seq().work(batch) == 9
 
 
 @pytest.mark.parametrize("type", ["t5", "bart"])
 def test_loss_is_the_models_own_and_padding_changes_nothing(tiny: ModuleType, type: str) -> None:
     """The model shifts the labels itself here: another start token, or no shift, would show."""
     model, chosen = tiny.model(type, AutoModelForSeq2SeqLM), features(tiny, 6)
-    special = SpecialIds.of(model.config)
-    assert special.decoder_start == {"t5": 0, "bart": 2}[type]
-    batch = Seq2Seq().collate(chosen, special)
+    objective = Seq2Seq().bound(config=model.config)
+    assert objective.special.decoder_start == {"t5": 0, "bart": 2}[type]
+    batch = objective.collate(chosen)
     with torch.no_grad():
         own = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
         output = model(**model_inputs(batch, model)).logits
-        total, units = Seq2Seq().loss(output, batch)
+        total, units = Seq2Seq().loss({"logits": output}, batch)
         torch.testing.assert_close(total / units, own.loss)
         for row, feature in enumerate(chosen):
-            alone = model(**model_inputs(Seq2Seq().collate([feature], special), model)).logits[0]
+            alone = model(**model_inputs(objective.collate([feature]), model)).logits[0]
             torch.testing.assert_close(output[row, : len(alone)], alone, atol=1e-5, rtol=0)
-    kept = Seq2Seq().predictions(output.numpy(), {name: value.numpy() for name, value in batch.items()})
+    kept = Seq2Seq().predictions({"logits": output.numpy()}, {name: value.numpy() for name, value in batch.items()})
     assert kept["nll"].sum() == pytest.approx(float(total), rel=1e-5) and kept["tokens"].sum() == units
     assert "bytes" not in kept
-    twice = Seq2Seq().distillation_loss(output, output + 1, batch, 2.0)
+    twice = Seq2Seq().distillation_loss({"logits": output}, {"logits": output + 1}, batch, 2.0)
     assert float(twice) == pytest.approx(0, abs=1e-3)
 
 
@@ -119,10 +120,10 @@ def test_label_smoothing_by_hand() -> None:
     """0.9 of the weight on the target, 0.1 spread over both tokens: 0.95 and 0.05."""
     logits = torch.tensor([[[3.0, 1.0], [0.0, 0.0]]]).log()
     batch = {"labels": torch.tensor([[0, IGNORED]])}
-    total, units = Seq2Seq(label_smoothing=0.1).loss(logits, batch)
+    total, units = Seq2Seq(label_smoothing=0.1).loss({"logits": logits}, batch)
     assert units == 1
     assert float(total) == pytest.approx(-0.95 * math.log(0.75) - 0.05 * math.log(0.25))
-    kept = Seq2Seq(label_smoothing=0.1).predictions(logits.numpy(), {"labels": batch["labels"].numpy()})
+    kept = Seq2Seq(label_smoothing=0.1).predictions({"logits": logits.numpy()}, {"labels": batch["labels"].numpy()})
     assert kept["nll"][0] == pytest.approx(-math.log(0.75)), "the metric is not smoothed"
 
 
@@ -157,7 +158,7 @@ def save_base(tiny: ModuleType, tiny_inputs: Path, folder: Path) -> Path:
 
     model = tiny.model("t5", AutoModelForSeq2SeqLM, vocabulary=tiny.VOCABULARY, dropout_rate=0.0)
     folder.mkdir()
-    save_model(model, folder, tokenizer_from=tiny_inputs / "tokenizer", card=ModelCard(None, 64))
+    save_model(model, folder, processor=Tokenizer.load(tiny_inputs / "tokenizer", 64), card=ModelCard(None, 64))
     return folder
 
 
@@ -220,14 +221,17 @@ def test_samples_are_what_the_likeliest_tokens_spell(
 ) -> None:
     """Token by token without a cache, as the model was trained: a wrong start, or a source cut by padding, would show."""
     tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
-    rows = Seq2Seq().features(jobs.artifact(dataset(tiny, tmp_path), "dataset"), "validation", tokenizer, 64)
+    rows = (
+        Seq2Seq()
+        .bound(Tokenizer(tokenizer, 64))
+        .examples(jobs.artifact(dataset(tiny, tmp_path), "dataset"), "validation")
+    )
     # Without tying: a fresh BART would name the token it reads, which is the end of a text.
     model = tiny.model(type, AutoModelForSeq2SeqLM, vocabulary=tiny.VOCABULARY, tie_word_embeddings=False)
-    special = SpecialIds.of(model.config)
-    shown = Seq2Seq().samples(model, tokenizer, rows)
+    shown = Seq2Seq().bound(Tokenizer(tokenizer, 512), config=model.config).samples(model, rows)
     assert len({sample["prediction"] for sample in shown}) > 1
     for sample, place in zip(shown, np.linspace(0, len(rows) - 1, 4).astype(int), strict=True):
-        written = [special.decoder_start]
+        written = [SpecialIds.of(model.config).decoder_start]
         source = torch.from_numpy(rows[int(place)]["input_ids"].astype(np.int64))[None]
         while len(written) < 64 and (len(written) == 1 or written[-1] != 2):
             with torch.no_grad():
@@ -251,7 +255,7 @@ def test_data_without_targets_are_refused(
     made = tiny.write_dataset(tmp_path / "d", {"train": {"text": ["a", "b", "c"], **columns}})
     with pytest.raises(StageError, match=says) as caught:
         data = jobs.artifact(made, "dataset", stage="numbers")
-        Seq2Seq().features(data, "train", load_tokenizer(tiny_inputs / "tokenizer"), 16)
+        Seq2Seq().bound(Tokenizer(load_tokenizer(tiny_inputs / "tokenizer"), 16)).examples(data, "train")
     assert caught.value.where == "numbers"
     assert ("`columns`" if not columns else "`string`") in str(caught.value), "it says where targets come from"
 
@@ -262,10 +266,10 @@ def test_a_tokenizer_that_cannot_end_a_text_is_refused(
     data = jobs.artifact(tiny.write_dataset(tmp_path, {"train": {"text": ["a"], "target": ["b"]}}), "dataset")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_inputs / "tokenizer", eos_token=None)
     with pytest.raises(StageError, match="no end-of-text token"):
-        Seq2Seq().features(data, "train", tokenizer, 16)
+        Seq2Seq().bound(Tokenizer(tokenizer, 16)).examples(data, "train")
 
 
 def test_its_options_are_read_from_a_pipeline() -> None:
-    found = objective({"name": "seq2seq", "target": "german", "label_smoothing": 0.1})
+    found = named({"name": "seq2seq", "target": "german", "label_smoothing": 0.1})
     assert isinstance(found, Seq2Seq) and found.target == "german"
-    assert found.inputs == ("input_ids", "attention_mask", "decoder_input_ids")
+    assert tuple(found.inputs) == ("input_ids", "attention_mask", "decoder_input_ids")

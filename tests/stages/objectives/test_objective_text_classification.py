@@ -30,9 +30,9 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from infra.errors import StageError
 from tasks.models.inputs import model_inputs
-from tasks.objective import SpecialIds, objective
+from tasks.objective import objective
 from tasks.objectives.text.text_classification import TextClassification
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.training.loop.result import TrainResult
 from tasks.training.settings import WithObjective
 
@@ -105,7 +105,7 @@ def test_features_are_labelled_and_cut(jobs: ModuleType, tiny_inputs: Path) -> N
     data = jobs.artifact(tiny_inputs / "dataset", "dataset")
     tokenizer = load_tokenizer(tiny_inputs / "tokenizer")
     assert tokenizer is not None
-    features = TextClassification().features(data, "test", tokenizer, 16)
+    features = TextClassification().bound(Tokenizer(tokenizer, 16)).examples(data, "test")
     table = pq.read_table(tiny_inputs / "dataset/test/0.parquet").to_pylist()
     names = TextClassification().head(data)["id2label"]
     assert [names[f["label"]] for f in features] == [row["label"] for row in table]
@@ -118,12 +118,14 @@ def test_padding_does_not_change_a_prediction(jobs: ModuleType, tiny: ModuleType
     from transformers import AutoModelForTokenClassification
 
     data = jobs.artifact(tiny_inputs / "dataset", "dataset")
-    features = TextClassification().features(data, "test", load_tokenizer(tiny_inputs / "tokenizer"), 40)
+    features = (
+        TextClassification().bound(Tokenizer(load_tokenizer(tiny_inputs / "tokenizer"), 40)).examples(data, "test")
+    )
     model = tiny.model(auto=AutoModelForTokenClassification, vocabulary=320, **TextClassification().head(data))
     short = min(features, key=lambda f: len(f["input_ids"]))
     alone, together = (
-        TextClassification().collate([short], SpecialIds()),
-        TextClassification().collate([short, *features[:3]], SpecialIds()),
+        TextClassification().collate([short]),
+        TextClassification().collate([short, *features[:3]]),
     )
     assert together["input_ids"].shape[1] > alone["input_ids"].shape[1]
     with torch.no_grad():
@@ -167,7 +169,7 @@ def test_data_it_cannot_learn_from_is_refused(
 ) -> None:
     data = jobs.artifact(dataset(tmp_path / "d", labels, rows), "dataset", stage="functions")
     with pytest.raises(StageError, match="functions") as caught:
-        TextClassification().features(data, split, load_tokenizer(tiny_inputs / "tokenizer"), 16)
+        TextClassification().bound(Tokenizer(load_tokenizer(tiny_inputs / "tokenizer"), 16)).examples(data, split)
     assert says in str(caught.value)
 
 
@@ -177,10 +179,10 @@ def test_a_split_without_rows_is_refused(jobs: ModuleType, tiny_inputs: Path, tm
     pq.write_table(table.slice(0, 0), tmp_path / "d/test/0.parquet")
     with pytest.raises(StageError, match="split 'test' is empty"):
         data = jobs.artifact(tmp_path / "d", "dataset")
-        TextClassification().features(data, "test", load_tokenizer(tiny_inputs / "tokenizer"), 16)
+        TextClassification().bound(Tokenizer(load_tokenizer(tiny_inputs / "tokenizer"), 16)).examples(data, "test")
     (tmp_path / "d/test/0.parquet").unlink()  # as the dataset stage leaves it: no file, so no columns either
     with pytest.raises(StageError, match="split 'test' is empty"):
-        TextClassification(problem="regression", target="x").features(data, "test", None, 16)
+        TextClassification(problem="regression", target="x").bound(Tokenizer(None, 16)).examples(data, "test")
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -267,20 +269,30 @@ def test_soft_losses_by_hand() -> None:
     student, teacher = (torch.randn(4, 3, generator=random) for _ in range(2))
     multi = TextClassification(problem="multi_label", labels="tags", pooling="model")
     number = TextClassification(problem="regression", target="x", pooling="model")
-    assert float(multi.distillation_loss(teacher, teacher, {}, 2.0)) == pytest.approx(0, abs=1e-6)
+    assert float(multi.distillation_loss({"logits": teacher}, {"logits": teacher}, {}, 2.0)) == pytest.approx(
+        0, abs=1e-6
+    )
     p, q = torch.sigmoid(teacher / 2), torch.sigmoid(student / 2)
     divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    torch.testing.assert_close(multi.distillation_loss(student, teacher, {}, 2.0), 4 * divergence.mean(1).sum())
+    torch.testing.assert_close(
+        multi.distillation_loss({"logits": student}, {"logits": teacher}, {}, 2.0), 4 * divergence.mean(1).sum()
+    )
     expected = (student[:, :1] - teacher[:, :1]).square().sum()
-    torch.testing.assert_close(number.distillation_loss(student[:, :1], teacher[:, :1], {}, 2.0), expected)
+    torch.testing.assert_close(
+        number.distillation_loss({"logits": student[:, :1]}, {"logits": teacher[:, :1]}, {}, 2.0), expected
+    )
     weighted = TextClassification(class_weights="balanced", pooling="model")
     batch = {"labels": torch.tensor([0, 1, 2, 2]), "class_weights": torch.tensor([2.0, 0.0, 1.0])}
     plain = TextClassification(pooling="model")
     first, _, third, fourth = (
-        plain.distillation_loss(student[i : i + 1], teacher[i : i + 1], {"labels": batch["labels"][i : i + 1]}, 2.0)
+        plain.distillation_loss(
+            {"logits": student[i : i + 1]}, {"logits": teacher[i : i + 1]}, {"labels": batch["labels"][i : i + 1]}, 2.0
+        )
         for i in range(4)
     )
-    torch.testing.assert_close(weighted.distillation_loss(student, teacher, batch, 2.0), 2 * first + third + fourth)
+    torch.testing.assert_close(
+        weighted.distillation_loss({"logits": student}, {"logits": teacher}, batch, 2.0), 2 * first + third + fourth
+    )
     assert weighted.units(batch) == 4.0
 
 
@@ -368,15 +380,15 @@ def test_a_pair_is_joined_by_the_tokenizer_and_stays_whole_where_its_text_is_cha
     tokenizer, data = load_tokenizer(tiny_inputs / "tokenizer"), jobs.artifact(words, "dataset")
     assert tokenizer is not None
     chosen = TextClassification(pair="second")
-    features = chosen.features(data, "test", tokenizer, 64)
+    features = chosen.bound(Tokenizer(tokenizer, 64)).examples(data, "test")
     table = pq.read_table(words / "test/0.parquet").to_pylist()
     for feature, row in zip(features, table, strict=True):
         given = tokenizer(row["text"], row["second"], return_token_type_ids=True)
         assert feature["input_ids"].tolist() == given["input_ids"]
         assert feature["token_type_ids"].tolist() == given["token_type_ids"] and 1 in given["token_type_ids"]
-    changed = chosen.with_text(features[0], "plum", tokenizer, 64)
+    changed = chosen.bound(Tokenizer(tokenizer, 64)).with_text(features[0], "plum")
     assert changed["input_ids"].tolist() == tokenizer("plum", table[0]["second"])["input_ids"]
-    batch = chosen.collate(features[:4], SpecialIds())
+    batch = chosen.collate(features[:4])
     assert batch["token_type_ids"].shape == batch["input_ids"].shape
 
 
@@ -386,13 +398,15 @@ def test_padding_changes_no_prediction_of_pairs_and_of_hugging_faces_head(
 ) -> None:
     chosen = TextClassification.model_validate(options)
     data = jobs.artifact(words, "dataset")
-    features = sorted(chosen.features(data, "test", load_tokenizer(tiny_inputs / "tokenizer"), 64), key=chosen.length)
+    features = sorted(
+        chosen.bound(Tokenizer(load_tokenizer(tiny_inputs / "tokenizer"), 64)).examples(data, "test"), key=chosen.length
+    )
     auto = getattr(transformers, chosen.auto_class)
     model = tiny.model("bert" if "pair" in options else "llama", auto, vocabulary=320, **chosen.head(data))
     with torch.no_grad():
         a, b = (
             chosen.scores(model(**model_inputs(batch, model)).logits, batch)
-            for batch in (chosen.collate(features[:1], SpecialIds()), chosen.collate(features, SpecialIds()))
+            for batch in (chosen.collate(features[:1]), chosen.collate(features))
         )
     torch.testing.assert_close(a[0], b[0], atol=1e-5, rtol=0)
 
@@ -403,7 +417,7 @@ def test_balanced_weights_are_scikit_learns(jobs: ModuleType, tiny_inputs: Path,
     labels = pq.read_table(words / "train/0.parquet")["label"].to_pylist()
     expected = compute_class_weight("balanced", classes=np.array(["blue", "green", "red"]), y=labels)
     for split in ("train", "validation"):
-        features = chosen.features(data, split, tokenizer, 16)
+        features = chosen.bound(Tokenizer(tokenizer, 16)).examples(data, split)
         np.testing.assert_allclose(features[0]["class_weights"], expected, rtol=1e-6)
 
 
@@ -455,9 +469,9 @@ def test_columns_it_cannot_learn_from_are_refused(
     given = {"text": ["one"] * 10, "label": ["a", "b"] * 5, **columns}
     data = jobs.artifact(whole_way.dataset(tmp_path / "d", given, ["a", "b"]), "dataset", stage="data")
     with pytest.raises(StageError, match="data: ") as caught:
-        TextClassification.model_validate(options).features(
-            data, "validation", load_tokenizer(tiny_inputs / "tokenizer"), 16
-        )
+        TextClassification.model_validate(options).bound(
+            Tokenizer(load_tokenizer(tiny_inputs / "tokenizer"), 16)
+        ).examples(data, "validation")
     assert says in str(caught.value) and caught.value.hint
 
 

@@ -22,9 +22,9 @@ from tasks.metrics.direction import greater_is_better
 from tasks.metrics.tagging import spans
 from tasks.models.card import ModelCard, read_card
 from tasks.models.inputs import model_inputs
-from tasks.objective import SpecialIds, objective
+from tasks.objective import objective
 from tasks.objectives.text.token_classification import TokenClassification
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.release.gate.judging import read_replicates
 from tasks.stage import stages
 
@@ -74,7 +74,9 @@ def test_a_words_label_stands_on_its_first_piece(jobs: ModuleType, tiny: ModuleT
     data = written(jobs, tiny, tmp_path, train=[row])
     tokenizer = tiny.word_tokenizer(["mr", "saw", "paris"])
     for all_pieces in (False, True):
-        found = TokenClassification(label_all_pieces=all_pieces).features(data, "train", tokenizer, 64)[0]
+        found = (
+            TokenClassification(label_all_pieces=all_pieces).bound(Tokenizer(tokenizer, 64)).examples(data, "train")[0]
+        )
         labels = ("O", "B-LOC", "B-PER", "I-PER")
         assert tuple(TokenClassification().head(data)["label2id"]) == labels
         pieces = tokenizer.convert_ids_to_tokens(found["input_ids"].tolist())
@@ -131,11 +133,11 @@ def kept(chosen: TokenClassification, truth: np.ndarray, guess: np.ndarray) -> d
     """Predictions as evaluation keeps them, of logits that make these guesses; the first piece of a word is its last."""
     logits = np.eye(len(chosen._labels), dtype=np.float32)[np.maximum(guess, 0)][:, ::-1]
     starts = np.where(truth >= 0, np.arange(truth.shape[1])[::-1][None], -1)
-    return chosen.predictions(logits, {"tags": truth, "starts": starts})
+    return chosen.predictions({"logits": logits}, {"tags": truth, "starts": starts})
 
 
 def test_span_metrics_equal_seqeval_under_every_weighting() -> None:
-    chosen = TokenClassification().with_labels(LABELS)
+    chosen = TokenClassification().bound(labels=LABELS)
     truth, other = random_tags(80, LABELS, 1), random_tags(80, LABELS, 2)
     guess = np.where(np.random.default_rng(3).random(truth.shape) < 0.6, truth, np.maximum(other, 0))
     found = kept(chosen, truth, guess)
@@ -162,7 +164,7 @@ def test_span_metrics_equal_seqeval_under_every_weighting() -> None:
 
 def test_plain_tag_metrics_equal_scikit_learn() -> None:
     labels = ("DT", "NN", "VB", "a/b", "never")
-    chosen = TokenClassification(scheme="none").with_labels(labels)
+    chosen = TokenClassification(scheme="none").bound(labels=labels)
     assert (chosen.primary_metric, TokenClassification().primary_metric) == ("f1_macro", "span_f1")
     truth, other = random_tags(60, labels[:4], 1), random_tags(60, labels[:4], 2)
     guess = np.where(np.random.default_rng(3).random(truth.shape) < 0.6, truth, np.maximum(other, 0))
@@ -188,10 +190,10 @@ def test_nothing_is_gained_by_cutting(
     row = {"words": ["mr", "paris", "we", "in", "london", "sydney", "mr", "paris"], "tags": tags}
     data = written(jobs, tiny, tmp_path, train=[row])
     chosen = TokenClassification(scheme=scheme)
-    chosen = chosen.with_labels(list(chosen.head(data)["label2id"]))
-    batch = chosen.collate(chosen.features(data, "train", tokenizer, 4), SpecialIds())
+    chosen = chosen.bound(labels=list(chosen.head(data)["label2id"]))
+    batch = chosen.collate(chosen.bound(Tokenizer(tokenizer, 4)).examples(data, "train"))
     logits = np.eye(len(chosen._labels), dtype=np.float32)[np.maximum(batch["labels"].numpy(), 0)]
-    found = chosen.predictions(logits, {name: tensor.numpy() for name, tensor in batch.items()})
+    found = chosen.predictions({"logits": logits}, {name: tensor.numpy() for name, tensor in batch.items()})
     values = {name: float(v[0]) for name, v in chosen.metrics(found, np.ones((1, 1))).items()}
     if scheme == "bio":
         assert values["span_recall"] == pytest.approx(1 / 3) and values["span_precision"] == 1
@@ -204,16 +206,16 @@ def test_balanced_weights_and_smoothing_are_those_of_torch(tiny: ModuleType, tok
     from sklearn.utils.class_weight import compute_class_weight
 
     chosen = TokenClassification(class_weights="balanced", label_smoothing=0.1)
-    features = chosen.features(data, "validation", tokenizer, 32)
-    batch = chosen.collate(features[:5], SpecialIds())
-    seen = np.concatenate([f["tags"] for f in chosen.features(data, "train", tokenizer, 64)])
+    features = chosen.bound(Tokenizer(tokenizer, 32)).examples(data, "validation")
+    batch = chosen.collate(features[:5])
+    seen = np.concatenate([f["tags"] for f in chosen.bound(Tokenizer(tokenizer, 64)).examples(data, "train")])
     weights = compute_class_weight("balanced", classes=np.arange(5), y=seen)
     np.testing.assert_allclose(batch["class_weights"].numpy(), weights, rtol=1e-6)
     logits = torch.randn(*batch["labels"].shape, 5, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.CrossEntropyLoss(torch.tensor(weights).float(), reduction="sum", label_smoothing=0.1)(
         logits.flatten(0, 1), batch["labels"].flatten()
     )
-    total, units = chosen.loss(logits, batch)
+    total, units = chosen.loss({"logits": logits}, batch)
     torch.testing.assert_close(total, expected)
     assert units == sum((f["labels"] >= 0).sum() for f in features[:5])
 
@@ -223,8 +225,8 @@ def test_parity_with_a_bare_loop_over_the_models_own_loss(
 ) -> None:
     """Micro-batches of two hold other numbers of labelled words than four of them together: a mean of means would drift."""
     chosen = TokenClassification()
-    chosen = chosen.with_labels(list(chosen.head(data)["label2id"]))
-    features = chosen.features(data, "train", tokenizer, 24)[:40]
+    chosen = chosen.bound(labels=list(chosen.head(data)["label2id"]))
+    features = chosen.bound(Tokenizer(tokenizer, 24)).examples(data, "train")[:40]
     assert len({int((f["labels"] >= 0).sum()) for f in features}) > 4
     shape = {"vocabulary": len(tokenizer), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     parity(
@@ -239,26 +241,26 @@ def test_parity_with_a_bare_loop_over_the_models_own_loss(
 
 def test_padding_does_not_change_a_prediction(tiny: ModuleType, tokenizer: Any, data: Any) -> None:
     chosen = TokenClassification()
-    chosen = chosen.with_labels(list(chosen.head(data)["label2id"]))
-    features = sorted(chosen.features(data, "test", tokenizer, 64), key=chosen.length)
+    chosen = chosen.bound(labels=list(chosen.head(data)["label2id"]))
+    features = sorted(chosen.bound(Tokenizer(tokenizer, 64)).examples(data, "test"), key=chosen.length)
     model = tiny.model(
         "bert", AutoModelForTokenClassification, vocabulary=len(tokenizer), initializer_range=0.3, **chosen.head(data)
     )
-    alone = chosen.collate(features[:1], SpecialIds())
-    together = chosen.collate([features[0], features[-1]], SpecialIds())
+    alone = chosen.collate(features[:1])
+    together = chosen.collate([features[0], features[-1]])
     assert together["input_ids"].shape[1] > alone["input_ids"].shape[1]
     with torch.no_grad():
         a, b = (model(**model_inputs(batch, model)).logits for batch in (alone, together))
     torch.testing.assert_close(a[0], b[0, : a.shape[1]], atol=1e-5, rtol=0)
     found = [
-        chosen.predictions(logits.numpy(), {name: tensor.numpy() for name, tensor in batch.items()})
+        chosen.predictions({"logits": logits.numpy()}, {name: tensor.numpy() for name, tensor in batch.items()})
         for logits, batch in ((a, alone), (b, together))
     ]
     assert all(np.array_equal(found[0][name][0], found[1][name][0]) for name in found[0])
 
 
 def test_baselines_by_hand() -> None:
-    chosen = TokenClassification(scheme="none").with_labels(["N", "V"])
+    chosen = TokenClassification(scheme="none").bound(labels=["N", "V"])
     train = [{"words": ["run", "dog", "dog", "run", "run"], "tags": np.array([0, 0, 0, 1, 1])}]
     heldout = [{"words": ["dog", "run"], "tags": np.array([0, 1])}, {"words": ["new"], "tags": np.array([1])}]
     # majority: all N, F1 of N 1/2, of V 0. unigram: dog N, run V, new N: F1 of N and of V 2/3.
@@ -305,10 +307,10 @@ def test_a_model_is_judged_by_its_own_classes(
     """Data without a training split, or with fewer tags: the numbers are those the model was trained with."""
     card = ModelCard.of(TokenClassification(class_weights="balanced"), 40, TokenClassification().head(data))
     few = written(jobs, tiny, tmp_path, test=[{"words": ["in", "paris"], "tags": ["O", "B-LOC"]}])
-    found = card.objective.features(few, "test", tokenizer, 40)
+    found = card.objective.bound(Tokenizer(tokenizer, 40)).examples(few, "test")
     assert [LABELS[n] for n in found[0]["tags"]] == ["O", "B-LOC"]
-    assert card.objective == objective({"name": "token_classification", "class_weights": "balanced"}).with_labels(
-        LABELS
+    assert card.objective == objective({"name": "token_classification", "class_weights": "balanced"}).bound(
+        labels=LABELS
     )
 
 
@@ -334,7 +336,7 @@ def test_bad_rows_are_named(
 ) -> None:  # fmt: skip
     data = written(jobs, tiny, tmp_path, **rows)
     with pytest.raises(StageError, match="names") as caught:
-        TokenClassification(**options).features(data, sorted(rows)[0], tokenizer, 40)
+        TokenClassification(**options).bound(Tokenizer(tokenizer, 40)).examples(data, sorted(rows)[0])
     assert says in str(caught.value)
     if "column" in says and options:
         assert "tags, words" in str(caught.value), "the columns there are"
@@ -352,4 +354,4 @@ def test_changed_texts_are_refused(jobs: ModuleType, tokenizer: Any, data: Any) 
     from tasks.training.loop.features import train_and_validation
 
     with pytest.raises(StageError, match="does not support `augment`"):
-        train_and_validation(TokenClassification(), data, tokenizer, 40, Augment(delete=0.1))
+        train_and_validation(TokenClassification().bound(Tokenizer(tokenizer, 40)), data, Augment(delete=0.1))

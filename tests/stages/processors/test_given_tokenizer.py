@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from infra.errors import StageError
 from tasks.data.tokens import tokenizing
 from tasks.data.tokens.encoding import Encoder
-from tasks.objective import SpecialIds, class_head, objective
+from tasks.objective import class_head, objective
 from tasks.processors.given_tokenizer import ROLES, bring_tokenizer
 from tasks.processors.padding import padding_id
 from tasks.processors.tokenizer import load_tokenizer
@@ -183,7 +183,7 @@ def test_padding_is_no_word(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) 
     ready = AutoModelForSequenceClassification.from_pretrained(job.output).eval()
     rows = [{"input_ids": tokenizer(text)["input_ids"]} for text in ("3", "3!!!", "what goes on longer!")]
     with torch.no_grad():
-        batch = chosen.collate(rows, SpecialIds.of(ready.config))
+        batch = chosen.bound(config=ready.config).collate(rows)
         together = ready(**batch).logits
         alone = torch.cat([ready(torch.tensor([row["input_ids"]])).logits for row in rows])
     assert not torch.allclose(together[0], together[1], atol=1e-3)

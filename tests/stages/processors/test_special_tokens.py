@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from infra.errors import ConfigError, StageError
 from tasks.data.tokens.encoding import Encoder
 from tasks.models.creation import new_model
-from tasks.processors.tokenizer import check_length, longest_text
+from tasks.processors.tokenizer import Tokenizer, check_length, longest_text
 from tasks.stages import tokenizer
 
 ALL = {"mask_token": True, "cls_sep": True, "sentinels": 3, "special_tokens": ["<en>", "<de>"]}
@@ -107,7 +107,7 @@ def test_a_new_model_takes_its_ids_from_the_tokenizer(tiny_inputs: Path, type: s
     """Defaults of a type are the ids of another vocabulary: a decoder would begin with an ordinary token."""
     found = PreTrainedTokenizerFast.from_pretrained(tiny_inputs / "tokenizer")
     auto, wanted = MODELS[type]
-    model = new_model(auto, type, dict(SHAPE), found, where="model")
+    model = new_model(auto, type, dict(SHAPE), Tokenizer(found, 512), where="model")
     ids = {"pad": found.pad_token_id, "eos": found.eos_token_id}
     assert (model.config.pad_token_id, model.config.vocab_size) == (0, len(found))
     for name, role in wanted.items():
@@ -140,7 +140,7 @@ def test_how_long_a_text_a_model_reads(tiny: ModuleType, type: str, reads: int |
 def test_both_stacks_of_t5_are_as_deep_as_asked(tiny_inputs: Path) -> None:
     found = PreTrainedTokenizerFast.from_pretrained(tiny_inputs / "tokenizer")
     fields = {**SHAPE, "num_hidden_layers": 3, "d_ff": 64, "d_kv": 16}
-    model = new_model("AutoModelForSeq2SeqLM", "t5", fields, found, where="model")
+    model = new_model("AutoModelForSeq2SeqLM", "t5", fields, Tokenizer(found, 512), where="model")
     assert (len(model.encoder.block), len(model.decoder.block), model.config.num_decoder_layers) == (3, 3, 3)
     with pytest.raises(ConfigError, match="did you mean num_layers"):
-        new_model("AutoModelForSeq2SeqLM", "t5", {"num_layer": 2}, found, where="model")
+        new_model("AutoModelForSeq2SeqLM", "t5", {"num_layer": 2}, Tokenizer(found, 512), where="model")

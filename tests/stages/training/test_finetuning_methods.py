@@ -16,9 +16,8 @@ from infra.errors import Preempted, StageError
 from infra.execution import Execution
 from tasks.models.card import ModelCard, write_card
 from tasks.models.structure.parts import depths
-from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.stages import finetune
 from tasks.training.engine.batch import BatchSplit
 from tasks.training.engine.deepspeed_config import training_faults
@@ -52,8 +51,8 @@ def reference(
     model.train()
     for step in range(STEPS):
         rows = [features[i] for i in Sampler(40, 3, BatchSplit(8, 1, 8)).global_batch(step)]
-        batch = objective.collate(rows, SpecialIds())
-        total, units = objective.loss(model(batch["input_ids"], batch["attention_mask"]).logits, batch)
+        batch = objective.collate(rows)
+        total, units = objective.loss({"logits": model(batch["input_ids"], batch["attention_mask"]).logits}, batch)
         (total / units).backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -338,13 +337,13 @@ def test_low_rank_validation_is_that_of_the_merged_model(
     jobs: ModuleType, tiny_inputs: Path, base: Path, tmp_path: Path
 ) -> None:
     from tasks.objectives.text.text_classification import TextClassification
-    from tasks.training.loop.features import heldout_features
+    from tasks.training.loop.features import heldout_examples
     from tasks.training.loop.result import TrainResult
 
     job = finetuned(jobs, tiny_inputs, base, tmp_path, lora={"r": 4}, max_steps=6, learning_rate=1e-2)
     data = jobs.artifact(tiny_inputs / "dataset", "dataset")
     objective = TextClassification()
-    heldout = heldout_features(objective, data, "validation", load_tokenizer(job.output), 32)
+    heldout = heldout_examples(objective.bound(Tokenizer(load_tokenizer(job.output), 32)), data, "validation")
     model = AutoModelForTokenClassification.from_pretrained(job.output)
     values = TrainResult.untrained(model, objective, heldout).validation
     assert values["loss"] == pytest.approx(job.metrics["validation_loss"], abs=1e-5)

@@ -24,13 +24,12 @@ from infra.execution import Execution
 from tasks.models.card import read_card
 from tasks.models.inputs import model_inputs
 from tasks.models.loading import load_model
-from tasks.objective import SpecialIds
 from tasks.objectives.text.text_classification import TextClassification
 from tasks.objectives.text.token_classification import TokenClassification
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.stages import finetune, multitask, task_model
 from tasks.training.engine.batch import BatchSplit
-from tasks.training.loop.features import heldout_features
+from tasks.training.loop.features import heldout_examples
 from tasks.training.loop.result import TrainResult
 from tasks.training.multitask.gradient_conflict import conflict
 from tasks.training.multitask.mixture import MixtureSampler, batch_counts, interleaved, shares
@@ -144,8 +143,8 @@ def reference(folder: Path, given: multitask.Params, jobs: ModuleType) -> tuple[
     for task in given.tasks:
         data = jobs.artifact(folder / task.data, "dataset")
         head = task.objective.head(data)
-        objectives.append(task.objective.with_labels(list(head["label2id"])))
-        features.append(objectives[-1].features(data, "train", tokenizer, 32))
+        objectives.append(task.objective.bound(labels=list(head["label2id"])))
+        features.append(objectives[-1].bound(Tokenizer(tokenizer, 32)).examples(data, "train"))
         torch.manual_seed(3)
         models.append(load_model(folder / "base", task.objective.auto_class, hidden_dropout_prob=0.0,
                                  attention_probs_dropout_prob=0.0, classifier_dropout=0.0, **head))  # fmt: skip
@@ -168,8 +167,8 @@ def reference(folder: Path, given: multitask.Params, jobs: ModuleType) -> tuple[
         for k, (model, objective) in enumerate(zip(models, objectives, strict=True)):
             model.train()
             rows = [features[k][i - sum(sizes[:k])] for i in chosen if 0 <= i - sum(sizes[:k]) < sizes[k]]
-            batch = objective.collate(rows, SpecialIds.of(model.config))
-            loss, units = objective.loss(model(**model_inputs(batch, model)).logits, batch)
+            batch = objective.bound(config=model.config).collate(rows)
+            loss, units = objective.loss({"logits": model(**model_inputs(batch, model)).logits}, batch)
             total = total + given.tasks[k].weight * loss / units
         optimizer.zero_grad()
         total.backward()
@@ -245,13 +244,15 @@ def test_a_task_model_is_a_plain_model_that_says_what_the_shared_one_said(
     classes: Any = {"topic": AutoModelForSequenceClassification, "tags": AutoModelForTokenClassification}
     objectives: Any = {
         "topic": TextClassification(pooling="model"),
-        "tags": TokenClassification(scheme="none").with_labels(sorted(KINDS)),
+        "tags": TokenClassification(scheme="none").bound(labels=sorted(KINDS)),
     }
     for name, data in (("topic", "topics"), ("tags", "words")):
         out = plain_model(jobs, job, tmp_path / name, name).output
         model = classes[name].from_pretrained(out)
-        heldout = heldout_features(
-            objectives[name], jobs.artifact(folder / data, "dataset"), "validation", load_tokenizer(out), 32
+        heldout = heldout_examples(
+            objectives[name].bound(Tokenizer(load_tokenizer(out), 32)),
+            jobs.artifact(folder / data, "dataset"),
+            "validation",
         )
         values = TrainResult.untrained(model, objectives[name], heldout).validation
         assert values["loss"] == pytest.approx(job.metrics[f"validation_{name}/loss"], abs=1e-5)
@@ -333,7 +334,7 @@ def test_learned_weights_follow_the_gradient(jobs: ModuleType, folder: Path, tmp
         assert found[0][f"{task}/loss"] > 0.5
         # Adam's first step is the sign of the gradient times the rate.
         assert found[1][f"{task}/log_variance"] == pytest.approx(rate * given.learning_rate, rel=1e-4)
-    from tasks.training.multitask.objective import Multitask, Outputs
+    from tasks.training.multitask.objective import Multitask
 
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     part = {"labels": torch.tensor([0, 0]), "attention_mask": torch.ones(2, 3)}
@@ -343,7 +344,7 @@ def test_learned_weights_follow_the_gradient(jobs: ModuleType, folder: Path, tmp
     variances = torch.tensor([0.3], requires_grad=True)
     batch = {f"a/{name}": value for name, value in part.items()}
     batch |= {"examples": torch.tensor(2.0), "present": torch.ones(1), "step_units": torch.tensor([2.0, 2.0])}
-    total, units = objective.loss(Outputs({"a": logits}, variances), batch)
+    total, units = objective.loss({"a/logits": logits, "log_variances": variances}, batch)
     (total / units).backward()
     mean = torch.nn.functional.cross_entropy(logits, part["labels"])
     assert variances.grad == pytest.approx(0.5 - float(torch.exp(torch.tensor(-0.3)) * mean), abs=1e-6)
@@ -430,7 +431,7 @@ def test_a_head_that_says_words_goes_with_one_that_names_classes(
         out = plain_model(jobs, job, tmp_path / task.name, task.name).output
         chosen = read_card(out).objective
         model = getattr(transformers, chosen.auto_class).from_pretrained(out)
-        heldout = heldout_features(chosen, inputs["tasks"][0], "validation", load_tokenizer(out), 32)
+        heldout = heldout_examples(chosen.bound(Tokenizer(load_tokenizer(out), 32)), inputs["tasks"][0], "validation")
         values = TrainResult.untrained(model, chosen, heldout).validation
         assert values["loss"] == pytest.approx(metrics[f"validation_{task.name}/loss"], abs=1e-5)
         if task.name == "words":

@@ -18,9 +18,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClass
 from infra.errors import StageError
 from tasks.models.card import ModelCard, write_card
 from tasks.models.loading import load_model
-from tasks.objective import SpecialIds
 from tasks.objectives.text.text_classification import TextClassification
-from tasks.processors.tokenizer import load_tokenizer
+from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.stages import finetune
 from tasks.training.engine.batch import BatchSplit
 from tasks.training.loop.sampler import Sampler, stream_seed
@@ -89,15 +88,15 @@ def test_learns_as_peft_does(jobs: ModuleType, tiny: ModuleType, tiny_inputs: Pa
         {"params": [p for p in learning if (p.ndim >= 2) == matrix], "weight_decay": 0.01 * matrix} for matrix in (1, 0)
     ]
     optimizer = torch.optim.AdamW(groups, lr=3e-2)
-    features = objective.features(data, "train", tokenizer, LENGTH - N)
+    features = objective.bound(Tokenizer(tokenizer, LENGTH - N)).examples(data, "train")
     sampler, expected = Sampler(len(features), 3, BatchSplit(8, 1, 8)), []
     theirs.train()
     for step in range(STEPS):
         torch.manual_seed(stream_seed(3, 8 * step))  # these heads drop out a tenth, whatever the config says
-        batch = objective.collate([features[i] for i in sampler.global_batch(step)], SpecialIds())
+        batch = objective.collate([features[i] for i in sampler.global_batch(step)])
         logits = theirs(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         longer = torch.nn.functional.pad(batch["attention_mask"], (N, 0), value=1)
-        loss = objective.loss(logits, {**batch, "attention_mask": longer})[0] / 8
+        loss = objective.loss({"logits": logits}, {**batch, "attention_mask": longer})[0] / 8
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -139,7 +138,7 @@ def test_what_ships_is_a_plain_model_that_puts_the_prompt_before_a_text(
     ids = tokenizer("def f(x): return x", truncation=True, max_length=8)["input_ids"]
     assert ids[:N] == list(range(first, first + N)) and len(ids) == 8 and max(ids[N:]) < first
     objective, data = TextClassification(), jobs.artifact(tiny_inputs / "dataset", "dataset")
-    heldout = objective.features(data, "validation", load_tokenizer(job.output), LENGTH)
+    heldout = objective.bound(Tokenizer(load_tokenizer(job.output), LENGTH)).examples(data, "validation")
     total = 0.0
     for feature in heldout:
         assert (

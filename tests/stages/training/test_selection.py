@@ -12,7 +12,6 @@ import torch
 from pydantic import ValidationError
 
 from infra.errors import Preempted, StageError
-from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM
 from tasks.training.engine.batch import BatchSplit
 from tasks.training.loop.result import TrainResult
@@ -44,8 +43,8 @@ def by_step(tiny: ModuleType) -> list[dict[str, torch.Tensor]]:
     found = [{name: p.detach().clone() for name, p in model.named_parameters()}]
     for step in range(STEPS):
         rows = [features[i] for i in Sampler(40, 3, BatchSplit(8, 1, 8)).global_batch(step)]
-        batch = objective.collate(rows, SpecialIds())
-        total, units = objective.loss(model(batch["input_ids"], batch["attention_mask"]).logits, batch)
+        batch = objective.collate(rows)
+        total, units = objective.loss({"logits": model(batch["input_ids"], batch["attention_mask"]).logits}, batch)
         (total / units).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -74,8 +73,8 @@ def test_the_average_is_that_of_the_steps_and_is_what_is_validated(
     close(result, average)
     model = tiny.model()
     model.load_state_dict(average, strict=False)
-    batch = CausalLM().collate(tiny.lm_features(40)[:5], SpecialIds())
-    total, units = CausalLM().loss(model(batch["input_ids"], batch["attention_mask"]).logits, batch)
+    batch = CausalLM().collate(tiny.lm_features(40)[:5])
+    total, units = CausalLM().loss({"logits": model(batch["input_ids"], batch["attention_mask"]).logits}, batch)
     assert lines(tmp_path)[-1]["loss"] == pytest.approx(total.item() / units, abs=1e-5)
     assert result.validation["loss"] == lines(tmp_path)[-1]["loss"]
 

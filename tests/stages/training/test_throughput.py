@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.objectives.text.causal_lm import CausalLM
 from tasks.training.loop.throughput import ModelFlops, matrix_flops
@@ -40,17 +40,9 @@ def test_the_formula_counts_what_torch_counts(tied: bool) -> None:
         attn_implementation="eager",
     )
     model, length = AutoModelForCausalLM.from_config(config), 128
-    flops = ModelFlops.of(model)
+    flops = ModelFlops.of_tokens(model)
     assert flops is not None
-    assert flops.per_token(length) * length == pytest.approx(3 * counted(model, length), rel=0.01)
-
-
-@pytest.mark.parametrize("type", ["resnet", "convnext"])
-def test_a_convolutional_net_has_no_such_formula(type: str) -> None:
-    sizes = {"hidden_sizes": [8, 16], "depths": [1, 1]}
-    embedding = {"embedding_size": 8} if type == "resnet" else {"num_stages": 2}
-    config = AutoConfig.for_model(type, **sizes, **embedding)
-    assert ModelFlops.of(AutoModelForImageClassification.from_config(config)) is None
+    assert flops.per_unit(length) * length == pytest.approx(3 * counted(model, length), rel=0.01)
 
 
 def test_a_step_records_its_share_of_the_machine(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import torch
 from infra.errors import OutOfMemory, Preempted, StageError
 from infra.launch.launcher import JobSpec
 from infra.launch.local import LocalLauncher
-from tasks.objective import SpecialIds
 from tasks.objectives.text.causal_lm import CausalLM
 from tasks.training.engine.batch import BatchSplit
 from tasks.training.loop.result import TrainResult
@@ -40,14 +39,14 @@ def loop() -> ModuleType:
     return module
 
 
-def plain(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return CausalLM().loss(logits, batch)[0]
+def plain(outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return CausalLM().loss(outputs, batch)[0]
 
 
 def poisoned(sampler: Sampler, steps: set[int], features: list[dict[str, Any]]) -> Loss:
     """A loss that is NaN on the batches of these steps of the data stream, recognised by their content."""
-    bad = {_mark(CausalLM().collate([features[i] for i in sampler.global_batch(step)], SpecialIds())) for step in steps}
-    return lambda logits, batch: plain(logits, batch) * (float("nan") if _mark(batch) in bad else 1.0)
+    bad = {_mark(CausalLM().collate([features[i] for i in sampler.global_batch(step)])) for step in steps}
+    return lambda outputs, batch: plain(outputs, batch) * (float("nan") if _mark(batch) in bad else 1.0)
 
 
 def _mark(batch: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
@@ -137,8 +136,8 @@ def test_going_back_is_bounded(jobs: ModuleType, tiny: ModuleType, loop: ModuleT
     given = loop.params(divergence={"patience": 1, "rollback_every": 4, "max_rollbacks": 1}, max_steps=30)
     calls = iter(range(10**6))
 
-    def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return plain(logits, batch) * (float("nan") if next(calls) > 5 else 1.0)
+    def loss(outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return plain(outputs, batch) * (float("nan") if next(calls) > 5 else 1.0)
 
     with pytest.raises(StageError, match=r"(?s)became nan at step 6 of 30 \(2 in a row\).*1 times back"):
         run(jobs, tiny, tmp_path, given, loss)
@@ -149,12 +148,12 @@ def test_too_little_memory_halves_the_micro_batch_and_nothing_else(
 ) -> None:
     sizes: list[int] = []
 
-    def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def loss(outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         rows = batch["input_ids"].shape[0]
         sizes.append(rows)
         if rows > 2 and len(sizes) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return plain(logits, batch)
+        return plain(outputs, batch)
 
     given = loop.params()
     fixed = {"per_device_train_batch_size": 2}

@@ -148,7 +148,7 @@ def test_a_resumed_training_ends_bit_for_bit_where_the_undisturbed_one_does(
     assert [line["loss"] for line in lines(tmp_path / "resumed")] == [
         line["loss"] for line in lines(tmp_path / "straight")
     ]
-    assert (resumed.tokens, resumed.seen) == (straight.tokens, straight.seen)
+    assert (resumed.work, resumed.seen) == (straight.work, straight.seen)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (3, 1)])
@@ -196,14 +196,14 @@ def test_the_way_to_a_target_is_read_from_the_evaluations() -> None:
         {"step": step, "trained_seconds": step / 10, "tokens": 100 * step, "loss": loss, "accuracy": right, "ece": ece}
         for step, loss, right, ece in values
     ]
-    assert convergence(told, "loss", 1.0) == {
+    assert convergence(told, "loss", 1.0, "tokens") == {
         "steps_to_loss_1": 4.0,
         "seconds_to_loss_1": 0.4,
         "tokens_to_loss_1": 400.0,
     }
-    assert convergence(told, "accuracy", 0.7)["steps_to_accuracy_0.7"] == 6
-    assert convergence(told, "ece", 0.1)["steps_to_ece_0.1"] == 6
-    assert convergence(told, "loss", 0.9) == convergence(told, "f1", 0.1) == {}
+    assert convergence(told, "accuracy", 0.7, "tokens")["steps_to_accuracy_0.7"] == 6
+    assert convergence(told, "ece", 0.1, "tokens")["steps_to_ece_0.1"] == 6
+    assert convergence(told, "loss", 0.9, "tokens") == convergence(told, "f1", 0.1, "tokens") == {}
 
 
 def test_a_training_tells_when_it_met_its_targets(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_loss_that_is_not_finite_ends_the_stage_before_the_weights_are_touched
             tiny.lm_features(40),
             [],
             params(),
-            loss_fn=lambda logits, batch: CausalLM().loss(logits, batch)[0] * float("nan"),
+            loss_fn=lambda outputs, batch: CausalLM().loss(outputs, batch)[0] * float("nan"),
         )
     assert "learning_rate" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
@@ -293,4 +293,4 @@ def test_what_was_seen_is_what_was_trained_on(jobs: ModuleType, tiny: ModuleType
     made = jobs.make_job(tmp_path, given)
     result = train(made, tiny.model(), CausalLM(), Spy(tiny.lm_features(40)), [], given)
     assert result.seen == sorted(touched) and len(touched) == 24
-    assert np.isfinite(result.summary["tokens_per_second"]) and result.tokens > 0
+    assert np.isfinite(result.summary["tokens_per_second"]) and result.work > 0

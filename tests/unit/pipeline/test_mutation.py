@@ -29,7 +29,8 @@ from infra.execution import Execution
 from infra.open_store import open_store
 from infra.store import Store
 from infra.tracking import TrackingSettings
-from tasks.objective import Objective, objective_class
+from tasks.objective import Augmentation, Objective, objective_class
+from tasks.objectives.text.inputs.augmentation import Augment
 from tasks.pipeline.dag import Pipeline
 from tasks.pipeline.load import load_pipeline
 from tasks.pipeline.node import StageNode
@@ -120,7 +121,7 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "Prompt": [{}],
     "PruningSchedule": [{}],
     "Slicing": [{"by": "id"}],
-    "Perturbation": [{"noise": 0.1}],
+    "Augmentation": [{"noise": 0.1}],
 }
 # Stages that the quickstart does without.
 MORE = """\
@@ -326,6 +327,8 @@ def fields(model: type[BaseModel], data: dict[str, Any], path: Path_ = ()) -> It
         nested = _nested(info.annotation) if info else []
         if value and nested == [Objective]:  # its options are those of the one that is named
             nested = [objective_class(value["name"])]
+        if nested == [Augmentation]:  # those of the pipeline are of texts
+            nested = [Augment]
         items = enumerate(value) if isinstance(value, list) else [(None, value)]
         if info and nested and any(typing.get_origin(option) is dict for option in options(info.annotation)):
             items = value.items()
