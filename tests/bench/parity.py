@@ -140,14 +140,14 @@ class MeanOfMeans:
 
     def __init__(self, objective: Any) -> None:
         self.objective = objective
-        self.collate, self.output = objective.collate, objective.output
+        self.collate, self.read = objective.collate, objective.read
 
-    def loss(self, logits: torch.Tensor, data: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    def loss(self, outputs: dict[str, torch.Tensor], data: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
         total: Any = 0
         for start in range(0, BATCH, BATCH // 4):
             part = slice(start, start + BATCH // 4)
             loss, units = self.objective.loss(
-                {"logits": logits[part]}, {name: value[part] for name, value in data.items()}
+                {"logits": outputs["logits"][part]}, {name: value[part] for name, value in data.items()}
             )
             total = total + loss / units / 4
         return total, 1

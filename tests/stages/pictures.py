@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from tasks.objective import Objective
+from tasks.objective import Objective, Port
 
 SIDE, CLASSES = 16, 4
 FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -96,33 +96,28 @@ class Pictures(Objective):
 
     @property
     def inputs(self) -> Any:
-        return ("pixel_values",)
+        return {"pixel_values": Port("float32", ("batch", 1, SIDE, SIDE))}
 
-    def length(self, feature: Mapping[str, Any]) -> int:
-        return 1
+    @property
+    def outputs(self) -> Any:
+        return {"logits": Port("float32", ("batch", CLASSES), "classes")}
 
-    def longest(self, batch: Any) -> int:
-        return 1
-
-    def tokens(self, batch: Any) -> int:
-        return len(batch["labels"])
-
-    def collate(self, features: Sequence[Any], special: Any = None) -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Any]) -> dict[str, torch.Tensor]:
         return {
             "pixel_values": torch.from_numpy(np.stack([f["pixel_values"] for f in features])),
             "labels": torch.tensor([f["label"] for f in features]),
         }
 
     def loss(self, outputs: Any, batch: Any) -> tuple[torch.Tensor, float]:
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
+        logits = outputs["logits"]
         return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum"), len(batch["labels"])
 
     def teacher_targets(self, outputs: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
+        logits = outputs["logits"]
         return logits, torch.ones(len(logits), dtype=torch.int64)
 
     def predictions(self, outputs: Any, batch: Any) -> dict[str, Any]:
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
+        logits = outputs["logits"]
         return {"right": logits.argmax(-1) == batch["labels"]}
 
     def metrics(self, predictions: Any, weights: Any) -> dict[str, Any]:
