@@ -27,11 +27,11 @@ class Columns(Protocol):
         ...
 
 
-def check_calibration(layer: str, tokens: int, width: int) -> None:
-    """Raises StageError where fewer tokens were read than a layer has inputs: most of H would be the damping alone."""
-    if tokens < width:
+def check_calibration(layer: str, rows: int, width: int) -> None:
+    """Raises StageError where fewer rows (tokens, patches) were read than a layer has inputs: H would be damping."""
+    if rows < width:
         raise StageError(
-            f"{tokens} tokens are too few to see how the {width} inputs of {layer} go together",
+            f"{rows} rows of inputs are too few to see how the {width} inputs of {layer} go together",
             where="samples",
             hint="Raise `samples`, or give more or longer training examples.",
         )

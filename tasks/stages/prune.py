@@ -40,9 +40,10 @@ class Params(StageParams):
     method: Literal["ffn_width", "heads", "layers", "magnitude", "wanda", "sparsegpt", "movement"] = Field(
         "ffn_width",
         description="What is removed. `ffn_width`: feed-forward neurons, as many in every layer; `heads`: attention "
-        "heads, the same; `layers`: whole layers. The others: single weights of linear layers; the smallest, those of "
-        "the smallest |weight| x |input| in their row (Sun et al., 2023), those that the rest can best make up for "
-        "(Frantar and Alistarh, 2023), or those that the healing moves towards zero (Sanh et al., 2020).",
+        "heads, the same; `layers`: whole layers. The others: single weights of linear layers and convolutions; the "
+        "smallest, those of the smallest |weight| x |input| in their row (Sun et al., 2023), those that the rest can "
+        "best make up for (Frantar and Alistarh, 2023), or those that the healing moves towards zero (Sanh et al., "
+        "2020).",
     )
     keep: float | None = Field(
         None,

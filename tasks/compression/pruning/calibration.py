@@ -1,4 +1,4 @@
-"""What the linear layers of a model read: second moments of their inputs over calibration examples."""
+"""What the matrices of a model read: second moments of their inputs over calibration examples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from infra.errors import StageError
 from tasks.compression.reconstruction import check_calibration
 from tasks.models.inputs import model_inputs
 from tasks.models.structure.transformer import layer_stacks
@@ -33,48 +35,48 @@ def calibration_batches(
     return [objective.collate(chosen[i : i + BATCH]) for i in range(0, count, BATCH)]
 
 
-def linear_layers(model: PreTrainedModel) -> list[dict[str, nn.Module]]:
-    """For each transformer layer, from the bottom up, its linear modules by their names in the model.
-
-    Embeddings and heads are not among them: they are read by index, or small.
-    """
-    return [
-        {
-            f"{stack}.{index}.{name}": module
-            for name, module in layer.named_modules()
-            if isinstance(module, nn.Linear | Conv1D)
-        }
-        for stack, layers in layer_stacks(model)
-        for index, layer in enumerate(layers.children())
-    ]
-
-
 def matrix(module: nn.Module) -> torch.Tensor:
-    """A view of a linear module's weight as [out, in], whichever way it is stored."""
+    """A module's weight as [out, in], whichever way it is stored: a view of it.
+
+    Of a convolution [out, height x width x in], a copy: channels lie side by side, which is how runtimes take n:m.
+    """
     weight = module.get_parameter("weight").data
+    if isinstance(module, nn.Conv2d):
+        return weight.permute(0, 2, 3, 1).flatten(1)
     return weight.T if isinstance(module, Conv1D) else weight
+
+
+def as_stored(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """What `matrix` made [out, in], in the shape of the module's weight again."""
+    if isinstance(module, nn.Conv2d):
+        _, channels, height, width = module.weight.shape
+        return rows.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+    return rows.T if isinstance(module, Conv1D) else rows
 
 
 def second_moments(
     model: PreTrainedModel, modules: Mapping[str, nn.Module], batches: Iterable[Batch], *, full: bool
 ) -> dict[str, torch.Tensor]:
-    """Of each module the sum over tokens of x x^T, float64 [in, in]; without `full` its diagonal, [in].
+    """Of each module the sum over rows of x x^T, float64 [in, in]; without `full` its diagonal, [in].
 
-    Padding does not count. Raises StageError where `full` moments would be of fewer tokens than a module has inputs.
+    A row is what one output place reads: a token, or a patch of a convolution. Padding does not count. Raises
+    StageError where `full` moments would be of fewer rows than a module has inputs, and for convolutions in groups.
     """
     found: dict[str, torch.Tensor] = {}
-    tokens = dict.fromkeys(modules, 0)
+    counted = dict.fromkeys(modules, 0)
     mask: torch.Tensor | None = None
     padded = layer_stacks(model)[0][0] if model.config.is_encoder_decoder else ""
 
     def add(name: str, inputs: torch.Tensor) -> None:
-        rows = inputs.detach()
-        if mask is not None and name.startswith(padded) and rows.shape[:2] == mask.shape:
+        module, rows = modules[name], inputs.detach()
+        if isinstance(module, nn.Conv2d):
+            rows = patches(name, module, rows)
+        elif mask is not None and name.startswith(padded) and rows.shape[:2] == mask.shape:
             rows = rows[mask]
         rows = rows.reshape(-1, rows.shape[-1]).float()
         moment = (rows.T @ rows if full else rows.square().sum(0)).double()
         found[name] = found[name] + moment if name in found else moment
-        tokens[name] += len(rows)
+        counted[name] += len(rows)
 
     with inputs_given_to(modules, add), torch.no_grad():
         model.train(False)
@@ -82,13 +84,36 @@ def second_moments(
             mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
             model(**model_inputs(batch, model))
     for name, moment in found.items() if full else ():
-        check_calibration(name, tokens[name], len(moment))
+        check_calibration(name, counted[name], len(moment))
     return found
 
 
+def patches(name: str, module: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
+    """What a convolution multiplies by its `matrix`: [B, C, H, W] -> [B, places, height x width x C].
+
+    Raises StageError for one in groups, whose outputs read different channels.
+    """
+    if module.groups > 1:
+        raise StageError(
+            f"{name} is a convolution in {module.groups} groups, whose outputs do not read the same inputs",
+            where="method",
+            hint="`magnitude` prunes it; `wanda` and `sparsegpt` do not.",
+        )
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    filled = functional.pad(inputs, module._reversed_padding_repeated_twice, mode)
+    columns = functional.unfold(filled, module.kernel_size, module.dilation, 0, module.stride)
+    size, channels = inputs.shape[:2]
+    return columns.reshape(size, channels, -1, columns.shape[-1]).permute(0, 3, 2, 1).flatten(2)
+
+
 @contextmanager
-def inputs_given_to(modules: Mapping[str, nn.Module], add: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-    """Within, every time one of the modules is called, `add` gets its name and its first input."""
+def inputs_given_to(
+    modules: Mapping[str, nn.Module], add: Callable[[str, torch.Tensor], torch.Tensor | None]
+) -> Iterator[None]:
+    """Within, every time one of the modules is called, `add` gets its name and its first input.
+
+    What `add` returns, if anything, the module reads instead.
+    """
 
     def hook(name: str) -> Any:
         return lambda module, inputs: add(name, inputs[0])

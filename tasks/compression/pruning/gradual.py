@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from tasks.compression.pruning.calibration import linear_layers
 from tasks.compression.pruning.weights import Sparsity, hold_zeros
+from tasks.models.structure.parts import matrices
 from tasks.training.engine.optimizers import SCORE
 from tasks.training.engine.parameter_groups import Tuning
 
@@ -47,7 +47,7 @@ class GradualPruning:
     ) -> None:
         """whole_model: weights are compared with those of all layers, not only of their own."""
         self.method, self.schedule, self.keep, self.whole_model = method, schedule, keep, whole_model
-        self.layers = {f"{name}.weight": module for layer in linear_layers(model) for name, module in layer.items()}
+        self.layers = {f"{name}.weight": module for layer in matrices(model) for name, module in layer.items()}
         masks = {
             name: torch.ones_like(layer.get_parameter("weight"), dtype=torch.bool)
             for name, layer in self.layers.items()

@@ -4,7 +4,8 @@
 - `wanda`: |w_ij| times the norm of input j, compared within each row (Sun et al., 2023).
 - `sparsegpt`: those whose removal the others can best make up for, which they then do (Frantar and Alistarh, 2023).
 
-n:m keeps n of every m weights that lie side by side in a row. Layers are pruned from the bottom up, so that each sees
+n:m keeps n of every m weights that lie side by side in a row; a convolution's rows hold its channels side by side, of
+one place of the kernel after the other. Layers are pruned from the bottom up, so that each sees
 what the pruned ones below it give. Nothing runs faster by it unless a runtime makes use of zeros.
 """
 
@@ -16,11 +17,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers.pytorch_utils import Conv1D
+from torch import nn
 
 from infra.errors import StageError
-from tasks.compression.pruning.calibration import Batch, linear_layers, matrix, second_moments
+from tasks.compression.pruning.calibration import Batch, as_stored, matrix, second_moments
 from tasks.compression.reconstruction import inverse_factor, reconstruct
+from tasks.models.structure.parts import matrices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,15 +45,19 @@ class Sparsity:
         by_row: every row keeps as many; otherwise the whole matrix is compared.
         """
         if self.m:
-            if scores.shape[1] % self.m:
-                raise StageError(
-                    f"rows of {scores.shape[1]} weights do not divide into groups of {self.m}",
-                    where="pattern",
-                    hint="Choose a pattern whose second number divides the widths of the model.",
-                )
+            self.require_fit(scores.shape[1])
             return _highest(scores.reshape(-1, self.m), self.n).reshape(scores.shape)
         flat = scores if by_row else scores.reshape(1, -1)
         return _highest(flat, round(self.keep * flat.shape[1])).reshape(scores.shape)
+
+    def require_fit(self, width: int) -> None:
+        """Raises StageError where so many weights, or channels, do not divide into groups of `m`."""
+        if self.m and width % self.m:
+            raise StageError(
+                f"rows of {width} weights do not divide into groups of {self.m}",
+                where="pattern",
+                hint="Choose a pattern whose second number divides the widths of the model.",
+            )
 
 
 def _highest(rows: torch.Tensor, count: int) -> torch.Tensor:
@@ -65,29 +71,31 @@ def _highest(rows: torch.Tensor, count: int) -> torch.Tensor:
 def prune_weights(
     model: PreTrainedModel, batches: Sequence[Batch], method: Method, sparsity: Sparsity, *, whole_model: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Set weights of the model's linear layers to zero, in place; by parameter name the masks, True where one stays.
+    """Set weights of the model's matrices to zero, in place; by parameter name the masks, True where one stays.
 
     whole_model: `magnitude` compares the weights of all layers with each other.
     Raises StageError where n:m does not divide a width.
     """
-    layers = linear_layers(model)
+    layers = matrices(model)
     masks: dict[str, torch.Tensor] = {}
     lowest = _lowest_kept([matrix(m) for layer in layers for m in layer.values()], sparsity) if whole_model else None
     for modules in layers:
         moments = {} if method == "magnitude" else second_moments(model, modules, batches, full=method == "sparsegpt")
         for name, module in modules.items():
             weight = matrix(module)
+            if isinstance(module, nn.Conv2d):
+                sparsity.require_fit(module.weight.shape[1])
             if method == "sparsegpt":
                 columns = _Pruned(sparsity)
                 factor = inverse_factor(moments[name])
-                weight.copy_(reconstruct(weight, factor, columns, sparsity.m or BLOCK))
+                weight = reconstruct(weight, factor, columns, sparsity.m or BLOCK)
                 mask = torch.cat(columns.masks, 1)
             elif method == "wanda":
                 mask = sparsity.mask(weight.abs() * moments[name].sqrt(), by_row=True)
             else:
                 mask = weight.abs() >= lowest if lowest is not None else sparsity.mask(weight.abs())
-            weight.masked_fill_(~mask, 0.0)
-            masks[f"{name}.weight"] = mask.T if isinstance(module, Conv1D) else mask
+            module.weight.data.copy_(as_stored(module, weight.masked_fill(~mask, 0.0)))
+            masks[f"{name}.weight"] = as_stored(module, mask)
     return masks
 
 

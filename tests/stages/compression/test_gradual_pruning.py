@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification
 
 from infra.errors import Preempted
-from tasks.compression.pruning.calibration import linear_layers
 from tasks.compression.pruning.gradual import GradualPruning
 from tasks.compression.pruning.schedule import PruningSchedule
 from tasks.compression.pruning.weights import release_zeros
 from tasks.models.card import ModelCard, write_card
 from tasks.models.inputs import model_inputs
+from tasks.models.structure.parts import matrices
 from tasks.objectives.text.causal_lm import CausalLM
 from tasks.stages import prune
 from tasks.training.engine.batch import BatchSplit
@@ -70,7 +70,7 @@ def trained(
 
 
 def sparse_names(model: Any) -> list[str]:
-    return [f"{name}.weight" for layer in linear_layers(model) for name in layer]
+    return [f"{name}.weight" for layer in matrices(model) for name in layer]
 
 
 def bare_loop(tiny: ModuleType, method: str, whole_model: bool) -> dict[str, torch.Tensor]:

@@ -22,11 +22,12 @@ from transformers.pytorch_utils import Conv1D
 from infra.errors import StageError
 from tasks.compression.onnx.export import export_onnx
 from tasks.compression.onnx.layers import fold_transposes, input_moments, layers, matching, weight
-from tasks.compression.pruning.calibration import calibration_batches, linear_layers, second_moments
+from tasks.compression.pruning.calibration import calibration_batches, second_moments
 from tasks.compression.quantization.int4 import quantize_int4, quantized
 from tasks.compression.quantization.sensitivity import movement, outputs
 from tasks.models.card import ModelCard, read_card, write_card
 from tasks.models.runtime import onnx_parameters
+from tasks.models.structure.parts import matrices
 from tasks.objective import objective
 from tasks.processors.tokenizer import Tokenizer, load_tokenizer
 from tasks.stages import quantize
@@ -96,7 +97,7 @@ def test_a_pattern_without_a_layer_is_an_error_that_names_some() -> None:
 def test_what_layers_read_in_the_graph_is_what_they_read_in_torch(exported: Any, tiny: ModuleType, type: str) -> None:
     model, folder = exported[type]
     batches = batches_of(tiny)
-    modules = {name: module for layer in linear_layers(model) for name, module in layer.items()}
+    modules = {name: module for layer in matrices(model) for name, module in layer.items()}
     expected = second_moments(model, modules, batches, full=True)
     wanted = [layer for layer in layers(graph_of(folder)) if layer.name in modules]
     found = input_moments(folder / "model.onnx", wanted, as_arrays(batches))
@@ -389,7 +390,7 @@ def test_too_few_examples_to_calibrate_on_are_refused(
     jobs: ModuleType, exported: Any, inputs: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        StageError, match=r"32 tokens are too few to see how the 64 inputs of model.layers.0.mlp.down_p"
+        StageError, match=r"32 rows of inputs are too few to see how the 64 inputs of model.layers.0.mlp.down_p"
     ):
         run(jobs, exported, inputs, tmp_path, scheme="int4", method="gptq", data="d", samples=1)
 

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from infra.errors import StageError
 from infra.execution import Execution
-from tasks.compression.pruning.calibration import calibration_batches, linear_layers, matrix, second_moments
+from tasks.compression.pruning.calibration import calibration_batches, matrix, second_moments
 from tasks.compression.pruning.weights import Sparsity, prune_weights
 from tasks.compression.reconstruction import inverse_factor, reconstruct
 from tasks.models.card import ModelCard, write_card
+from tasks.models.structure.parts import matrices
 from tasks.objectives.text.causal_lm import CausalLM
 from tasks.stages import prune
 
@@ -85,7 +86,7 @@ def test_n_of_m_side_by_side_stay() -> None:
 @pytest.mark.parametrize("type", ["llama", "gpt2", "bert"])
 def test_moments_are_those_of_the_inputs_without_padding(tiny: ModuleType, type: str) -> None:
     model, batches = model_of(tiny, type), batches_of(tiny)
-    modules = linear_layers(model)[1]
+    modules = matrices(model)[1]
     found = second_moments(model, modules, batches, full=True)
     assert found.keys() == modules.keys() and len(modules) == {"llama": 7, "gpt2": 4, "bert": 6}[type]
     name, module = next(iter(modules.items()))
@@ -110,12 +111,12 @@ def test_the_masks_are_where_the_model_is_not_zero(
     model = model_of(tiny, type)
     masks = prune_weights(model, batches_of(tiny), method, sparsity)
     weights = dict(model.named_parameters())
-    assert len(masks) == sum(map(len, linear_layers(model)))
+    assert len(masks) == sum(map(len, matrices(model)))
     for name, mask in masks.items():
         assert torch.equal(weights[name] != 0, mask), name
         assert float(mask.float().mean()) == pytest.approx(0.5, abs=0.01)
     if sparsity.m:
-        for layer in linear_layers(model):
+        for layer in matrices(model):
             for module in layer.values():
                 assert ((matrix(module) != 0).reshape(-1, 4).sum(1) == 2).all()
 
@@ -123,7 +124,7 @@ def test_the_masks_are_where_the_model_is_not_zero(
 def test_wanda_keeps_small_weights_of_loud_inputs(tiny: ModuleType) -> None:
     """|w| = 1 everywhere but at one input, where it is half: by size those go first, by Wanda they stay."""
     model, batches = model_of(tiny, "llama"), batches_of(tiny)
-    modules = linear_layers(model)[0]
+    modules = matrices(model)[0]
     name = next(iter(modules))
     model.model.layers[0].input_layernorm.weight.data[5] = 20.0
     matrix(modules[name]).fill_(1.0)[:, 5] = 0.5
@@ -141,20 +142,20 @@ def test_reconstruction_leaves_less_error_than_dropping_weights(tiny: ModuleType
     """The first layer's outputs on the calibration inputs, against those of the dense layer."""
     batches, errors = batches_of(tiny), {}
     dense = model_of(tiny, "llama")
-    modules = linear_layers(dense)[0]
+    modules = matrices(dense)[0]
     name = next(iter(modules))
     moments = second_moments(dense, modules, batches, full=True)[name]
     for method in ("magnitude", "wanda", "sparsegpt"):
         model = model_copy(dense)
         prune_weights(model, batches, method, Sparsity(0.5))  # type: ignore[arg-type]
-        change = matrix(linear_layers(model)[0][name]).double() - matrix(modules[name]).double()
+        change = matrix(matrices(model)[0][name]).double() - matrix(modules[name]).double()
         errors[method] = float((change @ moments * change).sum())
     assert errors["sparsegpt"] < min(errors["wanda"], errors["magnitude"])
 
 
 def test_in_the_whole_model_layers_of_small_weights_lose_more(tiny: ModuleType) -> None:
     model = model_of(tiny, "llama")
-    low, high = linear_layers(model)
+    low, high = matrices(model)
     for module in low.values():
         matrix(module).mul_(0.1)
     masks = prune_weights(model, [], "magnitude", Sparsity(0.5), whole_model=True)
@@ -212,7 +213,7 @@ def test_healing_trains_what_is_left_and_nothing_else(
     )
     assert before["sparsity"] == after["sparsity"] == 0.5 and after["parameters_ratio"] == 1.0
     assert after["validation_loss"] < before["validation_loss"]
-    for layer, layer_after in zip(linear_layers(cut), linear_layers(healed), strict=True):
+    for layer, layer_after in zip(matrices(cut), matrices(healed), strict=True):
         for name, module in layer.items():
             assert torch.equal(matrix(module) == 0, matrix(layer_after[name]) == 0), name
             assert not torch.equal(matrix(module), matrix(layer_after[name])), name
