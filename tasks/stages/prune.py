@@ -1,9 +1,9 @@
 """prune: a model with fewer neurons or fewer weights, chosen on data, and healed by a short training.
 
-`ffn_width`, `heads` and `layers` take whole parts out: the model is smaller and faster in every runtime. `magnitude`,
-`wanda` and `sparsegpt` set single weights to zero, in every layer alike or n of every m (`pattern`), and healing keeps
-them zero: the file stays as large, and nothing runs faster unless a runtime makes use of zeros. With a `schedule` they
-go little by little while the model heals; `movement` looks at that training, and always has one.
+`ffn_width`, `heads`, `layers` and `channels` take whole parts out: the model is smaller and faster in every runtime.
+`magnitude`, `wanda` and `sparsegpt` set single weights to zero, in every layer alike or n of every m (`pattern`), and
+healing keeps them zero: the file stays as large, and nothing runs faster unless a runtime makes use of zeros. With a
+`schedule` they go little by little while the model heals; `movement` looks at that training, and always has one.
 Evidence in `records/`: train.jsonl, validation.jsonl, samples.json.
 """
 
@@ -37,19 +37,19 @@ class Params(StageParams):
 
     model: Annotated[str, Input("model", trained=True)] = Field(description="The model to prune.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="Examples that show what matters.")
-    method: Literal["ffn_width", "heads", "layers", "magnitude", "wanda", "sparsegpt", "movement"] = Field(
+    method: Literal["ffn_width", "heads", "layers", "channels", "magnitude", "wanda", "sparsegpt", "movement"] = Field(
         "ffn_width",
         description="What is removed. `ffn_width`: feed-forward neurons, as many in every layer; `heads`: attention "
-        "heads, the same; `layers`: whole layers. The others: single weights of linear layers and convolutions; the "
-        "smallest, those of the smallest |weight| x |input| in their row (Sun et al., 2023), those that the rest can "
-        "best make up for (Frantar and Alistarh, 2023), or those that the healing moves towards zero (Sanh et al., "
-        "2020).",
+        "heads, the same; `layers`: whole layers; `channels`: those of a convolutional net, equally many in a "
+        "stage. The others: single weights of linear layers and convolutions; the smallest, those of the smallest "
+        "|weight| x |input| in their row (Sun et al., 2023), those that the rest can best make up for (Frantar and "
+        "Alistarh, 2023), or those that the healing moves towards zero (Sanh et al., 2020).",
     )
     keep: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Share of the neurons (rounded to a multiple of 8), heads, layers or weights that stay. None: 0.7, "
+        description="Share of the neurons or channels (in steps of 8), heads, layers or weights that stay. None: 0.7, "
         "or as `pattern` says.",
     )
     pattern: str | None = Field(
@@ -163,12 +163,15 @@ def _smaller(
     params: Params, model: PreTrainedModel, batches: list[dict[str, torch.Tensor]], objective: Objective
 ) -> PreTrainedModel:
     """The model without the parts that `method` names."""
+    from tasks.compression.pruning.channels import without_channels
     from tasks.compression.pruning.ffn_width import neuron_importance, pruned
     from tasks.compression.pruning.heads import head_importance, without_heads
     from tasks.compression.pruning.layers import layer_importance, without_layers
 
     if params.method == "heads":
         return without_heads(model, head_importance(model, batches, objective), params.share)
+    if params.method == "channels":
+        return without_channels(model, batches, objective, params.share)
     if params.method == "layers":
         return without_layers(model, layer_importance(model, batches, objective), params.share)
     return pruned(model, neuron_importance(model, batches, objective), params.share)

@@ -10,6 +10,8 @@ import torch
 from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
+    MobileNetV1Config,
+    MobileNetV1ForImageClassification,
     MobileNetV2Config,
     MobileNetV2ForImageClassification,
     PreTrainedModel,
@@ -42,6 +44,7 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         },
     ),
     "mobilenet": (MobileNetV2ForImageClassification, MobileNetV2Config, {"depth_multiplier": 0.35}),
+    "mobilenet_v1": (MobileNetV1ForImageClassification, MobileNetV1Config, {"depth_multiplier": 0.5}),
     "vit": (
         ViTForImageClassification,
         ViTConfig,
