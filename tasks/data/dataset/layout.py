@@ -1,6 +1,8 @@
-"""A dataset artifact on disk: a folder of Parquet files per split, and `dataset.json` that says what is in it.
+"""A dataset artifact on disk: a folder of files of rows per split, and `dataset.json` that says what is in it.
 
     train/<shard>.parquet  validation/<shard>.parquet  test/<shard>.parquet
+
+Where a column holds images, audio or lists, the files are Arrow IPC instead, `<shard>.arrow` (`row_files.py`).
 
 Columns: `id` (path, path::qualname or path#row), `text`, `group` (what is never torn over two splits), and `label`
 where the dataset is labelled, all strings; then those that pass through, by name, of their own types. A shard's file is
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import StageError
+from tasks.data.dataset.row_files import SUFFIXES, batches_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +66,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
     known = describe(folder)["splits"]
     if split not in known:
         raise StageError(f"no split {split!r}", hint=f"It has: {', '.join(known)}.")
-    return sorted((folder / split).glob("*.parquet"))
+    return sorted(file for file in (folder / split).glob("*") if file.suffix in SUFFIXES)
 
 
 def stored_files(manifest: Manifest, splits: Collection[str] | None = None) -> list[tuple[str, FileEntry]]:
@@ -75,11 +78,9 @@ def stored_files(manifest: Manifest, splits: Collection[str] | None = None) -> l
 def iterate_columns(
     files: Iterable[Path], columns: Sequence[str], batch_size: int = BATCH
 ) -> Iterator[dict[str, list[Any]]]:
-    """Columns of rows in stored order, a batch at a time, in constant memory: buffering would hold the whole file."""
-    import pyarrow.parquet as pq
-
+    """Columns of rows in stored order, a batch at a time, in constant memory."""
     for file in files:
-        for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=batch_size, columns=list(columns)):
+        for batch in batches_of(file, columns, batch_size):
             yield {name: batch.column(name).to_pylist() for name in columns}
 
 

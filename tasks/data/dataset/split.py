@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import StageError
-from tasks.data.dataset.layout import split_files
+from tasks.data.dataset.rows import open_split
 
 if TYPE_CHECKING:
     from tasks.stage import InputArtifact
@@ -15,31 +15,8 @@ if TYPE_CHECKING:
 
 def read_split(data: InputArtifact, split: str, *, columns: Sequence[str]) -> dict[str, list[Any]]:
     """Columns of one split in frozen order. Raises StageError if the split or a column is missing, or it is empty."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        files = split_files(data.path, split)
-    except StageError as error:
-        raise StageError(error.what, where=data.stage, hint=error.hint) from error
-    empty = StageError(
-        f"split {split!r} is empty", where=data.stage, hint="Add data, or give the split a larger share."
-    )
-    if not files:
-        raise empty  # it has no columns that could be missing
-    schema = pq.read_schema(files[0])
-    missing = [name for name in columns if name not in schema.names]
-    if missing:
-        raise StageError(
-            f"split {split!r} has no column {missing[0]!r}",
-            where=data.stage,
-            hint=f"It has: {', '.join(schema.names)}. {_where_from(missing[0])}",
-        )
-    wanted = pa.schema([schema.field(name) for name in columns])
-    table = pa.concat_tables([wanted.empty_table(), *(pq.read_table(f, columns=list(columns)) for f in files)])
-    if table.num_rows == 0:
-        raise empty
-    return {name: table.column(name).to_pylist() for name in columns}
+    rows = open_split(data, split, columns)
+    return {name: rows.column(name) for name in columns}
 
 
 def read_texts(data: InputArtifact, split: str, column: str) -> list[str]:
@@ -53,12 +30,6 @@ def read_texts(data: InputArtifact, split: str, column: str) -> list[str]:
                 hint="Give every row one, or leave the row out of the source.",
             )
     return table[column]
-
-
-def _where_from(column: str) -> str:
-    if column == "label":
-        return "Labels come from the dataset stage's `label`."
-    return "A source's `columns` names what passes through to the dataset."
 
 
 def dataset_labels(data: InputArtifact) -> list[str]:
