@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tasks.objective import ObjectiveField
-from tasks.stage import StageParams
+from tasks.stage import AddedLater, StageParams
 
 
 class OptimizerParams(StageParams):
@@ -98,6 +98,15 @@ class TrainingParams(Budget):
         0.0,
         ge=0,
         description="Weight of the divergence of two passes under different dropout (Wu et al., 2021). 0: one pass.",
+    )
+    norm_group: Annotated[int, AddedLater()] = Field(
+        32,
+        ge=2,
+        description="Consecutive examples of a step that BatchNorm normalises together (Hoffer et al., 2017), whatever "
+        "ranks and micro-batches are. Another number is for models with BatchNorm alone.",
+    )
+    freeze_batch_norm: Annotated[bool, AddedLater()] = Field(
+        False, description="BatchNorm keeps its weights and running statistics, and normalises by them in training too."
     )
     seed: int = Field(0, ge=0, description="Decides initial weights, data order and dropout.")
     eval_every: int = Field(

@@ -6,6 +6,7 @@ beyond the order of float additions.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,13 +17,13 @@ from infra.errors import StageError
 class BatchSplit:
     """`global_batch` examples an optimizer step, `ranks` processes, `micro` examples a rank holds at once.
 
-    examples_per_loss: consecutive examples that have one loss together; micro-batches are multiples of it.
+    together: consecutive examples that have one loss, or one BatchNorm; micro-batches hold whole groups.
     """
 
     global_batch: int
     ranks: int
     micro: int
-    examples_per_loss: int = 1
+    together: int = 1
 
     @property
     def per_rank(self) -> int:
@@ -40,13 +41,9 @@ class BatchSplit:
 
     def fitting(self, most: int) -> BatchSplit | None:
         """The same batch in the largest micro-batches of at most so many examples; None where there are none."""
-        fits = (
-            m
-            for m in range(most, self.examples_per_loss - 1, -1)
-            if self.per_rank % m == 0 and m % self.examples_per_loss == 0
-        )
+        fits = (m for m in range(most, self.together - 1, -1) if self.per_rank % m == 0 and m % self.together == 0)
         smaller = next(fits, None)
-        return None if smaller is None else BatchSplit(self.global_batch, self.ranks, smaller, self.examples_per_loss)
+        return None if smaller is None else BatchSplit(self.global_batch, self.ranks, smaller, self.together)
 
 
 def split_batch(
@@ -55,12 +52,15 @@ def split_batch(
     micro: int | Literal["auto"],
     *,
     examples_per_loss: int = 1,
+    norm_group: int = 1,
     where: str = "global_batch_size",
 ) -> BatchSplit:
     """Split a global batch; `micro="auto"` gives each rank its share in one piece.
 
-    examples_per_loss: see `BatchSplit`. Raises StageError, naming the values that would work, if `ranks x micro` does
-        not divide the global batch, or `examples_per_loss` not a rank's share or a micro-batch.
+    examples_per_loss: consecutive examples that have one loss together. norm_group: those that BatchNorm normalises
+    over; on one rank the last group may be smaller, and then the rank's share stays in one piece.
+    Raises StageError, naming the values that would work, if `ranks x micro` does not divide the global batch, or groups
+    not a rank's share or a micro-batch.
     """
     if global_batch % ranks:
         raise StageError(
@@ -78,6 +78,7 @@ def split_batch(
             hint=f"Nearest global batch sizes: {_multiples(global_batch, ranks * examples_per_loss)}; "
             "or set the objective's group size to one that divides.",
         )
+    together = _with_norm_group(per_rank, ranks, examples_per_loss, norm_group, where)
     if micro == "auto":
         micro = per_rank
     if per_rank % micro:
@@ -85,16 +86,42 @@ def split_batch(
             f"a global batch of {global_batch} over {ranks} processes is {per_rank} each, "
             f"which micro-batches of {micro} do not divide",
             where=where,
-            hint=f"per_device_train_batch_size can be: {_divisors(per_rank, examples_per_loss)}; "
+            hint=f"per_device_train_batch_size can be: {_divisors(per_rank, together)}; "
             f"nearest global batch sizes: {_multiples(global_batch, ranks * micro)}.",
         )
-    if micro % examples_per_loss:
+    if micro % together:
+        why = "with one loss" if norm_group == 1 else "that BatchNorm normalises over"
         raise StageError(
-            f"micro-batches of {micro} would tear apart groups of {examples_per_loss} examples with one loss",
+            f"micro-batches of {micro} would tear apart groups of {together} examples {why}",
             where=where,
-            hint=f"per_device_train_batch_size can be: {_divisors(per_rank, examples_per_loss)}.",
+            hint=f"per_device_train_batch_size can be: {_divisors(per_rank, together)}."
+            + (" Another `norm_group` is another result." if norm_group > 1 else ""),
         )
-    return BatchSplit(global_batch, ranks, micro, examples_per_loss)
+    return BatchSplit(global_batch, ranks, micro, together)
+
+
+def _with_norm_group(per_rank: int, ranks: int, examples_per_loss: int, group: int, where: str) -> int:
+    """Examples that a micro-batch must not tear apart, groups of BatchNorm included."""
+    if group == 1:
+        return examples_per_loss
+    if per_rank < 2:
+        raise StageError(
+            "BatchNorm has nothing to normalise over with one example a step",
+            where=where,
+            hint="Raise global_batch_size, or set `freeze_batch_norm`.",
+        )
+    together = math.lcm(examples_per_loss, group)
+    if per_rank % together == 0:
+        return together
+    if ranks == 1:
+        return per_rank
+    raise StageError(
+        f"a global batch of {per_rank * ranks} over {ranks} processes is {per_rank} each, "
+        f"which groups of {group} examples for BatchNorm do not divide",
+        where=where,
+        hint=f"Nearest global batch sizes: {_multiples(per_rank * ranks, together * ranks) or together * ranks}; "
+        f"or `norm_group` can be: {_divisors(per_rank, max(2, examples_per_loss))}, which is another result.",
+    )
 
 
 def _divisors(n: int, unit: int = 1) -> str:

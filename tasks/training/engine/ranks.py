@@ -67,6 +67,12 @@ class Ranks:
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """A tensor on the device, summed over the ranks in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
     def gather(self, value: Any) -> list[Any] | None:
         """Every rank's value on rank 0, None elsewhere."""
         if self.world_size == 1:

@@ -28,6 +28,7 @@ from tasks.objective import Feature, Objective, Outputs
 from tasks.stage import Job
 from tasks.training.checkpoints.checkpoint import Checkpoints, TrainingState
 from tasks.training.engine.batch import BatchSplit, split_batch
+from tasks.training.engine.batch_norm import GroupedBatchNorm, norm_group
 from tasks.training.engine.engine import Engine
 from tasks.training.engine.parameter_groups import Tuning
 from tasks.training.engine.parameters import Parameters
@@ -89,6 +90,7 @@ def train(
         job.world_size,
         job.execution.per_device_train_batch_size,
         examples_per_loss=objective.examples_per_loss,
+        norm_group=norm_group(model, params, where=f"stages.{job.name}"),
         where=f"stages.{job.name}.global_batch_size",
     )
     if len(train_features) < objective.examples_per_loss:
@@ -155,6 +157,7 @@ class _Training:
         if self.use_cache is not None:
             model.config.use_cache = False  # a training step never reads the attention cache it would fill
         self.ranks = Ranks(job.rank, job.world_size, training_device(job.execution))
+        self.batch_norm = GroupedBatchNorm(model, params.norm_group, self.ranks, freeze=params.freeze_batch_norm)
         flops = ModelFlops.of(model, objective, train_features)
         self.engine = Engine(
             model,
@@ -186,7 +189,7 @@ class _Training:
     def run(self) -> TrainResult:
         every = self.params.eval_every
         with contextlib.ExitStack() as stack:
-            for part in (self.engine, self.checkpoints, self.record, self.loader):
+            for part in (self.engine, self.checkpoints, self.record, self.loader, self.batch_norm):
                 stack.callback(part.close)
             self._resume()
             fitting = [n for n in (self.state.micro, self.job.micro) if n]
@@ -317,6 +320,7 @@ class _Training:
         """
         self.engine.engine.train()
         self.objective.step_metrics()  # those of a step that did not fit into memory
+        self.batch_norm.begin_step()
         total = 0.0
         for i, (position, batch) in enumerate(micros):
             # Dropout depends on the place in the data stream, so neither ranks nor a resume change it.
@@ -327,6 +331,7 @@ class _Training:
             loss = self._loss(batch)
             total += float(loss.detach())
             self.engine.backward(loss, units, last=i == len(micros) - 1)
+        self.batch_norm.end_step()
         step_metrics = self.objective.step_metrics()
         total, *values = self.ranks.sum(total, *step_metrics.values())
         return total / units, self.engine.gradient_norm(), dict(zip(step_metrics, values, strict=True))
@@ -410,7 +415,7 @@ class _Training:
 
     def _use_micro(self, micro: int) -> None:
         # It may have been found with another number of ranks.
-        self.split = self.split.fitting(max(micro, self.split.examples_per_loss)) or self.split
+        self.split = self.split.fitting(max(micro, self.split.together)) or self.split
         self.state.micro = self.split.micro
         self.sampler = replace(self.sampler, split=self.split)
         self.loader.resplit(self.sampler)

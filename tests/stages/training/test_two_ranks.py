@@ -25,6 +25,7 @@ from tasks.training.checkpoints.consolidate import consolidate
 HERE = Path(__file__).parent
 ZERO_STAGES = (0, 1, 2, 3)
 RANKS = 2
+NORMED = (0, 2)
 ENTRY = f"""
 import os, sys
 from pathlib import Path
@@ -35,7 +36,8 @@ sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
 def train_on_two_ranks(folder):
     import pytest, torch
     from safetensors.torch import save_file
-    import jobs, tiny
+    import jobs, pictures, tiny
+    from test_batch_norm import trained as trained_on_pictures
     from test_training_loop import After, run, weights
     from infra.errors import Preempted
 
@@ -54,6 +56,12 @@ def train_on_two_ranks(folder):
         keep(f"straight-{{zero_stage}}", trained(f"straight-{{zero_stage}}", zero_stage))
         with pytest.raises(Preempted):
             trained(f"stopped-{{zero_stage}}", zero_stage, stop_requested=After(6), store=folder / f"stopped-{{zero_stage}}/store")
+        if zero_stage in {NORMED}:
+            normed = folder / f"normed-{{zero_stage}}" / str(rank)
+            execution = {{"zero_stage": zero_stage, "per_device_train_batch_size": 8}}
+            result = trained_on_pictures(jobs, pictures, normed, norm_group=8, execution=execution, job=place)
+            if rank == 0:
+                save_file(result.model.state_dict(), folder / f"normed-{{zero_stage}}.safetensors")
         keep(f"arrived-{{zero_stage}}", trained(f"arrived-{{zero_stage}}", zero_stage, store=folder / "from-one"))
     return 0
 """
@@ -104,6 +112,20 @@ def test_two_ranks_train_what_one_rank_trains(two: Path, straight: dict[str, tor
     near(two, f"straight-{zero_stage}", straight)
     lines = (two / f"straight-{zero_stage}/0/records/train.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("zero_stage", NORMED)
+def test_batch_norm_on_two_ranks_is_that_of_one(
+    jobs: ModuleType,
+    pictures: ModuleType,
+    load: Callable[[str], ModuleType],
+    two: Path,
+    tmp_path: Path,
+    zero_stage: int,
+) -> None:
+    """Weights and running statistics."""
+    one = load("stages/training/test_batch_norm.py").trained(jobs, pictures, tmp_path, norm_group=8)
+    near(two, f"normed-{zero_stage}", one.model.state_dict())
 
 
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)
