@@ -149,6 +149,8 @@ class Objective(StageParams):
 
     data_types: ClassVar[tuple[str, ...]] = ("dataset",)
     """Artifact types it can read: `tokens` (packed) or `dataset` (rows)."""
+    new_model_data: ClassVar[tuple[str, ...]] = ("tokens", "dataset")
+    """Which of them say how a new model reads: without them its processor would not be known."""
     primary_metric: ClassVar[str]
     """The metric people compare models by, and whether more is better. A property where an option decides it."""
     greater_is_better: ClassVar[bool]
@@ -500,7 +502,7 @@ class _AugmentationOf:
         return (found or known[-1:])[0].model_validate(value)
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
-        return {"anyOf": [one.model_json_schema() for one in _augmentations(self.kind)]}
+        return {"anyOf": [handler(one.__pydantic_core_schema__) for one in _augmentations(self.kind)]}
 
 
 class _Schema:

@@ -86,6 +86,10 @@ class StageParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    def types_taken(self, field: str, types: tuple[str, ...]) -> tuple[str, ...]:
+        """Of the artifact types that an input field takes, those that go with the other fields."""
+        return types
+
 
 P = TypeVar("P", bound=StageParams)
 

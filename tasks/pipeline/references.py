@@ -16,6 +16,7 @@ from tasks.release.promotion.refs import weights_ref
 
 if TYPE_CHECKING:
     from tasks.pipeline.node import StageNode
+    from tasks.stage import InputField
 
 LATEST = re.compile(r"[^/]+/[^/]+/latest")
 """Refs that runs move by themselves, whatever a gate says."""
@@ -51,11 +52,11 @@ def check_references(
                 continue
             if named not in raw_stages:
                 fault(path, f"no stage named {named!r}; {did_you_mean(named, raw_stages)}")
-            elif named in nodes and nodes[named].stage.makes not in item.types:
+            elif named in nodes and nodes[named].stage.makes not in (types := taken(node, item)):
                 made = nodes[named].stage.makes
-                fitting = [n.name for n in nodes.values() if n.stage.makes in item.types and n.name != node.name]
+                fitting = [n.name for n in nodes.values() if n.stage.makes in types and n.name != node.name]
                 hint = f"; stages that make one: {', '.join(fitting)}" if fitting else ""
-                fault(path, f"{named!r} makes a {made}, but a {' or '.join(item.types)} is needed here{hint}")
+                fault(path, f"{named!r} makes a {made}, but a {' or '.join(types)} is needed here{hint}")
             elif named in nodes and item.trained and getattr(nodes[named].params, "objective", item) is None:
                 fault(
                     path,
@@ -64,6 +65,11 @@ def check_references(
                 )
             elif wrong := split_fault(item, nodes):
                 fault(path, wrong)
+
+
+def taken(node: StageNode, item: InputField) -> tuple[str, ...]:
+    """The artifact types that an input takes beside the other fields of its stage."""
+    return node.params.types_taken(item.field, item.types)
 
 
 REF_NAMES = "letters, digits, `._-`, in parts of at most 100 joined by `/`, such as my-pipeline/production"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.stage import Input, Job, Stage
 from tasks.training.engine.deepspeed_config import training_faults
@@ -34,6 +34,19 @@ class Params(WithObjective, TrainingParams):
         description="What to learn from: for models of text a `pack` stage, else a dataset."
     )
     model: ModelParams = Field(description="The architecture: `type` and any field of its Hugging Face config.")
+
+    @model_validator(mode="after")
+    def _can_be_new(self) -> Params:
+        if not set(self.objective.new_model_data) & set(self.objective.data_types):
+            raise ValueError(
+                f"no new model learns {self.objective.name}, whose data do not say how it would read: pretrain with "
+                "another objective, such as causal_lm or masked_lm, and `finetune` after it"
+            )
+        return self
+
+    def types_taken(self, field: str, types: tuple[str, ...]) -> tuple[str, ...]:
+        known = super().types_taken(field, types)
+        return tuple(one for one in known if one in self.objective.new_model_data) if field == "data" else known
 
 
 def run(job: Job[Params]) -> dict[str, float]:

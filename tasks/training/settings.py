@@ -145,6 +145,10 @@ class WithObjective(StageParams):
         description="What is learned: the name of a file in `tasks/objectives/*/`, or {name: ..., and its options}."
     )
 
+    def types_taken(self, field: str, types: tuple[str, ...]) -> tuple[str, ...]:
+        """Data are of a type that the objective reads."""
+        return tuple(one for one in types if one in self.objective.data_types) if field == "data" else types
+
 
 class TeacherParams(StageParams):
     """How a model learns from another one's outputs beside the labels."""

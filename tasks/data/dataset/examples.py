@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import StageError
@@ -24,6 +24,8 @@ class Examples(Sequence[Feature]):
 
     sizes: npt.NDArray[np.int64] | None = None
     truth: Mapping[str, npt.NDArray[Any]] = {}
+    decodes: bool = False
+    """Whether making one decodes a file, which several threads do faster than one."""
 
     def raw(self, index: int) -> Mapping[str, Any]:
         """The values that an augmentation may change. Raises StageError where there are none."""
@@ -38,36 +40,24 @@ class Examples(Sequence[Feature]):
         raise NotImplementedError
 
 
-class ListedExamples(Examples):
-    """Examples that are small enough to be kept, all made at once.
+class ChosenExamples(Examples):
+    """Some of the examples of a split, in the order of `places`."""
 
-    raws: the values of each that an augmentation may change, and `remake`: (place, values) -> the example with them.
-    None: they cannot be changed.
-    """
-
-    def __init__(
-        self,
-        features: Sequence[Feature],
-        sizes: Sequence[int] | None = None,
-        raws: Sequence[Mapping[str, Any]] | None = None,
-        remake: Callable[[int, Mapping[str, Any]], Feature] | None = None,
-    ) -> None:
+    def __init__(self, examples: Sequence[Feature], places: Sequence[int]) -> None:
         import numpy as np
 
-        self.features, self.raws, self.remake = features, raws, remake
-        self.sizes = None if sizes is None else np.asarray(sizes, np.int64)
+        self.examples, self.places = examples, np.asarray(places, np.int64)
+        sizes = getattr(examples, "sizes", None)
+        self.sizes = None if sizes is None else sizes[self.places]
+        self.truth = {name: values[self.places] for name, values in getattr(examples, "truth", {}).items()}
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.places)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.features[index]
-
-    def raw(self, index: int) -> Mapping[str, Any]:
-        return super().raw(index) if self.raws is None else self.raws[index]
-
-    def made(self, index: int, raw: Mapping[str, Any]) -> Feature:
-        return super().made(index, raw) if self.remake is None else self.remake(index, raw)
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.examples[int(self.places[index])]
 
 
 def example_order(examples: Sequence[Feature]) -> npt.NDArray[np.int64]:

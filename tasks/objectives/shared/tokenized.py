@@ -27,6 +27,7 @@ class Tokenized(Objective):
     """An objective whose inputs are `input_ids` and `attention_mask`, int64 [rows, tokens]."""
 
     work_unit = "tokens"
+    new_model_data = ("tokens",)
     _special: SpecialIds = PrivateAttr(SpecialIds())
 
     @property

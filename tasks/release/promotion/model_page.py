@@ -20,7 +20,6 @@ from infra.terminal import one_line
 from tasks.evaluation.champion import NAME, sentence
 from tasks.models.card import ModelCard, read_card
 from tasks.models.files import ONNX, shipped_bytes
-from tasks.models.trained_for import trained_for
 from tasks.release.gate.slices import conditions
 from tasks.release.readable import metric_title, number
 
@@ -161,7 +160,7 @@ def _sources(store: Store, manifest: Manifest) -> list[tuple[str, str | None]]:
 
 def _loader(folder: Path, card: ModelCard) -> str:
     """Code that runs the model without Forgeline; empty for encoder-decoders in ONNX, whose decoding is a loop."""
-    objective = trained_for(folder)
+    objective = card.objective.bound(card.objective.load_processor(folder, card.max_length))
     reading, batch = objective.postprocessing_code, objective.processor.code(card.format) if objective.processor else ""
     if card.format is None:
         code = batch + "\n" + TRANSFORMERS.format(auto_class=objective.auto_class)

@@ -67,6 +67,7 @@ class NoisedExamples(Examples):
     def __init__(self, objective: Objective, plain: Sequence[Feature]) -> None:
         self.objective, self.plain = objective, plain
         self.sizes, self.truth = getattr(plain, "sizes", None), getattr(plain, "truth", {})
+        self.decodes = getattr(plain, "decodes", False)
 
     def __len__(self) -> int:
         return len(self.plain)
@@ -97,7 +98,7 @@ class AugmentedExamples(Examples):
                 hint=f"Give settings for {objective.augmentation}, or leave it out.",
             )
         self.plain, self.augment, self.seed = plain, augment, seed
-        self.sizes, self.truth = plain.sizes, plain.truth
+        self.sizes, self.truth, self.decodes = plain.sizes, plain.truth, plain.decodes
         plain.raw(0)  # examples that cannot be changed say so now
 
     def __len__(self) -> int:

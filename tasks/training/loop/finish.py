@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tasks.data.dataset.examples import ChosenExamples
 from tasks.models.card import ModelCard
 from tasks.models.loading import count_parameters, save_model
 from tasks.objective import Objective, Processor
@@ -38,7 +39,7 @@ def finish(
         return metrics
     if baselines:
         # Only what the model saw: a count model given more data would answer another question.
-        seen = [features.train[i] for i in result.seen]
+        seen = ChosenExamples(features.train, result.seen)
         values = objective.baselines(seen, features.validation)
         _write(job.records / "baselines.json", {"metric": objective.primary_metric, "values": values})
         metrics |= {f"baseline_{name}": value for name, value in values.items()}

@@ -14,12 +14,21 @@ Micro = tuple[int, dict[str, torch.Tensor]]
 """(place in the data stream of its first example, batch); `example` int64 [B]: each one's number in the split."""
 
 
+DECODERS = 4
+"""Threads that decode files; Pillow and its kin release the interpreter's lock."""
+
+
 class Loader:
-    """One thread works one step ahead. Collating draws no random numbers of torch's: the thread would race for them."""
+    """One thread works one step ahead; where examples are decoded files, others decode them for it.
+
+    Collating draws no random numbers of torch's: the thread would race for them.
+    """
 
     def __init__(self, features: Sequence[Feature], objective: Objective, sampler: Sampler, rank: int) -> None:
         self.features, self.objective, self.sampler, self.rank = features, objective, sampler, rank
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        decodes = getattr(features, "decodes", False)
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoder") if decodes else None
         self._ahead: tuple[int, Future[list[Micro]]] | None = None
 
     def step(self, number: int, *, last: bool) -> list[Micro]:
@@ -36,12 +45,15 @@ class Loader:
         self.sampler, self._ahead = sampler, None
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in filter(None, (self._pool, self._decoders)):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _collate(self, number: int) -> list[Micro]:
         found = []
         for position, examples in self.sampler.micro_batches(number, self.rank):
-            drawn = [self._drawn(i, position + k) for k, i in enumerate(examples)]
+            places = range(position, position + len(examples))
+            make = map if self._decoders is None else self._decoders.map
+            drawn = list(make(self._drawn, examples, places))
             batch = self.objective.collate(drawn)
             found.append((position, {**batch, "example": torch.tensor(examples)}))
         return found

@@ -76,7 +76,7 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
         ("name: demo", "nmae: demo", "p.yaml:1: nmae: unknown field; did you mean name?"),
         ("objective: causal_lm", "objective: casual_lm", "unknown objective 'casual_lm'"),
         ("    tokenizer: {data", "    tokeniser: {data", "unknown stage kind; did you mean tokenizer?"),
-        ("data: tokens", "data: words", "'words' makes a tokenizer, but a tokens or dataset is needed here"),
+        ("data: tokens", "data: words", "'words' makes a tokenizer, but a tokens is needed here; stages that make one: tokens"),
         ("{data: corpus, vocab_size: 300}", "{data: base, vocab_size: 300}", "makes a model, but a dataset"),
         ("processes: 1", "proceses: 1", "p.yaml:17: execution.default.proceses: unknown field; did you mean processes?"),
         ("  default: {", "  bas: {", "execution.bas: no such stage; did you mean base?"),

@@ -114,7 +114,7 @@ def model_scores(f1: float, size: float, parameters: int, p50: float, kind: str,
             j = (
                 i
                 if noise.random() < f1
-                else noise.choices({"logits": range(len(LABELS))}, [abs(i - k) ** 0.1 for k in range(len(LABELS))])[0]
+                else noise.choices(range(len(LABELS)), [abs(i - k) ** 0.1 for k in range(len(LABELS))])[0]
             )
             counts[i][j] += 1
     return {
