@@ -1,4 +1,4 @@
-"""What goes on inside a model: outputs of its layers and its last attention, as its last forward pass had them."""
+"""What goes on inside a model: outputs of its layers or stages and its last attention, as its last pass had them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from infra.errors import StageError
-from tasks.models.structure.transformer import layer_stacks
+from tasks.models.structure.parts import compared_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ActivationHooks:
-    """Hooks on a model's layers (an encoder-decoder's encoder), those of `params` that are asked for.
+    """Hooks on a model's layers (an encoder-decoder's encoder) or stages, those of `params` that are asked for.
 
     Attention is made of single products then (`eager`), because the fast ways never hold it.
     """
@@ -27,7 +27,7 @@ class ActivationHooks:
         self._hidden: dict[int, torch.Tensor] = {}
         self._attention: torch.Tensor | None = None
         self._hooks = []
-        stack = layer_stacks(model)[0][1]
+        stack = [part for _, part, _ in compared_parts(model)]
         if params.hidden:
             self._hooks += [stack[i].register_forward_hook(self._keep_hidden(i)) for i in self.layers]
         self._before = model.config._attn_implementation
@@ -36,8 +36,9 @@ class ActivationHooks:
             self._hooks += [part.register_forward_hook(self._keep_attention) for part in stack[-1].modules()]
 
     def hidden(self) -> list[torch.Tensor]:
-        """[B, T, H] of each layer."""
-        return [self._hidden[i] for i in self.layers]
+        """[B, T, H] of each layer; [B, height, width, H] of each stage of a convolutional net."""
+        found = [self._hidden[i] for i in self.layers]
+        return [states.permute(0, 2, 3, 1) if states.ndim == 4 else states for states in found]
 
     def attention(self) -> torch.Tensor:
         """[B, heads, T, T] of the last layer. Raises StageError for a model that shows none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,8 @@ from tasks.compression.distillation.hooks import ActivationHooks
 from tasks.compression.distillation.soft_targets import SoftTargets
 from tasks.compression.distillation.student import chosen_layers
 from tasks.models.inputs import model_inputs
-from tasks.models.structure.transformer import layer_stacks
+from tasks.models.structure.parts import compared_parts
+from tasks.models.structure.staged import is_staged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,11 +63,11 @@ class DistillationLoss:
         if params.attention:
             _require_equal_heads(student, teacher)
         if params.hidden or params.attention:
-            depths = [len(layer_stacks(model)[0][1]) for model in (student, teacher)]
-            layers = chosen_layers(depths[1], min(depths))
+            own, other = ([width for _, _, width in compared_parts(model)] for model in (student, teacher))
+            layers = chosen_layers(len(other), min(len(own), len(other)))
             self.hooks = ActivationHooks(student, range(len(layers)), params), ActivationHooks(teacher, layers, params)
-            if student.config.hidden_size != teacher.config.hidden_size and params.hidden:
-                student.to_teacher = torch.nn.Linear(student.config.hidden_size, teacher.config.hidden_size, bias=False)
+            if params.hidden:
+                _add_projections(student, teacher, own[: len(layers)], [other[i] for i in layers])
 
     def parts(self, batch: Mapping[str, torch.Tensor]) -> list[float]:
         """Places, over which the two distances are a mean: those of a batch that are no padding."""
@@ -102,23 +103,36 @@ class DistillationLoss:
         mask, (own, other) = self._mask(batch), self.hooks
         if self.params.hidden:
             pairs = zip(own.hidden(), other.hidden(), strict=True)
-            distances = [self._apart(s, t, mask) for s, t in pairs]
+            distances = [self._apart(s, t, mask, self._wide(i)) for i, (s, t) in enumerate(pairs)]
             total = total + self.params.hidden * units / places * torch.stack(distances).mean()
         if self.params.attention:
             apart = attention_distance(own.attention(), other.attention(), mask)
             total = total + self.params.attention * units / places * apart
         return total
 
-    def _apart(self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _apart(
+        self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, wide: torch.nn.Module
+    ) -> torch.Tensor:
         """Of hidden states [B, ..., H], summed over places; without a mask an example is one, the mean of its rows."""
+        if student.shape[:-1] != teacher.shape[:-1]:
+            raise StageError(
+                f"the student's states are {tuple(student.shape[1:-1])} places where its teacher's are "
+                f"{tuple(teacher.shape[1:-1])}",
+                where="hidden",
+                hint="Only models that read alike and make pictures smaller alike can be compared: leave `hidden` out.",
+            )
         if mask is not None:
-            return hidden_distance(self._wide(student[mask]), teacher[mask])
+            return hidden_distance(wide(student[mask]), teacher[mask])
         rows = student[..., 0].numel() // len(student)
-        return hidden_distance(self._wide(student.flatten(0, -2)), teacher.flatten(0, -2)) / rows
+        return hidden_distance(wide(student.flatten(0, -2)), teacher.flatten(0, -2)) / rows
 
-    def _wide(self, states: torch.Tensor) -> torch.Tensor:
-        widen: Any = getattr(self.student, "to_teacher", None)
-        return states if widen is None else widen(states)
+    def _wide(self, number: int) -> torch.nn.Module:
+        """The projection of the states at a place in the list of those that are compared."""
+        found: Any = getattr(self.student, "to_teacher", None)
+        if found is None:
+            return torch.nn.Identity()
+        chosen: torch.nn.Module = found[number] if isinstance(found, torch.nn.ModuleList) else found
+        return chosen
 
     def finished(self, student: PreTrainedModel) -> None:
         """Remove what only this loss needed."""
@@ -129,7 +143,34 @@ class DistillationLoss:
                 hook.close()
 
 
+def _add_projections(
+    student: PreTrainedModel, teacher: PreTrainedModel, own: Sequence[int], other: Sequence[int]
+) -> None:
+    """Give the student `to_teacher` where widths differ: one projection for equal layers, or one for each stage."""
+    if is_staged(student) != is_staged(teacher):
+        raise StageError(
+            f"{type(student).__name__} and its teacher {type(teacher).__name__} are of two kinds: one is a stack of "
+            "equal layers, the other has stages that differ in size",
+            where="hidden",
+            hint="Leave `hidden` out: outputs can be learned from every teacher.",
+        )
+    if list(own) == list(other):
+        return
+    pairs = list(zip(own, other, strict=True))
+    if is_staged(student):
+        student.to_teacher = torch.nn.ModuleList(torch.nn.Linear(s, t, bias=False) for s, t in pairs)
+    else:
+        student.to_teacher = torch.nn.Linear(*pairs[0], bias=False)
+
+
 def _require_equal_heads(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    for model in (student, teacher):
+        if is_staged(model):
+            raise StageError(
+                f"{type(model).__name__} has no layers whose attention could be compared",
+                where="attention",
+                hint="Leave `attention` out; `hidden` compares what its stages give.",
+            )
     heads = [model.config.num_attention_heads for model in (student, teacher)]
     if heads[0] != heads[1]:
         raise StageError(

@@ -32,6 +32,24 @@ def layer_names(model: PreTrainedModel) -> list[str]:
     return [f"{stack}.{i}" for stack, layers in layer_stacks(model) for i in range(len(layers))]
 
 
+def compared_parts(model: PreTrainedModel) -> list[tuple[str, nn.Module, int]]:
+    """The parts whose outputs a student and its teacher are compared by: name, module, and how wide its output is.
+
+    Of a network of blocks its stages, which give [B, C, H, W]; else the layers of the first stack, [B, T, H].
+    """
+    if not is_staged(model):
+        (stack, layers), *_ = layer_stacks(model)
+        return [(f"{stack}.{i}", layer, model.config.hidden_size) for i, layer in enumerate(layers)]
+    stages = [(stage.name, model.get_submodule(stage.name)) for stage in network_stages(model)]
+    return [(name, stage, _width(stage)) for name, stage in stages]
+
+
+def _width(stage: nn.Module) -> int:
+    """Of what the last matrix in it gives: a block ends with one."""
+    *_, last = (module for module in stage.modules() if isinstance(module, nn.Linear | nn.Conv2d))
+    return int(last.weight.shape[0])
+
+
 def depths(model: PreTrainedModel) -> dict[str, int]:
     """Depth of every parameter by name: 0 before the first layer or block, these from 1 on, what reads the last on top.
 
