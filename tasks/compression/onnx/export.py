@@ -8,7 +8,6 @@ let out, with the parent on batches of several sizes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import warnings
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from tasks.compression.onnx.fidelity import differences
+from tasks.compression.onnx.layer_names import name_layers
 from tasks.compression.onnx.refusal import refusal
 from tasks.models.inputs import accepted
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 LARGEST_FILE = 1_500_000_000
 AXES = {"tokens": "sequence", "decoder_tokens": "decoder_sequence"}
 """Axes that graphs have always called otherwise."""
-WEIGHTED = ("MatMul", "Gemm", "Gather")
-"""Operators with a matrix of weights. Gather is the embedding table, in small models the largest weight of all."""
 
 
 class Inference(torch.nn.Module):
@@ -87,7 +85,7 @@ def export_onnx(model: PreTrainedModel, objective: Objective, file: Path) -> Non
             raise refusal(error, model) from error
         assert program is not None
         _anonymous(program.model, module.ports)
-        _name_layers(program.model, module.model)
+        name_layers(program.model, module.model)
         large = model.num_parameters() * 4 > LARGEST_FILE
         program.save(str(file), external_data=large)
 
@@ -134,33 +132,6 @@ def _anonymous(model: onnx_ir.Model, ports: Mapping[str, Port]) -> None:
             value.shape = onnx_ir.Shape([d if isinstance(d, int) else sizes.get(str(d), str(d)) for d in value.shape])
     model.metadata_props.clear()
     model.doc_string = None
-
-
-def _name_layers(exported: onnx_ir.Model, model: PreTrainedModel) -> None:
-    """Call the nodes that multiply by a weight what the model calls the layer.
-
-    The exporter keeps a weight's name only where it keeps its layout, and people choose layers by their names.
-    """
-    layers: dict[tuple[bool, bytes], list[str]] = {}
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, torch.nn.Parameter) and weight.ndim == 2:
-            layers.setdefault((isinstance(module, torch.nn.Embedding), _digest(weight.detach())), []).append(name)
-    for node in exported.graph.all_nodes():
-        for value in node.inputs if node.op_type in WEIGHTED else ():
-            producer = value.producer() if value is not None else None
-            if producer is not None and producer.op_type == "Transpose":
-                value = producer.inputs[0]
-            if value is None or value.const_value is None or len(value.const_value.shape) != 2:
-                continue
-            names = layers.get((node.op_type == "Gather", _digest(torch.from_numpy(value.const_value.numpy()))))
-            if names:
-                node.name = names.pop(0)
-
-
-def _digest(weight: torch.Tensor) -> bytes:
-    """The same for a matrix and its transpose."""
-    return min(hashlib.sha256(form.contiguous().numpy().tobytes()).digest() for form in (weight, weight.T))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The layers of an ONNX graph that hold a matrix of weights: their names, what they read, how much each matters."""
+"""The layers of an ONNX graph that hold weights: their names, what they read, how they lie."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from infra.errors import StageError
-from tasks.compression.onnx.export import WEIGHTED
+from tasks.compression.onnx.operators import OPERATORS, output_axis
 from tasks.compression.reconstruction import check_calibration
 
 Batch = Mapping[str, npt.NDArray[Any]]
@@ -23,26 +23,30 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Layer:
-    """A node that multiplies by a constant matrix. inputs: the tensor it reads. transposed: it holds [out, in]."""
+    """A node with a constant weight. inputs: the tensor it reads. output: the weight's axis of output channels.
+
+    size: how many numbers the weight has.
+    """
 
     name: str
     operator: str
     weight: str
     inputs: str
-    transposed: bool = False
+    output: int
+    size: int
 
 
 def layers(graph: onnx.GraphProto) -> list[Layer]:
-    """Every node with a constant matrix of floats, in the graph's order."""
-    floats = (tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
-    matrices = {tensor.name for tensor in floats if len(tensor.dims) == 2}
+    """Every node with a constant weight of floats, in the graph's order."""
+    floats = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     found = []
     for node in graph.node:
-        if node.op_type == "Gather" and node.input[0] in matrices:
-            found.append(Layer(node.name, node.op_type, node.input[0], node.input[1]))
-        elif node.op_type in WEIGHTED and node.input[1] in matrices:
-            turned = any(a.name == "transB" and a.i for a in node.attribute)
-            found.append(Layer(node.name, node.op_type, node.input[1], node.input[0], turned))
+        operator = OPERATORS.get(node.op_type)
+        tensor = floats.get(node.input[operator.weight]) if operator is not None else None
+        if operator is None or tensor is None or len(tensor.dims) not in operator.axes:
+            continue
+        size = int(np.prod(tensor.dims))
+        found.append(Layer(node.name, node.op_type, tensor.name, node.input[operator.reads], output_axis(node), size))
     return found
 
 
@@ -81,7 +85,8 @@ def matching(names: Iterable[str], patterns: Sequence[str], *, where: str) -> li
 def input_moments(file: Path, wanted: Sequence[Layer], batches: Iterable[Batch]) -> dict[str, npt.NDArray[np.float64]]:
     """By layer, the sum over tokens of x x^T [in, in] of what it reads, padding left out.
 
-    Raises StageError where there are fewer tokens than a layer of tokens has inputs; a head reads one row a text.
+    wanted: products of matrices. Without a mask all rows count; places of pictures are tokens, too. Raises StageError
+    where there are fewer tokens than a layer of tokens has inputs; a head reads one row an example.
     """
     import onnxruntime
 
@@ -95,21 +100,22 @@ def input_moments(file: Path, wanted: Sequence[Layer], batches: Iterable[Batch])
     tokens = dict.fromkeys(tensors, 0)
     for batch in batches:
         values = session.run(tensors, {name: batch[name] for name in names})
-        mask = batch["attention_mask"] == 1
+        mask = batch["attention_mask"] == 1 if "attention_mask" in batch else None
+        examples = len(batch[names[0]])
         for name, value in zip(tensors, values, strict=True):
             rows = value.reshape(-1, value.shape[-1])  # Gemm reads the tokens of all examples in one row after another
-            of_tokens = len(rows) == mask.size
-            rows = rows[mask.ravel()] if of_tokens else rows
+            several = len(rows) > examples if mask is None else len(rows) == mask.size
+            rows = rows[mask.ravel()] if several and mask is not None else rows
             moment = rows.T.astype(np.float64) @ rows
             sums[name] = sums[name] + moment if name in sums else moment
-            tokens[name] += len(rows) if of_tokens else len(moment)
+            tokens[name] += len(rows) if several else len(moment)
     for layer in wanted:
         check_calibration(layer.name, tokens[layer.inputs], len(sums[layer.inputs]))
     return {layer.name: sums[layer.inputs] for layer in wanted}
 
 
 def weight(graph: onnx.GraphProto, layer: Layer) -> npt.NDArray[np.float32]:
-    """Its matrix as [out, in]."""
+    """Its weight as a matrix [out, what each output channel sums over]."""
     tensor = next(tensor for tensor in graph.initializer if tensor.name == layer.weight)
-    array: npt.NDArray[np.float32] = numpy_helper.to_array(tensor)
-    return array if layer.transposed or layer.operator == "Gather" else array.T
+    array: npt.NDArray[np.float32] = np.moveaxis(numpy_helper.to_array(tensor), layer.output, 0)
+    return array.reshape(len(array), -1)

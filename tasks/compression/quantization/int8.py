@@ -3,8 +3,12 @@
 - dynamic: activations are scaled batch by batch as they come; no data is needed.
 - static: their scales are those that calibration examples had, which the graph then holds.
 
-Nodes are called what the model calls its layers (`tasks/compression/onnx/export.py`), so layers are left in floating
-point by name.
+Nodes are called what the model calls its layers (`tasks/compression/onnx/layer_names.py`), so layers are left in
+floating point by name.
+
+Convolutions are quantized by `static` alone. Their weights always have a scale for each output channel: a BatchNorm
+that was folded into them leaves channels of very different size, and by channel it makes no difference whether weights
+are rounded before or after.
 """
 
 from __future__ import annotations
@@ -14,8 +18,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.compression.onnx.export import WEIGHTED
-from tasks.compression.onnx.layers import Batch
+from tasks.compression.onnx.layers import Batch, layers
+from tasks.compression.onnx.operators import quantized_by
+
+FUSED = ["Relu", "Clip"]
+"""What stands behind a convolution and is no more than the range of the scale that its output gets."""
 
 
 def quantize_dynamic_int8(
@@ -25,7 +32,7 @@ def quantize_dynamic_int8(
     per_channel: bool,
     reduce_range: bool,
     keep_float: Sequence[str] = (),
-    operators: Sequence[str] = WEIGHTED,
+    operators: Sequence[str] | None = None,
 ) -> None:
     """Write `source` with int8 weights to `target`, but for the nodes named in `keep_float`."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -34,7 +41,7 @@ def quantize_dynamic_int8(
         quantize_dynamic(
             source,
             target,
-            op_types_to_quantize=list(operators),
+            op_types_to_quantize=list(operators or quantized_by("dynamic_int8")),
             per_channel=per_channel,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
@@ -52,7 +59,11 @@ def quantize_static_int8(
     keep_float: Sequence[str] = (),
 ) -> None:
     """Write `source` with int8 weights and activations to `target`; `batches` show how large the latter get."""
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    convolutions = {layer.weight for layer in layers(onnx.load(str(source)).graph) if layer.operator == "Conv"}
+    by_channel = {"axis": 0, "quant_type": QuantType.QInt8, "symmetric": True, "reduce_range": reduce_range}
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -67,13 +78,16 @@ def quantize_static_int8(
             target,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(WEIGHTED),
+            op_types_to_quantize=quantized_by("static_int8") + (FUSED if convolutions else []),
             per_channel=per_channel,
             reduce_range=reduce_range,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(keep_float),
-            extra_options={"MatMulConstBOnly": True},  # attention's own products stay in float, as in dynamic
+            extra_options={
+                "MatMulConstBOnly": True,  # attention's own products stay in float, as in dynamic
+                "TensorQuantOverrides": {name: [by_channel] for name in sorted(convolutions)},
+            },
         )
 
 

@@ -16,16 +16,21 @@ from tasks.compression.onnx.layers import Batch
 
 
 def outputs(file: Path, batches: Sequence[Batch]) -> list[npt.NDArray[np.float32]]:
-    """The logits of each batch; where there is a row a token, without those of padding."""
+    """What the graph says of each batch, its outputs in one row where it has several.
+
+    Where the batch has a mask and the outputs are a row a token, without those of padding.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
     found = []
     for batch in batches:
-        logits = session.run(["logits"], {name: batch[name] for name in names})[0]
-        mask = batch["attention_mask"] == 1
-        found.append(logits[mask] if logits.ndim == 3 and logits.shape[:2] == mask.shape else logits)
+        values = session.run(None, {name: batch[name] for name in names})
+        mask = batch["attention_mask"] == 1 if "attention_mask" in batch else None
+        if mask is not None:
+            values = [value[mask] if value.ndim == 3 and value.shape[:2] == mask.shape else value for value in values]
+        found.append(values[0] if len(values) == 1 else np.concatenate([value.ravel() for value in values]))
     return found
 
 
