@@ -64,6 +64,8 @@ def run(job: Job[Params]) -> dict[str, float]:
         "sizes": params.sizes.model_dump(),
         "differences": [asdict(difference) for difference in judged],
     }
+    if media := sorted({name for given in ("data", "against") for name in _media(job.input(given))}):
+        verdict["not_tested"] = [f"what the column {name} shows: only its sizes were compared" for name in media]
     (job.output / "drift.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
     return {"drifted": float(drifted), **{difference.name: difference.size for difference in judged}}
 
@@ -72,6 +74,14 @@ def _counts(data: InputArtifact) -> dict[str, int]:
     from tasks.data.dataset.layout import describe
 
     return dict(describe(data.path)["splits"])
+
+
+def _media(data: InputArtifact) -> list[str]:
+    """The columns of images and audio."""
+    from tasks.data.dataset.layout import describe
+    from tasks.data.reading.typed_columns import MEDIA
+
+    return [name for name, kind in describe(data.path).get("types", {}).items() if kind in MEDIA]
 
 
 def _rows(data: InputArtifact, params: Params) -> list[dict[str, Any]]:

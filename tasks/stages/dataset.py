@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 
 from infra.artifacts import Manifest
 from infra.errors import StageError
+from infra.execution import Execution
 from infra.keys import digest
 from infra.source_files import SourceLocation
 from infra.sources_read import SourceFile
@@ -37,8 +38,11 @@ from tasks.data.parts.shards import Shard, shards_of
 from tasks.data.plain_values import plain_text
 from tasks.data.reading.column_names import check_columns
 from tasks.data.reading.found_files import FoundFile, find_files, hub_files, links_not_followed
+from tasks.data.reading.media import missing_reader
+from tasks.data.reading.metadata_files import with_metadata
 from tasks.data.reading.source_digests import hashed, hub_digests, listed, with_digests
 from tasks.data.reading.sources import WHOLE_FILE, Source
+from tasks.data.reading.typed_columns import MEDIA, mapped
 from tasks.data.selection.decontamination import Decontaminate
 from tasks.data.selection.dedup import Dedup
 from tasks.data.selection.splitting import SPLITS, Split
@@ -46,7 +50,7 @@ from tasks.data.steps.cleaning import Clean
 from tasks.data.steps.labels import Label, check_known
 from tasks.data.steps.quality import Quality
 from tasks.data.steps.steps import RowSteps
-from tasks.stage import Job, PartKind, PartSpec, Stage
+from tasks.stage import Fault, Job, PartKind, PartSpec, Stage
 
 if TYPE_CHECKING:
     from infra.store import Store
@@ -80,6 +84,8 @@ class Params(RowSteps):
                 )
         of_all = {"split.by": self.split.column, "label.from": self.label.column if self.label else None}
         for i, source in enumerate(self.sources):
+            if source.format in MEDIA:
+                continue  # their columns are those of the metadata
             named = {**of_all, f"sources[{i}].id_column": source.id_column}
             has = ("text",) if source.format == "lines" else ()
             for field, column in named.items() if source.format in (*WHOLE_FILE, "lines") else ():
@@ -101,6 +107,13 @@ def files_of(params: Params) -> list[FoundFile]:
     named = [(plain_text(file.package), file) for file in files]
     check_known(label.keep, {name for name, _ in named if name})
     return [file for name, file in named if name in label.keep]
+
+
+def check(params: Params, execution: Execution) -> list[Fault]:
+    """What reads images and audio is installed."""
+    columns = params.sources[0].columns or {}
+    missing = missing_reader(set(columns.values()))
+    return [Fault(("sources", 0, "columns"), missing)] if missing else []
 
 
 def sources(params: Params) -> list[SourceFile]:
@@ -143,15 +156,20 @@ def run(job: Job[Params]) -> dict[str, float]:
         [prepared.parts[i] for i in with_rows],
         [selection.rows[i] for i in with_rows],
         labelled=params.label is not None,
+        kinds=mapped(params.sources[0].columns),
     )
     pieces = make_parts(PIECES, chosen, store, workers=job.cores, scratch=job.scratch)
     for shard, piece in zip((shards[i] for i in with_rows), pieces.parts, strict=True):
-        job.shared += [replace(e, path=f"{e.path.removesuffix('.parquet')}/{_file_name(shard)}") for e in piece.payload]
+        for entry in piece.payload:
+            split, dot, suffix = entry.path.rpartition(".")
+            job.shared.append(replace(entry, path=f"{split}/{_file_name(shard)}{dot}{suffix}"))
 
     splits = {split: selection.count(split) for split in SPLITS}
     kept = sorted(params.sources[0].columns or ())
     columns = ["id", "text", "group", *(["label"] if selection.labels is not None else []), *kept]
-    description = {"splits": splits, "labels": selection.labels, "columns": columns}
+    description: dict[str, Any] = {"splits": splits, "labels": selection.labels, "columns": columns}
+    if kinds := mapped(params.sources[0].columns):
+        description["types"] = kinds
     (job.output / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     check_frozen(job, params.split)
     warnings = links_not_followed(params.sources)
@@ -190,7 +208,7 @@ def _shards(job: Job[Params]) -> tuple[list[FoundFile], list[Shard], list[PartSp
 
     params = job.params
     files = [*with_digests([*files_of(params), *_hub(params)]), *_of_stages(job)]
-    shards = shards_of(files, params.sources)
+    shards = shards_of(with_metadata(files), params.sources)
     return files, shards, _preparations(params, shards, known_runs(job, params.decontaminate))
 
 
@@ -253,19 +271,28 @@ def _preparations(params: Params, shards: Sequence[Shard], runs: Sequence[Manife
     ]
 
 
-def _pieces(prepared: Sequence[Manifest], rows: Sequence[dict[str, Any]], *, labelled: bool) -> list[PartSpec]:
+def _pieces(
+    prepared: Sequence[Manifest], rows: Sequence[dict[str, Any]], *, labelled: bool, kinds: dict[str, str]
+) -> list[PartSpec]:
     specs = []
+    new = {"mapped": kinds} if kinds else {}  # pieces without such columns keep their keys
     for part, take in zip(prepared, rows, strict=True):
         entry = next(entry for entry in part.payload if entry.path == ROWS)
         chosen = packed(take)
-        identity = {"version": PIECES_VERSION, "rows": entry.sha256, "take": digest(chosen), "labelled": labelled}
-        arguments = {"rows": artifact_location(part, ROWS), "take": chosen, "labelled": labelled}
+        identity = {
+            "version": PIECES_VERSION,
+            "rows": entry.sha256,
+            "take": digest(chosen),
+            "labelled": labelled,
+            **new,
+        }
+        arguments = {"rows": artifact_location(part, ROWS), "take": chosen, "labelled": labelled, **new}
         specs.append(PartSpec(identity, arguments, entry.size))
     return specs
 
 
 def _file_name(shard: Shard) -> str:
-    return f"{hashlib.sha256(shard.name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}.parquet"
+    return f"{hashlib.sha256(shard.name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def _check_columns(params: Params, shards: Sequence[Shard], counts: Sequence[dict[str, Any]]) -> None:
@@ -332,6 +359,7 @@ STAGE = Stage(
     run=run,
     sources=sources,
     lazy=True,
+    check=check,
     parts=parts,
     splits=lambda params: params.split.not_empty,
 )

@@ -67,7 +67,7 @@ def run(job: Job[Params]) -> dict[str, float]:
             if of != split:
                 continue
             lengths.append(load_file(place / LENGTHS)["lengths"])
-            name = entry.path.removesuffix(".parquet")
+            name = entry.path.rpartition(".")[0]
             ids = next(entry for entry in part.payload if entry.path == IDS)
             job.shared.append(replace(ids, path=f"{name}.safetensors"))
         plan = (best_fit if split == "train" else one_to_a_row)(np.concatenate(lengths), context)

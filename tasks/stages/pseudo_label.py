@@ -74,19 +74,20 @@ def run(job: Job[Params]) -> dict[str, float]:
 def _write_dataset(job: Job[Params], objective: Objective, split: str, texts: list[str]) -> None:
     """The dataset, and in one split the texts, one for each row, where the references were."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from tasks.data.dataset.layout import split_files
+    from tasks.data.dataset.row_files import schema_of, table_of, writer
 
     source, column = job.input("data").path, objective.reference_column
     shutil.copytree(source, job.output, dirs_exist_ok=True)
     left = iter(texts)
     for file in split_files(source, split):
-        table = pq.read_table(file)
+        table = table_of(file, schema_of(file).names)
         values = [objective.with_reference(value, next(left)) for value in table[column].to_pylist()]
         place = table.schema.get_field_index(column)
         table = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.types[place]))
-        pq.write_table(table, job.output / split / file.name, compression="zstd", compression_level=1)
+        with writer(job.output / split / file.name, table.schema) as out:
+            out.write_table(table)
 
 
 def _write_samples(job: Job[Params], writer: Writer, outputs: list[Output]) -> None:

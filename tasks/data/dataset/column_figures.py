@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tasks.data.reading.media import SIZES
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MEASURED = {"string": "characters", "binary": "bytes"}
+SIZE = "\t"
+"""Between the name of a column and that of a size of its values, in names of figures."""
+
+MEASURED = {"string": "characters", "binary": "bytes", "image": "bytes", "audio": "bytes"}
+LISTS = "items"
 """What the figures of a column are of, where they are not of its values."""
 
 
@@ -21,7 +27,8 @@ class ColumnFigures:
     def __init__(self) -> None:
         self.found: dict[str, dict[str, float]] = {}
 
-    def add(self, name: str, values: pa.Array) -> None:
+    def add(self, name: str, values: pa.Array, kind: str = "") -> None:
+        """kind: the type of the column where it is an image or audio, whose sizes are columns of figures too."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -29,6 +36,10 @@ class ColumnFigures:
             numbers = pc.utf8_length(values)
         elif pa.types.is_binary(values.type):
             numbers = pc.binary_length(values)
+            if kind in SIZES:
+                self._add_sizes(name, values, kind)
+        elif pa.types.is_list(values.type):
+            numbers = pc.list_value_length(values)
         else:
             numbers = values
         numbers = numbers.cast(pa.float64(), safe=False).drop_null()
@@ -38,6 +49,16 @@ class ColumnFigures:
             of_batch |= {"least": pc.min(finite).as_py(), "most": pc.max(finite).as_py(), "sum": pc.sum(finite).as_py()}
             of_batch["numbers"] = float(len(finite))
         self.merge(name, of_batch)
+
+    def _add_sizes(self, name: str, values: pa.Array, kind: str) -> None:
+        import pyarrow as pa
+
+        found: dict[str, list[float]] = {}
+        for value in values:
+            for size, number in SIZES[kind](value.as_py()).items() if value.is_valid else ():
+                found.setdefault(size, []).append(number)
+        for size, numbers in found.items():
+            self.add(f"{name}{SIZE}{size}", pa.array(numbers, pa.float64()))
 
     def merge(self, name: str, other: Mapping[str, float]) -> None:
         """Add the figures of other rows."""
@@ -67,7 +88,17 @@ def column_card(columns: Mapping[str, str], parts: Iterable[Mapping[str, float]]
                 of_part.setdefault(name, {})[figure] = value
         for name, figures in of_part.items():
             total.merge(name, figures)
-    return [_line(name, kind, total.found.get(name, {})) for name, kind in sorted(columns.items())]
+    lines = [_line(name, kind, total.found.get(name, {})) for name, kind in sorted(columns.items())]
+    return [line | _sizes(line["column"], total.found) for line in lines]
+
+
+def _sizes(column: str, found: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Least and most of each size of an image or audio column: {"sizes": {"width": [28, 640], ...}}."""
+    of_column = {
+        name.removeprefix(f"{column}{SIZE}"): of for name, of in found.items() if name.startswith(column + SIZE)
+    }
+    sizes = {size: [of["least"], of["most"]] for size, of in sorted(of_column.items()) if "least" in of}
+    return {"sizes": sizes} if sizes else {}
 
 
 def _line(name: str, kind: str, figures: Mapping[str, float]) -> dict[str, Any]:
@@ -75,7 +106,7 @@ def _line(name: str, kind: str, figures: Mapping[str, float]) -> dict[str, Any]:
     return {
         "column": name,
         "type": kind,
-        "of": MEASURED.get(kind, "values"),
+        "of": LISTS if kind.startswith("list<") else MEASURED.get(kind, "values"),
         "missing": int(figures.get("missing", 0)),
         "least": figures.get("least"),
         "most": figures.get("most"),

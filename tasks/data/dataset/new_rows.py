@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.data.dataset.layout import COLUMNS, describe, iterate_columns, stored_files
-from tasks.data.drift.columns import measured
+from tasks.data.drift.columns import measured, measured_sizes
 from tasks.data.hashing import content_digest
+from tasks.data.reading.typed_columns import MEDIA
 
 if TYPE_CHECKING:
     from infra.artifacts import Manifest
@@ -51,14 +52,20 @@ def rows(store: Store, data: Manifest, files: list[str], content: Collection[str
 
 def measured_rows(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Row, Row]]:
     """(the row without `content`, the values of its passing columns) of some files of the dataset in `folder`."""
-    there = describe(folder)["columns"]
+    described = describe(folder)
+    there, types = described["columns"], described.get("types", {})
     kept = [name for name in ("id", "text", "label") if name in there]
     passed = sorted({*there} - {*COLUMNS})
     for batch in iterate_columns(files, [*kept, *passed]):
         for place in range(len(batch["id"])):
             others = {name: batch[name][place] for name in passed}
             row = {name: batch[name][place] for name in kept}
-            yield row | {"columns": {name: measured(value) for name, value in others.items()}}, others
+            seen: Row = {}
+            for name, value in others.items():
+                seen |= (
+                    measured_sizes(name, value, types[name]) if types.get(name) in MEDIA else {name: measured(value)}
+                )
+            yield row | {"columns": seen}, others
 
 
 def _content(row: Row, others: Row, columns: list[str]) -> Any:

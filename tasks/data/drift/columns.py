@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tasks.data.drift.difference import Difference, shares
+from tasks.data.reading.media import SIZES
 
 NAME = "column"
 """The field of `Sizes` by which these differences are judged."""
@@ -25,6 +26,13 @@ def measured(value: Any) -> float | str | None:
     if isinstance(value, bytes | list | dict) or (isinstance(value, str) and len(value) > LONGEST_NAME):
         return float(len(value))
     return str(value)
+
+
+def measured_sizes(name: str, value: bytes | None, kind: str) -> dict[str, float | None]:
+    """What the tests see of an image or a sound: its bytes and its sizes, never what it shows."""
+    if value is None:
+        return {f"{name} bytes": None}
+    return {f"{name} bytes": float(len(value)), **{f"{name} {size}": of for size, of in SIZES[kind](value).items()}}
 
 
 def column_differences(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Difference]:

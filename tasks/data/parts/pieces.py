@@ -1,4 +1,4 @@
-"""The chosen rows of one prepared shard, a Parquet file for each split that has any."""
+"""The chosen rows of one prepared shard, a file for each split that has any: Parquet, or Arrow for some columns."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from infra.store import Store
 from tasks.data.dataset.column_figures import ColumnFigures
 from tasks.data.dataset.layout import BATCH, COLUMNS
+from tasks.data.dataset.row_files import ARROW, PARQUET, writer
 from tasks.data.parts.parts import artifact_file
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ VERSION = 1
 
 
 def take_rows(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str, float]:
-    """Write `<split>.parquet` for each split in `take` that has rows, a batch at a time.
+    """Write `<split>.parquet` (or `.arrow`) for each split in `take` that has rows, a batch at a time.
 
     arguments: `rows`, location of the prepared shard's rows; `take`, row numbers by split (`packed`), ascending;
-    `labelled`. A row taken again gets `@2`, `@3` ... behind its id. Returns the rows of each split, and the figures of
-    the columns that pass through.
+    `labelled`; `mapped`, the types of the columns that are memory-mapped. A row taken again gets `@2`, `@3` ... behind
+    its id. Returns the rows of each split, and the figures of the columns that pass through.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -37,14 +38,11 @@ def take_rows(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str
     table = pq.ParquetFile(artifact_file(arguments["rows"], store), pre_buffer=False)
     schema = pa.schema([field for field in table.schema_arrow if arguments["labelled"] or field.name != "label"])
     passing, figures = [name for name in schema.names if name not in COLUMNS], ColumnFigures()
+    kinds = arguments.get("mapped", {})
+    suffix = ARROW if kinds else PARQUET
     take = {split: rows for split, text in arguments["take"].items() if len(rows := unpacked(text))}
     with contextlib.ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(
-                pq.ParquetWriter(folder / f"{split}.parquet", schema, compression="zstd", compression_level=1)
-            )
-            for split in take
-        }
+        writers = {split: stack.enter_context(writer(folder / f"{split}{suffix}", schema)) for split in take}
         begin = 0
         for batch in _batches(table, schema.names, by_group=bool(passing)):
             for split, rows in take.items():
@@ -57,7 +55,7 @@ def take_rows(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str
                     taken = pa.record_batch([ids, *taken.columns[1:]], schema=schema)
                 writers[split].write_batch(taken)
                 for name in passing:
-                    figures.add(name, taken.column(name))
+                    figures.add(name, taken.column(name), kinds.get(name, ""))
             begin += len(batch)
     return {**{split: float(len(rows)) for split, rows in take.items()}, **figures.to_metrics()}
 

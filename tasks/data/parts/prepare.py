@@ -109,18 +109,25 @@ class _Work:
         self.steps = row_steps(how.steps, self.labels, has_text=how.source.has_text)
         column = (how.label_from or "").partition(":")[2] or None
         group = how.group_by.partition(":")[2] or None
-        self.columns = Columns(label=column, group=group, label_from_package=how.label_from == "package")
+        self.columns = Columns(
+            label=column,
+            group=group,
+            label_from_package=how.label_from == "package",
+            label_from_folder=how.label_from == "folder",
+        )
         self.names = ColumnNames()
         self.rejected: list[Rejected] = []
         self.rejected_count = self.units = 0
         self.warnings: list[str] = []
 
-    def rows(self, file: dict[str, str], store: Store) -> Iterator[Row]:
+    def rows(self, file: dict[str, Any], store: Store) -> Iterator[Row]:
         path, source = file["path"], self.how.source
         if source.format in WHOLE_FILE:
             self.units += 1
         with _unchanged(file, self.scratch, store) as place:
-            for row in read_rows(place, path, source, self.columns, self.warnings.append, self.names):
+            for row in read_rows(
+                place, path, source, self.columns, self.warnings.append, self.names, file.get("metadata")
+            ):
                 if source.format not in WHOLE_FILE:
                     self.units += 1
                 if isinstance(row, Rejected):

@@ -37,13 +37,17 @@ class Shard:
         """Bytes, as stored."""
         return sum(file.place.size for file in self.files)
 
-    def content(self) -> list[list[str]]:
+    def content(self) -> list[list[Any]]:
         """What the files are, wherever they lie: for the key."""
-        return [[file.path, file.sha256] for file in self.files]
+        return [[file.path, file.sha256, *([file.metadata] if file.metadata else [])] for file in self.files]
 
     def places(self) -> list[dict[str, Any]]:
         """Where they are, for whoever works on the shard."""
-        return [{"location": f.place.location, "path": f.path, "sha256": f.sha256} for f in self.files]
+        return [
+            {"location": f.place.location, "path": f.path, "sha256": f.sha256}
+            | ({"metadata": f.metadata} if f.metadata else {})
+            for f in self.files
+        ]
 
 
 def shards_of(files: Sequence[FoundFile], sources: Sequence[Source]) -> list[Shard]:

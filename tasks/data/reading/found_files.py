@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from infra import source_files
@@ -34,6 +35,8 @@ class FoundFile:
     path: str
     source: Source
     sha256: str = ""
+    metadata: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Of an image or a sound, what the metadata file beside it says of it (`tasks/data/reading/metadata_files.py`)."""
 
     @property
     def package(self) -> str:

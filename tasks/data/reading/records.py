@@ -92,10 +92,11 @@ def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> It
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    name = {"parquet": "a Parquet", "arrow": "an Arrow"}[source.format]
+    format = "arrow" if source.stage is not None and file.suffix == ".arrow" else source.format
+    name = {"parquet": "a Parquet", "arrow": "an Arrow"}[format]
     number = 0
     try:
-        if source.format == "parquet":
+        if format == "parquet":
             table = pq.ParquetFile(file, pre_buffer=False)
             names, metadata = table.schema_arrow.names, table.metadata
             size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from tasks.data.reading.column_names import ColumnNames
 from tasks.data.reading.functions import python_functions
 from tasks.data.reading.names import GivenNames
 from tasks.data.reading.records import records
-from tasks.data.reading.sources import WHOLE_FILE, Source, package_of
+from tasks.data.reading.sources import WHOLE_FILE, Source, folder_of, package_of
 from tasks.data.reading.streams import decode, reason, too_long, whole
 from tasks.data.reading.templates import Text, text_maker
-from tasks.data.reading.typed_columns import Values, values_reader
+from tasks.data.reading.typed_columns import MEDIA, Values, values_reader
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Columns:
     label: str | None = None
     group: str | None = None
     label_from_package: bool = False
+    label_from_folder: bool = False
 
 
 Numbered = Iterator[tuple[int | None, Row | Rejected]]
@@ -68,15 +69,19 @@ def read_rows(
     columns: Columns,
     warn: Callable[[str], None] = lambda sentence: None,
     names: ColumnNames | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Iterator[Row | Rejected]:
     """Every row of a local file in order, and a `Rejected` for each row (or the file) that is unusable.
 
     path: its name in ids. warn: takes what the user should look at. names: notes the columns of its records.
+    metadata: of an image or sound, its record in the metadata beside it.
     Raises StageError if the file is damaged or lacks a column, OSError if it cannot be opened.
     """
     count = 0
     try:
-        if source.format in WHOLE_FILE:
+        if source.format in MEDIA:
+            found = _media(file, path, source, columns, metadata or {})
+        elif source.format in WHOLE_FILE:
             found = _documents(file, path, source, columns)
         else:
             found = _records(file, path, source, columns, warn, names or ColumnNames())
@@ -114,7 +119,7 @@ def _not_text(row: Row) -> str | None:
 
 
 def _documents(file: Path, path: str, source: Source, columns: Columns) -> Numbered:
-    label = plain_text(package_of(path, source)) if columns.label_from_package else None
+    label = _of_path(path, source, columns)
     raw = whole(file)
     if raw is None:
         yield None, Rejected(path, None, too_long())
@@ -133,6 +138,33 @@ def _documents(file: Path, path: str, source: Source, columns: Columns) -> Numbe
         yield None, Row(f"{path}::{name}", code, path, label)
 
 
+def _of_path(path: str, source: Source, columns: Columns) -> str | None:
+    """The label that the file's folders give."""
+    if columns.label_from_folder:
+        return plain_text(folder_of(path, source))
+    return plain_text(package_of(path, source)) if columns.label_from_package else None
+
+
+def _media(file: Path, path: str, source: Source, columns: Columns, metadata: Mapping[str, Any]) -> Numbered:
+    """The one row of an image or a sound; its text is empty."""
+    raw = whole(file)
+    if raw is None:
+        yield None, Rejected(path, None, too_long())
+        return
+    read = values_reader(source.columns or {}, empty_is_missing=True)
+    values = read({**metadata, source.format: raw})
+    if isinstance(values, str):
+        yield None, Rejected(path, None, values)
+        return
+    try:
+        label = _plain_cell(columns.label, "label")(dict(metadata)) or _of_path(path, source, columns)
+        group = _plain_cell(columns.group, "group")(dict(metadata))
+    except ValueError as error:
+        yield None, Rejected(path, None, str(error))
+        return
+    yield None, Row(path, "", group or path, label, values)
+
+
 def _records(
     file: Path, path: str, source: Source, columns: Columns, warn: Callable[[str], None], names: ColumnNames
 ) -> Numbered:
@@ -149,7 +181,7 @@ def _records(
     label_of, group_of, id_of = (
         _plain_cell(*pair) for pair in ((columns.label, "label"), (group_column, "group"), (id_column, "id"))
     )
-    package = plain_text(package_of(path, source)) if columns.label_from_package else None
+    package = _of_path(path, source, columns)
     for line, record in names.of_file(wanted, records(file, path, source, wanted, warn)):
         text = record if isinstance(record, str) else make(record)
         if not isinstance(text, Text):

@@ -10,6 +10,7 @@ made:
       - {python_functions: "${python:stdlib}"}
       - {files: "hf://datasets/org/name@0123...cdef/data/train-*.parquet", format: parquet}
       - {files: "goods.parquet", format: parquet, text_column: null, columns: {photo: binary, price: float32}}
+      - {files: "photos/*/*.jpg", format: image}
       - {stage: mails}
 
 Where the files lie is not identity; which files there are, by relative path and content, is. A dataset on the Hugging
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import re
 import sysconfig
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -38,12 +39,12 @@ from tasks.data.reading.chat_template import check_chat_template
 from tasks.data.reading.column_template import template_parts
 from tasks.data.reading.file_patterns import compiled, split_root
 from tasks.data.reading.suffixes import contradiction
-from tasks.data.reading.typed_columns import ColumnType
+from tasks.data.reading.typed_columns import MEDIA, ColumnType
 from tasks.stage import Input, Located, StageParams
 
 STDLIB = "${python:stdlib}"
-Format = Literal["text", "lines", "jsonl", "csv", "parquet", "arrow", "python_functions"]
-WHOLE_FILE: frozenset[str] = frozenset({"text", "python_functions"})
+Format = Literal["text", "lines", "jsonl", "csv", "parquet", "arrow", "python_functions", "image", "audio"]
+WHOLE_FILE: frozenset[str] = frozenset({"text", "python_functions", "image", "audio"})
 """Formats in which a file, not a row, is the unit that is counted and set aside."""
 KINDS = ("files", "python_functions", "stage")
 HUB = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})/(?P<pattern>.+)")
@@ -69,6 +70,8 @@ class Source(StageParams):
     format: Format = Field(
         "text",
         description="`text`: a file is an example. `lines`: a line is. `jsonl`, `csv`, `parquet`, `arrow`: a row is. "
+        "`image`, `audio`: a file is one, in the column of that name; further `columns` come from a metadata.csv or "
+        "metadata.jsonl beside the files, by its column file_name. "
         "Not used with functions and stages.",
     )
     text_column: str | None = Field(
@@ -131,6 +134,10 @@ class Source(StageParams):
             return {**data, "format": "python_functions"}
         if data.get("format") == "python_functions":
             raise ValueError("to read functions write `python_functions: FOLDER` instead of `files`")
+        if (media := data.get("format")) in MEDIA:
+            if data.get("text_column") is not None:
+                raise ValueError(f"format {media} has no text; leave `text_column` out")
+            return {**data, "text_column": None, "columns": {**(data.get("columns") or {}), media: media}}
         if data.get("stage") is not None:
             return {**data, "format": "parquet"}
         return data
@@ -145,6 +152,8 @@ class Source(StageParams):
             if self.messages_column is None:
                 raise ValueError("`chat_template` writes the messages of `messages_column`: name it too")
             check_chat_template(self.chat_template)
+        if self.format in MEDIA and (self.template or self.messages_column or self.id_column):
+            raise ValueError(f"format {self.format} has no texts and no ids but the names of its files")
         if self.format in ("text", "lines", "python_functions"):
             if self.template or self.messages_column:
                 raise ValueError(f"format {self.format} has no columns to make a text of")
@@ -209,6 +218,12 @@ def package_of(path: str, source: Source) -> str:
     """First component of a file's path below its source's folder, a top-level module without its suffix."""
     inner = path.removeprefix(f"{source.name}/") if source.name else path
     return inner.partition("/")[0].removesuffix(".py")
+
+
+def folder_of(path: str, source: Source) -> str:
+    """The last folder of a file's path; empty where it lies in the source's own folder."""
+    inner = path.removeprefix(f"{source.name}/") if source.name else path
+    return PurePosixPath(inner).parent.name
 
 
 def expand(pattern: str) -> str:

@@ -17,8 +17,12 @@ FORMATS = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     **dict.fromkeys((".arrow", ".feather"), "arrow"),
     **dict.fromkeys((".txt", ".md", ".rst", ".html", ".htm", ".xml", ".log", ".py"), "text"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"), "image"),
+    **dict.fromkeys((".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"), "audio"),
 }
-BINARY = ("parquet", "arrow")
+BINARY = ("parquet", "arrow", "image", "audio")
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Beside images and audio: further columns of them, by `file_name`."""
 ARCHIVES = {".zip", ".tar", ".tgz", ".tbz2", ".7z", ".rar", ".xz", ".lzma", ".lz4", ".br", ".z"}
 DOCUMENTS = {".xlsx", ".xls", ".ods", ".docx", ".doc", ".odt", ".pdf", ".pptx"}
 OTHERS = {".avro", ".orc", ".db", ".sqlite", ".sqlite3", ".h5", ".hdf5", ".npy", ".npz", ".pkl", ".pickle"}
@@ -43,6 +47,8 @@ def contradiction(name: str, format: str, *, stated: bool, delimiter_stated: boo
     known = FORMATS.get(suffix)
     if packed and format in BINARY:
         return f"{format} files are compressed within: unpack {path.suffix}"
+    if format in ("image", "audio") and path.name in METADATA:
+        return ""
     if known is None or known == format:
         if suffix == ".tsv" and not delimiter_stated and format == "csv":
             return r'.tsv has tabs between its fields: write delimiter: "\t"'

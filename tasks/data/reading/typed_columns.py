@@ -2,6 +2,9 @@
 
     sources: [{files: "goods.parquet", format: parquet, text_column: title, columns: {photo: binary, price: float32}}]
 
+`image` and `audio` hold encoded bytes that can be decoded, as far as their header says; `list<int32>` and the like hold
+lists. A dataset with any of these keeps its rows in memory-mapped Arrow files (`tasks/data/dataset/rows.py`).
+
 A value of another type is converted where nothing is lost (a string may spell a number; bytes are base64 in JSON and
 csv; an image of Hugging Face's is its bytes; a string in a `json` column is JSON), else its row is set aside. A missing
 value (null; in jsonl no such column; in csv nothing between two delimiters, unless the type is string) stays missing.
@@ -17,9 +20,28 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from tasks.data.plain_values import plain
+from tasks.data.reading.media import SIZES
 
-ColumnType = Literal["string", "bool", "int32", "int64", "float32", "float64", "binary", "json"]
+ColumnType = Literal[
+    "string",
+    "bool",
+    "int32",
+    "int64",
+    "float32",
+    "float64",
+    "binary",
+    "json",
+    "image",
+    "audio",
+    "list<int32>",
+    "list<int64>",
+    "list<float32>",
+    "list<float64>",
+    "list<string>",
+]
 """Names of Arrow's, as in `pyarrow.type_for_alias`; `json`, whatever JSON can say, is kept as a string."""
+MEDIA = ("image", "audio")
+LIST = "list<"
 Values = tuple[Any, ...]
 """What a row has in the kept columns, by the columns' names."""
 SHOWN = 40
@@ -50,12 +72,19 @@ def arrow_type(kind: ColumnType) -> Any:
     """The `pyarrow.DataType` a column is stored in."""
     import pyarrow as pa
 
-    return pa.string() if kind == "json" else pa.type_for_alias(kind)
+    if kind.startswith(LIST):
+        return pa.list_(pa.type_for_alias(kind.removeprefix(LIST).removesuffix(">")))
+    return {"json": pa.string(), "image": pa.binary(), "audio": pa.binary()}.get(kind) or pa.type_for_alias(kind)
+
+
+def mapped(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Those of the columns whose values are memory-mapped: where there are any, the rows are kept in Arrow files."""
+    return {name: kind for name, kind in (columns or {}).items() if kind in MEDIA or kind.startswith(LIST)}
 
 
 def size_of(values: Values) -> int:
     """Bytes the values take, about; numbers are nothing beside them."""
-    return sum(len(value) for value in values if isinstance(value, str | bytes))
+    return sum(len(value) * (8 if isinstance(value, list) else 1) for value in values if hasattr(value, "__len__"))
 
 
 def _shown(value: Any) -> str:
@@ -120,6 +149,30 @@ def _binary(value: Any) -> bytes:
     return value
 
 
+def _media(kind: str) -> Callable[[Any], Any]:
+    size = SIZES[kind]
+
+    def convert(value: Any) -> bytes:
+        raw = _binary(value)
+        size(raw)
+        return raw
+
+    return convert
+
+
+def _list(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A list, in text formats also one in JSON, whose items are all there and all of the type."""
+
+    def converted(value: Any) -> list[Any]:
+        if isinstance(value, str):
+            value = json.loads(value)
+        if not isinstance(value, list | tuple) or any(item is None for item in value):
+            raise TypeError
+        return [convert(item) for item in value]
+
+    return converted
+
+
 def _json(value: Any) -> str | None:
     return _string(spelled_json(json.loads(value) if isinstance(value, str) else value))
 
@@ -138,4 +191,11 @@ CONVERTERS: dict[ColumnType, Callable[[Any], Any]] = {
     "float64": _float("<d"),
     "binary": _binary,
     "json": _json,
+    "image": _media("image"),
+    "audio": _media("audio"),
+    "list<int32>": _list(_integer("<i")),
+    "list<int64>": _list(_integer("<q")),
+    "list<float32>": _list(_float("<f")),
+    "list<float64>": _list(_float("<d")),
+    "list<string>": _list(_string),
 }

@@ -16,8 +16,9 @@ from tasks.data.plain_values import alike, plain_text
 from tasks.stage import StageParams
 
 _FROM = Field(
-    pattern=r"^(package|column:.+)$",
-    description="`package`: first folder of the file's path. `column:NAME`: a column of the rows.",
+    pattern=r"^(package|folder|column:.+)$",
+    description="`package`: first folder of the file's path. `folder`: the last one. `column:NAME`: a column of the "
+    "rows.",
 )
 # `from` is a keyword of Python; an alias would show another name in messages, schema and plans.
 _From: Any = create_model("_From", __base__=StageParams, **{"from": (str, _FROM)})  # type: ignore[call-overload]
@@ -56,7 +57,7 @@ class Label(_From):
 
     @property
     def source(self) -> str:
-        """`package` or `column:NAME`."""
+        """`package`, `folder` or `column:NAME`."""
         return str(getattr(self, "from"))
 
     @property

@@ -60,7 +60,8 @@ def drift_view(stage: str, drift: dict[str, Any]) -> dict[str, Any]:
         "drifted": bool(drift.get("drifted")),
         "rows": rows,
         "told": f"{number(looked.get('new'))} newer examples against {number(looked.get('old'))} older ones; "
-        f"a difference counts below p = {number(drift.get('alpha'))} and above a size of its own.",
+        f"a difference counts below p = {number(drift.get('alpha'))} and above a size of its own."
+        + "".join(f" Not tested: {sentence}." for sentence in as_list(drift.get("not_tested"))),
     }
 
 
