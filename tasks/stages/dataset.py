@@ -28,6 +28,7 @@ from infra.execution import Execution
 from infra.keys import digest
 from infra.source_files import SourceLocation
 from infra.sources_read import SourceFile
+from tasks.data.dataset.hugging_face import features, readme
 from tasks.data.dataset.layout import stored_files
 from tasks.data.parts.parts import artifact_location
 from tasks.data.parts.pieces import VERSION as PIECES_VERSION
@@ -135,7 +136,7 @@ def run(job: Job[Params]) -> dict[str, float]:
 
     params, store = job.params, job.store
     files, shards, specs = _shards(job)
-    outside = [file for file in files if file.source.hub is None and file.source.stage is None]
+    outside = [file for file in files if not file.source.on_hub and file.source.stage is None]
     job.has_read([*listed(outside), *hub_digests(params.sources)])
     _write_json(job, "sources.json", [[file.path, file.sha256] for file in files])
     prepared = make_parts(PREPARED, specs, store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
@@ -170,6 +171,8 @@ def run(job: Job[Params]) -> dict[str, float]:
     description: dict[str, Any] = {"splits": splits, "labels": selection.labels, "columns": columns}
     if kinds := mapped(params.sources[0].columns):
         description["types"] = kinds
+        found = features(columns, dict(params.sources[0].columns or {}), selection.labels)
+        (job.output / "README.md").write_text(readme(found, [s for s, n in splits.items() if n]), encoding="utf-8")
     (job.output / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     check_frozen(job, params.split)
     warnings = links_not_followed(params.sources)
@@ -218,7 +221,7 @@ def _write_json(job: Job[Params], name: str, value: Any) -> None:
 
 def _hub(params: Params) -> list[FoundFile]:
     """Files of the hub datasets, which a plan knows by their commit alone."""
-    found = [hub_files(source, f"sources[{i}].files") for i, source in enumerate(params.sources) if source.hub]
+    found = [hub_files(source, f"sources[{i}].files") for i, source in enumerate(params.sources) if source.on_hub]
     return [file for files in found for file in files]
 
 

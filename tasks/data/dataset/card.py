@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.data.dataset.column_figures import column_card
+from tasks.data.dataset.hugging_face import opened_with
 from tasks.data.dataset.layout import iterate_columns
+from tasks.data.reading.typed_columns import mapped
 from tasks.data.selection.splitting import SPLITS
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def data_card(
     """
     first = job.params.sources[0]
     columns = first.columns or {}
+    with_rows = [split for split in SPLITS if any(entry.path.startswith(f"{split}/") for entry in job.shared)]
     return {
         "sources": [
             {"source": _named(source), "licence": source.licence or None, "weight": source.weight, **count}
@@ -40,6 +43,7 @@ def data_card(
         ],
         "characters": _lengths(selection.characters) if first.has_text else {},
         "columns": column_card(columns, pieces),
+        "opened_with": opened_with(with_rows, arrow=bool(mapped(columns))),
         "examples": {split: _examples(job, split, sorted(columns)) for split in SPLITS},
     }
 

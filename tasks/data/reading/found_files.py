@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from infra import source_files
 from infra.errors import StageError
 from infra.source_files import SourceLocation, is_url
+from tasks.data.reading.datasets_door import prepared_files
 from tasks.data.reading.file_patterns import MAGIC, Walked, keeps, split_root, walk
 from tasks.data.reading.sources import STDLIB, Source, expand, package_of
 
@@ -52,7 +53,7 @@ def find_files(sources: Sequence[Source]) -> list[FoundFile]:
     """
     found: dict[str, FoundFile] = {}
     for i, source in enumerate(sources):
-        if source.hub is None and source.stage is None:
+        if not source.on_hub and source.stage is None:
             _add(found, _files_of(source, f"sources[{i}].{source.field}"), i)
     return [found[path] for path in sorted(found)]
 
@@ -61,8 +62,8 @@ def links_not_followed(sources: Sequence[Source]) -> list[str]:
     """A sentence for each source with links that were not followed, though there may be data behind them."""
     said = []
     for i, source in enumerate(sources):
-        given = expand(source.files or source.python_functions or "")
-        if source.hub is not None or source.stage is not None or is_url(given):
+        given = expand(source.files or source.python_functions or source.saved or "")
+        if source.on_hub or source.stage is not None or is_url(given):
             continue
         if links := _walked(source, given).not_entered:
             said.append(f"sources[{i}]: links to folders that were not followed: {_told(links)}")
@@ -99,7 +100,7 @@ def _add(found: dict[str, FoundFile], files: list[FoundFile], number: int) -> No
 
 
 def _files_of(source: Source, where: str) -> list[FoundFile]:
-    given = expand(source.files or source.python_functions or "")
+    given = expand(source.files or source.python_functions or source.saved or "")
     if is_url(given):
         return _remote_files(source, given, where)
     root, pattern = _place(source, given)
@@ -118,12 +119,14 @@ def _files_of(source: Source, where: str) -> list[FoundFile]:
 
 
 def _place(source: Source, given: str) -> tuple[Path, str]:
+    if source.saved:
+        return Path(given), "data-*.arrow"
     return split_root(given) if source.files else (Path(given), "**/*.py")
 
 
 def _walked(source: Source, given: str) -> Walked:
     # The standard library's folder holds what pip installs as well; that is not the standard library.
-    of_stdlib = (source.files or source.python_functions or "").startswith(STDLIB)
+    of_stdlib = (source.files or source.python_functions or source.saved or "").startswith(STDLIB)
     root, pattern = _place(source, given)
     return walk(root, pattern, source.exclude, NOT_STDLIB if of_stdlib else frozenset({"__pycache__"}))
 
@@ -171,6 +174,8 @@ def _text(path: str) -> str:
 
 def hub_files(source: Source, where: str) -> list[FoundFile]:
     """The files of a hub dataset, downloaded unless the local cache has them. Raises StageError where neither works."""
+    if source.dataset is not None:
+        return _named(source, prepared_files(source, where), f"split {source.split} in {source.dataset}", where)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from infra.errors import StageError
 from tasks.data.reading.csv_records import CsvRows
-from tasks.data.reading.sources import Source
+from tasks.data.reading.datasets_door import FeatureColumns
+from tasks.data.reading.sources import DATASETS, Source
 from tasks.data.reading.streams import decode, lines, open_text, reason, too_long
 
 BATCH = 1024
@@ -30,7 +31,7 @@ def records(
 
     Raises StageError if the file is no table or lacks a column.
     """
-    if source.format in ("parquet", "arrow"):
+    if source.format in ("parquet", "arrow", DATASETS):
         yield from _table(file, path, source, wanted)
         return
     with open_text(file, source.fallback_encoding) as stream:
@@ -93,7 +94,8 @@ def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> It
     import pyarrow.parquet as pq
 
     format = "arrow" if source.stage is not None and file.suffix == ".arrow" else source.format
-    name = {"parquet": "a Parquet", "arrow": "an Arrow"}[format]
+    name = {"parquet": "a Parquet"}.get(format, "an Arrow")
+    columns, features = sorted(set(wanted)), None
     number = 0
     try:
         if format == "parquet":
@@ -101,17 +103,23 @@ def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> It
             names, metadata = table.schema_arrow.names, table.metadata
             size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
             rows = _rows_at_once(size, metadata.num_rows) if source.columns else BATCH
-            batches = table.iter_batches(rows, columns=sorted(set(wanted)))
+            batches = table.iter_batches(rows, columns=columns)
         else:
-            names, batches = _arrow(file)
+            schema, batches = _arrow(file)
+            names = schema.names
+            if format == DATASETS:
+                features = FeatureColumns(schema)
+                names = features.names
         _check_columns(names, wanted, path)
+        if features is not None:
+            columns = features.stored(wanted)
         for batch in batches:
-            chosen = _plain_times(batch.select(sorted(set(wanted))))
+            chosen = _plain_times(batch.select(columns))
             rows = _rows_at_once(chosen.nbytes, len(chosen))
             for begin in range(0, len(chosen), rows):
                 for record in chosen.slice(begin, rows).to_pylist():
                     number += 1
-                    yield number, record
+                    yield number, record if features is None else features.converted(record, wanted)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise StageError(
             f"the file is damaged after row {number:,}: {error}" if number else f"not {name} file: {error}",
@@ -156,8 +164,8 @@ def _rows_at_once(size: int, rows: int) -> int:
     return max(1, min(BATCH, BATCH_BYTES * rows // max(size, 1)))
 
 
-def _arrow(file: Path) -> tuple[list[str], Iterable[Any]]:
-    """Column names and batches of an Arrow file, memory-mapped, of the random-access or the stream format."""
+def _arrow(file: Path) -> tuple[Any, Iterable[Any]]:
+    """The schema and the batches of an Arrow file, memory-mapped, of the random-access or the stream format."""
     import pyarrow as pa
 
     source = pa.memory_map(str(file))
@@ -166,8 +174,8 @@ def _arrow(file: Path) -> tuple[list[str], Iterable[Any]]:
     except pa.ArrowInvalid:
         source.seek(0)
         stream = pa.ipc.open_stream(source)
-        return stream.schema.names, stream
-    return opened.schema.names, (opened.get_batch(i) for i in range(opened.num_record_batches))
+        return stream.schema, stream
+    return opened.schema, (opened.get_batch(i) for i in range(opened.num_record_batches))
 
 
 def _check_columns(header: list[str], wanted: Collection[str], path: str, hint: str = "") -> None:

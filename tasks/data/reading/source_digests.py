@@ -48,8 +48,12 @@ def with_digests(files: Sequence[FoundFile]) -> list[FoundFile]:
 
 def hub_digests(sources: Sequence[Source]) -> list[SourceFile]:
     """What stands in a key for hub datasets: the commit says all about their content."""
-    given = [f"{s.name}/{s.files}{s.exclude}{_way(s)}" for s in sources if s.hub]
+    given = [f"{s.name}/{s.files or _dataset(s)}{s.exclude}{_way(s)}" for s in sources if s.on_hub]
     return [SourceFile(path, hashlib.sha256(path.encode()).hexdigest()) for path in given]
+
+
+def _dataset(source: Source) -> str:
+    return f"{source.dataset}@{source.revision}/{source.config or ''}/{source.split}"
 
 
 def unreadable(path: str, error: OSError) -> StageError:

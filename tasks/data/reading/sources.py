@@ -11,6 +11,8 @@ made:
       - {files: "hf://datasets/org/name@0123...cdef/data/train-*.parquet", format: parquet}
       - {files: "goods.parquet", format: parquet, text_column: null, columns: {photo: binary, price: float32}}
       - {files: "photos/*/*.jpg", format: image}
+      - {dataset: org/name, config: default, split: train, revision: 0123...cdef, text_column: body}
+      - {saved: my_dataset/train, text_column: body}
       - {stage: mails}
 
 Where the files lie is not identity; which files there are, by relative path and content, is. A dataset on the Hugging
@@ -40,18 +42,21 @@ from tasks.data.reading.column_template import template_parts
 from tasks.data.reading.file_patterns import compiled, split_root
 from tasks.data.reading.suffixes import contradiction
 from tasks.data.reading.typed_columns import MEDIA, ColumnType
-from tasks.stage import Input, Located, StageParams
+from tasks.stage import AddedLater, Input, Located, StageParams
 
 STDLIB = "${python:stdlib}"
-Format = Literal["text", "lines", "jsonl", "csv", "parquet", "arrow", "python_functions", "image", "audio"]
+Format = Literal["text", "lines", "jsonl", "csv", "parquet", "arrow", "python_functions", "image", "audio", "datasets"]
+DATASETS = "datasets"
+"""The format of `dataset` and `saved`: Arrow files of Hugging Face's `datasets`, whose schema tells their features."""
+OF_DATASETS = ("dataset", "saved")
 WHOLE_FILE: frozenset[str] = frozenset({"text", "python_functions", "image", "audio"})
 """Formats in which a file, not a row, is the unit that is counted and set aside."""
-KINDS = ("files", "python_functions", "stage")
+KINDS = ("files", "python_functions", "stage", "dataset", "saved")
 HUB = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})/(?P<pattern>.+)")
 
 
 class Source(StageParams):
-    """One place examples come from: give one of `files`, `python_functions` and `stage`."""
+    """One place examples come from: give one of `files`, `python_functions`, `stage`, `dataset` and `saved`."""
 
     files: Annotated[str | None, Located()] = Field(
         None,
@@ -63,6 +68,19 @@ class Source(StageParams):
     )
     stage: Annotated[str | None, Input("dataset")] = Field(
         None, description="Dataset stage whose examples are taken, all splits or the one named."
+    )
+    dataset: Annotated[str | None, AddedLater()] = Field(
+        None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="ORG/NAME of a dataset on the Hugging Face hub, read by `datasets`; with `revision` and `split`.",
+    )
+    config: Annotated[str | None, AddedLater()] = Field(None, description="Of `dataset`: its configuration.")
+    split: Annotated[str | None, AddedLater()] = Field(None, description="Of `dataset`: the split to read.")
+    revision: Annotated[str | None, AddedLater()] = Field(
+        None, pattern=r"^[0-9a-f]{40}$", description="Of `dataset`: the commit, 40 hexadecimal digits."
+    )
+    saved: Annotated[str | None, Located()] = Field(
+        None, description="A folder that `Dataset.save_to_disk` wrote; of a DatasetDict the folder of one split."
     )
     exclude: Annotated[list[str], Located(path=False)] = Field(
         default_factory=list, description="Globs, relative to the source's folder, of files to leave out."
@@ -125,7 +143,7 @@ class Source(StageParams):
             return data
         given = [kind for kind in KINDS if data.get(kind) is not None]
         if len(given) != 1:
-            raise ValueError("give exactly one of `files`, `python_functions` and `stage`")
+            raise ValueError("give exactly one of `files`, `python_functions`, `stage`, `dataset` and `saved`")
         if str(data.get("files")).startswith("hf:") and not HUB.fullmatch(str(data["files"])):
             raise ValueError("write hf://datasets/ORG/NAME@COMMIT/PATTERN; a branch or tag could move")
         if data.get("python_functions") is not None:
@@ -138,6 +156,16 @@ class Source(StageParams):
             if data.get("text_column") is not None:
                 raise ValueError(f"format {media} has no text; leave `text_column` out")
             return {**data, "text_column": None, "columns": {**(data.get("columns") or {}), media: media}}
+        if given[0] in OF_DATASETS:
+            if data.get("format", DATASETS) != DATASETS:
+                raise ValueError(f"`format` goes with `files`; `{given[0]}` is read by datasets")
+            data = {**data, "format": DATASETS}
+        elif data.get("format") == DATASETS:
+            raise ValueError("write `dataset: ORG/NAME` or `saved: FOLDER` instead of `files`")
+        if given[0] == "dataset" and not (data.get("revision") and data.get("split")):
+            raise ValueError("`dataset` needs `revision`, a commit (a branch or tag could move), and `split`")
+        if given[0] != "dataset" and any(data.get(name) for name in ("config", "split", "revision")):
+            raise ValueError("`config`, `split` and `revision` go with `dataset`")
         if data.get("stage") is not None:
             return {**data, "format": "parquet"}
         return data
@@ -197,6 +225,8 @@ class Source(StageParams):
 
     def contradiction(self, name: str) -> str:
         """Why files of this name or pattern cannot be of the source's format; empty where nothing says so."""
+        if self.format == DATASETS:
+            return ""
         given = self.model_fields_set
         return contradiction(name, self.format, stated="format" in given, delimiter_stated="delimiter" in given)
 
@@ -207,6 +237,11 @@ class Source(StageParams):
     @property
     def field(self) -> str:
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether a commit on the Hugging Face hub stands for its content."""
+        return self.hub is not None or self.dataset is not None
 
     @property
     def hub(self) -> re.Match[str] | None:

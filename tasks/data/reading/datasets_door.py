@@ -1,0 +1,125 @@
+"""Datasets as Hugging Face's `datasets` has them: its prepared files, and what its features say about their columns.
+
+A split of a hub dataset is prepared by `datasets` itself, in its cache and in constant memory, and lies there as Arrow
+files; so does what `save_to_disk` wrote. The schema of such a file names the features: a ClassLabel's numbers become
+its names, a Translation one string column per language. Images and audio stay encoded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra import source_files
+from infra.errors import StageError
+from infra.source_files import SourceLocation
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tasks.data.reading.sources import Source
+
+Convert = Callable[[Any], Any]
+
+
+def prepared_files(source: Source, where: str) -> list[tuple[str, SourceLocation]]:
+    """(name, place) of the Arrow files of the source's split, prepared unless the local cache has them.
+
+    Raises StageError where the hub and the cache both have none, and on a split that does not exist.
+    """
+    import datasets
+
+    assert source.dataset is not None
+    try:
+        builder = datasets.load_dataset_builder(source.dataset, source.config, revision=source.revision)
+        builder.download_and_prepare()
+    except Exception as error:  # of the network, the hub, the data: datasets raises what it meets
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise StageError(
+            f"cannot get {source.dataset} at {str(source.revision)[:12]}: {reason}",
+            where=where,
+            hint="Check the name, `config`, the commit, HF_TOKEN and the network; a dataset in the cache needs none.",
+        ) from error
+    known = dict(builder.info.splits or {})
+    if source.split not in known:
+        raise StageError(
+            f"{source.dataset} has no split {source.split!r}", where=where, hint=f"It has: {', '.join(known)}."
+        )
+    pattern = f"{builder.dataset_name}-{source.split}"
+    files = [
+        file for file in sorted(Path(builder.cache_dir).glob(f"{pattern}*.arrow")) if _is_shard(file.stem, pattern)
+    ]
+    return [(f"{source.dataset}/{file.name}", source_files.local(file)) for file in files]
+
+
+def _is_shard(stem: str, pattern: str) -> bool:
+    return stem == pattern or stem.removeprefix(pattern)[1:6].isdigit()
+
+
+class FeatureColumns:
+    """Columns of an Arrow file as the features in its schema mean them."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features: Mapping[str, Any] = (metadata.get("info") or {}).get("features") or {}
+        self._converters: dict[str, Convert] = {}
+        self._stored = {name: name for name in schema.names}
+        self._languages: dict[str, tuple[str, str]] = {}
+        for name, feature in features.items():
+            if isinstance(feature, dict) and feature.get("_type") == "Translation":
+                self._stored.pop(name, None)
+                self._languages |= {language: (name, language) for language in feature["languages"]}
+            elif convert := _converter(feature):
+                self._converters[name] = convert
+        for language, (name, _) in self._languages.items():
+            self._stored[language] = name
+
+    @property
+    def names(self) -> list[str]:
+        """The columns there are, by the names that a source uses."""
+        return list(self._stored)
+
+    def stored(self, wanted: Collection[str]) -> list[str]:
+        """The file's columns that hold them."""
+        return sorted({self._stored[name] for name in wanted})
+
+    def converted(self, record: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any]:
+        """The wanted columns of a record of the file."""
+        found: dict[str, Any] = {}
+        for name in wanted:
+            value = record[self._stored[name]]
+            if name in self._languages:
+                value = value and value[name]
+            elif value is not None and name in self._converters:
+                value = self._converters[name](value)
+            found[name] = value
+        return found
+
+
+def _converter(feature: Any) -> Convert | None:
+    """What turns the stored numbers of a ClassLabel, or of a list of them, into names; -1 is no label."""
+    if isinstance(feature, list) and len(feature) == 1:
+        inner = _converter(feature[0])
+    elif isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+        inner = _converter(feature.get("feature"))
+    elif isinstance(feature, dict) and feature.get("_type") in ("Image", "Audio"):
+        return _with_bytes
+    elif isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+        names = feature["names"]
+        return lambda number: names[number] if number >= 0 else None
+    else:
+        return None
+    return None if inner is None else lambda values: [inner(value) for value in values]
+
+
+def _with_bytes(value: Any) -> Any:
+    """An image or sound with its bytes, where datasets has kept but the path of a file in its cache."""
+    if not isinstance(value, dict) or value.get("bytes") is not None or not value.get("path"):
+        return value
+    import datasets
+
+    file, cache = Path(value["path"]), Path(datasets.config.HF_CACHE_HOME)
+    inside = file.is_file() and file.absolute().is_relative_to(cache.absolute())
+    return {**value, "bytes": file.read_bytes()} if inside else value
