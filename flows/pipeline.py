@@ -14,13 +14,16 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.monitor import Monitor
 from infra.artifacts import ArtifactRef
+from infra.errors import StageError
 from tasks.pipeline.dag import Pipeline
 from tasks.run.context import RunContext
+from tasks.run.head_start import HeadStart
 from tasks.run.prefect_task import UiUpdates, show_ledger, stage_task
 
 
@@ -29,21 +32,28 @@ def run_with_prefect(
     known: dict[str, ArtifactRef],
     context: RunContext,
     monitor: Monitor,
+    head_start: HeadStart | None = None,
 ) -> None:
     """Run every stage of `pipeline`: as a flow run of their own or, within one (`flows/deployed.py`), as its tasks.
 
     What became of each stage is told to `monitor`. known: artifacts of refs; filled with each stage's artifact as
-    it is made.
+    it is made. head_start: stages that began before Prefect was there, whose tasks take them over. Raises StageError
+    where Prefect could not begin the flow.
     """
     nodes = list(pipeline.stages.values())
     updates = UiUpdates()
+    entered = False
 
     def run_stages() -> State[Any]:
+        nonlocal entered
+        entered = True
+        if head_start is not None:
+            head_start.hand_over()
         futures: dict[str, PrefectFuture[Any]] = {}
         monitor.record.data |= {"flow_run": str(flow_run.id), "links": _links(pipeline, context.run)}
         try:
             for node in nodes:
-                wrapped = stage_task(node, nodes, known, context, monitor.end, monitor.percent, updates)
+                wrapped = stage_task(node, nodes, known, context, monitor.end, monitor.percent, updates, head_start)
                 optional = {item.stage for item in node.inputs if item.optional}
                 before: list[Any] = [
                     allow_failure(futures[name]) if name in optional else futures[name] for name in node.needs
@@ -70,9 +80,22 @@ def run_with_prefect(
                 persist_result=False,
                 validate_parameters=False,
             )
-            as_flow(run_stages)(return_state=True)
+            try:
+                as_flow(run_stages)(return_state=True)
+            except Exception as error:
+                if entered:
+                    raise
+                raise _no_server(context, error) from error
     finally:
         updates.close(1.0 if context.cancelled.is_set() else 5.0)
+
+
+def _no_server(context: RunContext, error: Exception) -> StageError:
+    """The error of a run whose flow never began, which is hardly anything but its server."""
+    where = PREFECT_API_URL.value() or "the temporary Prefect server"
+    what = f"Prefect could not begin the flow run: {type(error).__name__}: {error} ({where})"
+    hint = f"See {context.folder / 'prefect.log'}. What stages made meanwhile is stored: run it again to go on."
+    return StageError(f"{what}. {hint}", where=where)
 
 
 def _links(pipeline: Pipeline, run: str) -> dict[str, str]:

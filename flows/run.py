@@ -1,7 +1,7 @@
 """`forgeline run`: plan first; if everything is reused, say so and stop; else run what is left as a Prefect flow.
 
 Prefect is imported, and its ephemeral server started, only when there is work. The warm server with torch is started
-before that, so that the two start-ups overlap.
+before that, so that the two start-ups overlap, and the first stages begin meanwhile (`tasks/run/head_start.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from flows.prefect_settings import log_to_file, prefect_environment
 from flows.repair import plan_around_damage, set_aside, worth_another_round
 from infra.artifacts import ArtifactRef, Manifest
 from infra.budget import Spent
-from infra.errors import CorruptArtifact, GateRefused, InputChanged, Preempted, StoreError
+from infra.errors import CorruptArtifact, GateRefused, InputChanged, Preempted, StageError, StoreError
 from infra.folders import writable
 from infra.launch.local import LocalLauncher
 from infra.launch.slots import Slots
@@ -40,6 +41,7 @@ from tasks.plan.chosen_inputs import bound
 from tasks.plan.plan import PlannedStage, resolve_refs
 from tasks.run.context import RunContext
 from tasks.run.execute import StageResult
+from tasks.run.head_start import HeadStart
 from tasks.run.record import NOTHING, RunRecord, new_run_id
 from tasks.run.stage_times import flat
 from tasks.run.unsaved_records import deliver
@@ -92,7 +94,7 @@ def run_pipeline(
                 record.finish(status)
                 return record, code
             return record, _run_flow(pipeline, plan, store, record, live, last_words)
-        except StoreError as error:  # between the stages; what became of them is told all the same
+        except (StoreError, StageError) as error:  # between the stages; what became of them is told all the same
             record.finish("failed", error)
             return record, error.exit_code
 
@@ -171,7 +173,7 @@ def _run_flow(
         _show_ledger(context, record)
     except KeyboardInterrupt:
         context.cancel()
-    except StoreError:
+    except (StoreError, StageError):
         raise
     except BaseException:  # Prefect's own way of cancelling a flow run; it goes on to the flow's engine
         record.finish("interrupted")
@@ -187,16 +189,32 @@ def _run_flow(
 
 
 def _run_rounds(pipeline: Pipeline, context: RunContext, monitor: Monitor) -> None:
-    """Run the flow; again, a bounded number of times, if a stage found an input damaged, gone, or made again."""
-    from flows.pipeline import run_with_prefect
+    """Run the flow; again, a bounded number of times, if a stage found an input damaged, gone, or made again.
 
-    log_to_file(context.folder / "prefect.log")
-    for _ in range(1 + REPAIR_ROUNDS):
-        monitor.failures.clear()
-        known: dict[str, ArtifactRef] = resolve_refs(pipeline, context.store)
-        run_with_prefect(pipeline, known, context, monitor)
+    The first stages of the first round begin before Prefect is even imported.
+    """
+    known: dict[str, ArtifactRef] = resolve_refs(pipeline, context.store)
+    head_start = HeadStart(list(pipeline.stages.values()), known, context, monitor.end)
+    if "prefect" not in sys.modules:  # else this is a deployed flow's process, or a later run of a search
+        head_start.begin()
+    try:
+        from flows.pipeline import run_with_prefect
+
+        log_to_file(context.folder / "prefect.log")
+        run_with_prefect(pipeline, known, context, monitor, head_start)
+    except KeyboardInterrupt:
+        context.cancel()
+        raise
+    except BaseException:  # nobody takes over what has begun
+        context.stop("stopped, because Prefect could not begin the flow run", context.grace)
+        raise
+    finally:
+        head_start.close()
+    for _ in range(REPAIR_ROUNDS):
         if context.stopping.is_set() or not worth_another_round(monitor, context.store):
             return
+        monitor.failures.clear()
+        run_with_prefect(pipeline, resolve_refs(pipeline, context.store), context, monitor)
 
 
 def _show_ledger(context: RunContext, record: RunRecord) -> None:

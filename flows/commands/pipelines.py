@@ -127,7 +127,7 @@ def _how_it_ended(record: RunRecord, *, report: bool) -> None:
         for sentence in entry["refusal"] if record.data["status"] == "refused" else ():
             say(f"forgeline: gate {entry['name']} refused: {sentence}")
     if record.data["status"] == "failed" and record.data["stopped"]:
-        say(f"forgeline: the run ended because of its store: {record.data['stopped']}")
+        say(f"forgeline: the run could not go on: {record.data['stopped']}")
     say(f"{record.data['status']}: {stage_summary(record.data)}, {record.data['seconds']:.1f} s")
     if record.unsaved is not None:
         say(f"forgeline: the store did not take the record of this run: {record.unsaved.what}")

@@ -15,9 +15,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 from typing import Any
 
-from prefect import Task, task
+from prefect import Task, get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -26,6 +27,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
 from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
@@ -38,6 +40,7 @@ from tasks.pipeline.node import StageNode
 from tasks.pipeline.stopped import stopped_by
 from tasks.run.context import RunContext
 from tasks.run.execute import StageResult, execute_stage, refusal
+from tasks.run.head_start import Begun, HeadStart
 
 PROGRESS_INTERVAL = 5.0
 PROMOTED = "forgeline.model.promoted"
@@ -52,11 +55,13 @@ def stage_task(
     on_end: Callable[[str, StageResult | ForgelineError], None],
     read_progress: Callable[[str], float | None],
     updates: UiUpdates,
+    head_start: HeadStart | None = None,
 ) -> Task[[], Any]:
     """A Prefect task that executes `node`. On success the stage's reference is put into `made` for those that wait.
 
     Prefect starts it once all it needs has ended well, and what is optional has ended somehow. `nodes`: all of the
-    pipeline, which tell whether what is optional was stopped by a gate, or failed.
+    pipeline, which tell whether what is optional was stopped by a gate, or failed. head_start: where the stage may have
+    begun already; the task then waits for it.
     """
 
     @task(
@@ -78,15 +83,18 @@ def stage_task(
             return Failed(name="NotReady", message=f"{', '.join(failed)} failed")
         progress = _ProgressArtifact(context.pipeline, node.name, read_progress, updates)
         context.notify(node.name, on_poll=progress.update)
+        begun = head_start.take(node.name) if head_start else None
         try:
-            result = execute_stage(node, made, context)
+            result = _joined(begun) if begun else execute_stage(node, made, context)
         except ForgelineError as error:
-            on_end(node.name, error.within(f"stage {node.name}"))
+            if not begun:
+                on_end(node.name, error.within(f"stage {node.name}"))
             raise
         finally:
             context.notify(node.name, on_poll=None)
         made[node.name] = result.manifest.ref
-        on_end(node.name, result)
+        if not begun:
+            on_end(node.name, result)
         progress.finish()
         updates.later(lambda: _show(context, node, result))
         if result.refused:
@@ -95,6 +103,27 @@ def stage_task(
         return Completed(name=name, message=f"{result.manifest.type} {result.manifest.key[:12]}", data=node.name)
 
     return run_stage
+
+
+def _joined(begun: Begun) -> StageResult:
+    """The result of a stage that began before its task did; the UI shows the stage's times, not the task's.
+
+    Prefect keeps the states' own times: a state older than the one before it is dropped. Raises what the stage raised.
+    """
+    shown = TaskRunContext.get()
+    assert shown is not None, "it is called by a task"
+    run: Any = shown.task_run
+    here = datetime.now(UTC)
+    get_run_logger().info(
+        "began at %s, before Prefect was there", begun.began.astimezone().isoformat(timespec="seconds")
+    )
+    run.start_time = begun.began
+    run.total_run_time += min(begun.ended or here, here) - begun.began
+    try:
+        return begun.result.result()
+    finally:
+        if begun.ended is not None and begun.ended < here and not begun.result.exception():
+            run.end_time = begun.ended
 
 
 def worth_another_attempt(task_: Any, run: TaskRun, state: State[Any]) -> bool:
