@@ -82,15 +82,14 @@ class PictureExamples(Examples):
         truth: Mapping[str, npt.NDArray[Any]],
         **shared: Any,
     ) -> None:
-        from tasks.data.dataset.split import read_split
+        from tasks.data.dataset.rows import open_split
 
         self.processor, self.truth, self.shared = processor, truth, shared
         self.where = f"column {column!r} of split {split!r} of {data.stage}"
-        table = read_split(data, split, columns=("id", column))
-        self.names, self.encoded = table["id"], table[column]
+        self.column, self.opened = column, open_split(data, split, ["id", column])
 
     def __len__(self) -> int:
-        return len(self.encoded)
+        return len(self.opened)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -99,13 +98,13 @@ class PictureExamples(Examples):
 
     def raw(self, index: int) -> Mapping[str, Any]:
         """`pixels`: uint8 [channels, side, side]."""
-        encoded = self.encoded[index]
+        encoded = self.opened.value(self.column, index)
         try:
-            return {"pixels": self.processor.pixels(bytes(encoded))}
-        except (OSError, ValueError, TypeError, SyntaxError) as error:
-            shown = "no picture" if encoded is None else f"no picture that Pillow can read ({error})"
+            return {"pixels": self.processor.pixels(encoded if isinstance(encoded, bytes) else b"")}
+        except (OSError, ValueError, SyntaxError) as error:
+            shown = f"no picture that Pillow can read ({error})" if isinstance(encoded, bytes) else "no encoded picture"
             raise StageError(
-                f"example {self.names[index]!r} has {shown}",
+                f"example {self.opened.value('id', index)!r} has {shown}",
                 where=self.where,
                 hint="Leave the row out of the source, or mend the file.",
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ from tasks.release.evidence import Evidence, as_list, as_object, read_json
 
 PER_STAGE = 12
 PER_MODEL = 4
+PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]{1,87000}={0,2}")
+"""A sample's picture that a page may show: a PNG of up to 64 KB within the page, never an address."""
 
 
 def samples_views(evidence: dict[str, Evidence], notes: list[str]) -> list[dict[str, Any]]:
     """One entry for each stage, and each model of an evaluation, that left samples.
 
-    {"stage", "written": prompt and continuation, "wrong"/"right": text, truth, prediction,
+    {"stage", "written": prompt and continuation, "wrong"/"right": text or picture, truth, prediction,
      "mistakes": [{"text", "truth", "answers": [(model, answer, right)]}], "other": any other texts}
     """
     views = []
@@ -33,6 +36,7 @@ def samples_views(evidence: dict[str, Evidence], notes: list[str]) -> list[dict[
 
 def _view(stage: str, rows: list[Any], limit: int, *, judged: bool) -> dict[str, Any]:
     texts = [{str(k): str(v) for k, v in row.items()} for row in rows if isinstance(row, dict)]
+    texts = [row if PICTURE.fullmatch(row.get("picture", "")) else _without(row, "picture") for row in texts]
     written = [r for r in texts if "prompt" in r and "continuation" in r]
     told = [r for r in texts if "truth" in r and "prediction" in r]
     shown = told if judged else []
@@ -43,6 +47,10 @@ def _view(stage: str, rows: list[Any], limit: int, *, judged: bool) -> dict[str,
         "other": [r for r in texts if r not in written and r not in told],
     }
     return {"stage": stage, "mistakes": [], **{name: group[:limit] for name, group in groups.items()}}
+
+
+def _without(row: dict[str, str], name: str) -> dict[str, str]:
+    return {key: value for key, value in row.items() if key != name}
 
 
 def _mistakes(records: Path | None, notes: list[str]) -> list[dict[str, Any]]:
