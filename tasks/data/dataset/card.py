@@ -12,6 +12,8 @@ import numpy as np
 from tasks.data.dataset.column_figures import column_card
 from tasks.data.dataset.hugging_face import opened_with
 from tasks.data.dataset.layout import iterate_columns
+from tasks.data.dataset.shown_media import LARGEST_PICTURE, PICTURES, playable, thumbnail
+from tasks.data.reading.media import audio_size, image_size
 from tasks.data.reading.typed_columns import mapped
 from tasks.data.selection.splitting import SPLITS
 
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3
 LONGEST_SHOWN = 600
-PICTURES = {b"\x89PNG\r\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
-LARGEST_PICTURE = 64 << 10
-"""Bytes of an image that is shown in the card itself."""
 
 
 def data_card(
@@ -68,18 +67,24 @@ def _examples(job: Job[Any], split: str, columns: Sequence[str]) -> list[dict[st
     label = ["label"] if job.params.label is not None else []
     batch = next(iterate_columns([job.fetch_shared(entry.path)], ["id", "text", *label, *columns], EXAMPLES))
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    return [_example(row, columns) for row in rows]
+    return [_example(row, columns, job.params.sources[0].columns or {}) for row in rows]
 
 
-def _example(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    text, pictures = row["text"][:LONGEST_SHOWN], []
+def _example(row: Mapping[str, Any], columns: Sequence[str], kinds: Mapping[str, str]) -> dict[str, Any]:
+    text, pictures, sounds = row["text"][:LONGEST_SHOWN], list[str](), list[str]()
     for column in columns:
         value = row[column]
-        if isinstance(value, bytes):
+        if isinstance(value, bytes) and kinds[column] == "image":
+            pictures += filter(None, [thumbnail(value)])
+            value = "{width:.0f} x {height:.0f} pixels, ".format(**image_size(value)) + f"{len(value):,} bytes"
+        elif isinstance(value, bytes) and kinds[column] == "audio":
+            sounds += filter(None, [playable(value)])
+            value = "{seconds:.2f} seconds at {rate:,.0f} Hz, ".format(**audio_size(value)) + f"{len(value):,} bytes"
+        elif isinstance(value, bytes):
             kind = next((kind for magic, kind in PICTURES.items() if value.startswith(magic)), None)
             if kind is not None and len(value) <= LARGEST_PICTURE:
                 pictures.append(f"data:{kind};base64,{base64.b64encode(value).decode()}")
             value = f"{len(value):,} bytes"
         text += f"\n{column}: {str(value)[:LONGEST_SHOWN]}"
     shown = {"id": row["id"], "text": text.removeprefix("\n"), **({"label": row["label"]} if "label" in row else {})}
-    return {**shown, "pictures": pictures} if pictures else shown
+    return {**shown, **({"pictures": pictures} if pictures else {}), **({"sounds": sounds} if sounds else {})}

@@ -24,6 +24,8 @@ from tasks.data.dataset.new_rows import new_rows
 from tasks.data.dataset.rows import open_split
 from tasks.data.reading import media
 from tasks.data.reading.typed_columns import values_reader
+from tasks.release.evidence import Evidence
+from tasks.release.report.views.data import data_views
 from tasks.stage import InputArtifact
 from tasks.stages import compare, dataset
 
@@ -192,6 +194,31 @@ def test_sounds_are_read_as_images_are(jobs: ModuleType, tmp_path: Path) -> None
 def test_what_an_image_source_cannot_be(source: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         dataset.Params.model_validate({"sources": [source]})
+
+
+def test_the_report_shows_thumbnails_and_plays_sounds(jobs: ModuleType, tmp_path: Path) -> None:
+    """No sample is larger than 64 KB, whatever the image or sound behind it."""
+    noise = io.BytesIO()
+    Image.effect_noise((400, 300), 90).save(noise, "PNG")
+    rows = [{"photo": noise.getvalue(), "sound": wav(3, 90_000)}, {"photo": png(9), "sound": wav(4)}]
+    assert min(len(rows[0]["photo"]), len(rows[0]["sound"])) > 64 << 10
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "goods.parquet")
+    source = {"files": str(tmp_path / "goods.parquet"), "format": "parquet", "text_column": None,
+              "columns": {"photo": "image", "sound": "audio"}}  # fmt: skip
+    job = made(jobs, tmp_path / "a", source)
+    (view,) = data_views({"goods": Evidence({}, records=job.records)}, [])
+    assert view["opened_with"] == 'datasets.load_dataset("FOLDER")'
+    first, second = sorted(view["examples"], key=lambda example: "400 x 300 pixels" not in example["text"])
+    assert "11.25 seconds at 8,000 Hz" in first["text"] and "4 x 3 pixels" in second["text"]
+    for example in (first, second):
+        for url in (*example["pictures"], *example["sounds"]):
+            assert len(base64.b64decode(url.partition(",")[2])) <= 64 << 10
+    shown = [base64.b64decode(example["pictures"][0].partition(",")[2]) for example in (first, second)]
+    with Image.open(io.BytesIO(shown[0])) as small:
+        assert small.size == (160, 120)
+    assert shown[1] == png(9) and first["sounds"][0].startswith("data:audio/wav;base64,")
+    told = {column["name"]: column["told"] for column in view["columns"]}
+    assert told["photo"].endswith("; height 3 to 300; width 4 to 400")
 
 
 # --- what differs -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tasks.release.readable import is_number, number, percent
 
 REASONS = 4
 EXAMPLES = 2
+SOUND = re.compile(r"data:audio/(wav|flac|ogg|mpeg);base64,[A-Za-z0-9+/=]+")
 PICTURE = re.compile(r"data:image/(png|jpeg|gif);base64,[A-Za-z0-9+/=]+")
 
 
@@ -34,6 +35,7 @@ def data_views(evidence: dict[str, Evidence], notes: list[str]) -> list[dict[str
                 "sources": [_source(as_object(source)) for source in as_list(card.get("sources"))],
                 "labels": _labels(as_object(counts.get("labels")), list(splits)),
                 "columns": [_column(as_object(column)) for column in as_list(card.get("columns"))],
+                "opened_with": str(card.get("opened_with") or ""),
                 "lengths": _lengths(as_object(card.get("characters"))),
                 "examples": _examples(as_object(card.get("examples"))),
                 "warnings": [str(warning) for warning in as_list(counts.get("warnings"))],
@@ -107,6 +109,8 @@ def _column(column: dict[str, Any]) -> dict[str, str]:
         low, high = (f"{n:,.0f}" if float(n).is_integer() else number(n) for n in (least, most))
         told = f"{low} to {high}, mean {number(mean)}" if most > least else low
         told += "" if what == "values" else f" {what}"
+    sizes = {name: as_list(of) for name, of in as_object(column.get("sizes")).items()}
+    told += "".join(f"; {name} {_span(of)}" for name, of in sizes.items() if len(of) == 2 and all(map(is_number, of)))
     missing = column.get("missing")
     return {
         "name": str(column.get("column") or ""),
@@ -114,6 +118,11 @@ def _column(column: dict[str, Any]) -> dict[str, str]:
         "missing": f"{missing:,.0f}" if is_number(missing) else "",
         "told": told,
     }
+
+
+def _span(of: list[Any]) -> str:
+    least, most = (f"{n:,.0f}" if float(n).is_integer() else number(n) for n in of)
+    return least if least == most else f"{least} to {most}"
 
 
 def _labels(table: dict[str, Any], splits: list[str]) -> list[tuple[str, list[str]]]:
@@ -141,6 +150,7 @@ def _examples(examples: dict[str, Any]) -> list[dict[str, Any]]:
             "id": str(row.get("id") or ""),
             "label": str(row.get("label") or ""),
             "text": str(row.get("text") or ""),
+            "sounds": [str(s) for s in as_list(row.get("sounds")) if SOUND.fullmatch(str(s))],
             "pictures": [str(p) for p in as_list(row.get("pictures")) if PICTURE.fullmatch(str(p))],
         }
         for split, rows in _in_order(examples).items()
