@@ -27,9 +27,9 @@ class Params(GridParams, Healing):
 
     model: Annotated[str, Input("model", trained=True)] = Field(description="The model to start from.")
     data: Annotated[str, Input("dataset", "tokens")] = Field(description="Training data.")
-    scheme: Literal["dynamic_int8", "int4"] = Field(
-        description="The `scheme` of the `quantize` stage that follows; for `static_int8` take `dynamic_int8`, whose "
-        "weights it has."
+    scheme: Literal["dynamic_int8", "static_int8", "int4"] = Field(
+        description="The `scheme` of the `quantize` stage that follows. "
+        "Convolutions are rounded for `static_int8` only."
     )
 
     @model_validator(mode="after")

@@ -7,8 +7,10 @@
 
 Layers can stay in floating point by name (`keep_float`), or those whose quantization alone changes the model's answers
 most (`keep_sensitive`), which is measured on training examples.
-Evidence in `records/`: layers.json (what became of each layer; with `keep_sensitive` how far each alone moves the
-outputs); with `data` fidelity.json (how far the graph is from its parent on held-out examples).
+Convolutions are quantized by `static_int8` and `float16`; the other schemes leave them as they are and say so, and
+refuse a model that is mostly convolutions.
+Evidence in `records/`: layers.json (what became of each layer and why; with `keep_sensitive` how far each alone moves
+the outputs); with `data` fidelity.json (how far the graph is from its parent on held-out examples).
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ class Params(GridParams):
     scheme: Literal["dynamic_int8", "static_int8", "int4", "float16"] = Field(
         "dynamic_int8",
         description="`dynamic_int8`: weights int8, activations scaled to uint8 as they come. `static_int8`: "
-        "activations scaled as calibration examples were. `int4`: weights in four bits, activations as they are; "
-        "embeddings int8. `float16`: weights and activations in half precision, token ids and outputs as they were.",
+        "activations scaled as calibration examples were, convolutions too. `int4`: weights in four bits, activations "
+        "as they are; embeddings int8. `float16`: weights and activations in half precision, token ids and outputs as "
+        "they were.",
     )
     method: Literal["nearest", "gptq"] = Field(
         "nearest",
@@ -80,6 +83,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     import onnx
 
     from tasks.compression.onnx.layers import fold_transposes, layers, matching
+    from tasks.compression.quantization.coverage import without_form
     from tasks.compression.quantization.int8 import share_tables
     from tasks.compression.quantization.sensitivity import sensitivities
     from tasks.models.card import read_card, write_card
@@ -97,10 +101,15 @@ def run(job: Job[Params]) -> dict[str, float]:
     if tied and params.scheme != "float16":
         file = job.scratch / ONNX
         onnx.save(graph, str(file))
-    found = layers(graph.graph)
+    named = layers(graph.graph)
+    unable = without_form(
+        {n.name: (n.operator, n.size) for n in named}, params.scheme, where=f"stages.{job.name}.scheme"
+    )
+    found = [layer for layer in named if layer.name not in unable]
     calibrating = params.scheme == "static_int8" or params.method == "gptq" or params.keep_sensitive > 0
     batches = _calibration(job, [given.name for given in graph.graph.input]) if calibrating else []
-    kept = matching([layer.name for layer in found], params.keep_float, where=f"stages.{job.name}.keep_float")
+    kept = matching([layer.name for layer in named], params.keep_float, where=f"stages.{job.name}.keep_float")
+    kept = [name for name in kept if name not in unable]
     moved: dict[str, float] = {}
     if params.keep_sensitive:
         asked = [layer.name for layer in found if layer.name not in kept]
@@ -127,17 +136,18 @@ def run(job: Job[Params]) -> dict[str, float]:
         raise StageError(
             f"quantizing did not make it smaller ({before} -> {after} bytes)",
             where="model",
-            hint="It holds no weight that ONNX Runtime quantizes (MatMul, Gemm, Gather).",
+            hint="It holds no weight that ONNX Runtime quantizes (MatMul, Gemm, Gather, Conv).",
         )
     faithful = _fidelity(job) if params.data is not None else {}
     described = [
         {
             "layer": layer.name,
             "operator": layer.operator,
-            "quantized": layer.name not in kept,
+            "quantized": layer.name not in kept and layer.name not in unable,
+            **({"why": f"{params.scheme} has no form for {layer.operator}"} if layer.name in unable else {}),
             **({"movement": moved[layer.name]} if layer.name in moved else {}),
         }
-        for layer in found
+        for layer in named
     ]
     (job.records / "layers.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     copy_companions(source.path, job.output)
@@ -147,7 +157,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         "size_mb": after / 1e6,
         "size_ratio": after / before,
         "layers_quantized": float(len(found) - len(kept)),
-        "layers_kept": float(len(kept)),
+        "layers_kept": float(len(kept) + len(unable)),
     }
 
 

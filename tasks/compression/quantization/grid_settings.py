@@ -15,7 +15,10 @@ class GridParams(StageParams):
     group_size: Literal[16, 32, 64, 128, 256] = Field(
         32, description="For `int4`: weights of a row, side by side, that share a scale and a zero point."
     )
-    per_channel: bool = Field(False, description="For int8: a scale for each output channel instead of one per tensor.")
+    per_channel: bool = Field(
+        False,
+        description="For int8: a scale for each output channel, not one per tensor. Convolutions always have that.",
+    )
     reduce_range: bool = Field(
         True,
         description="For int8: weights use seven of the eight bits. CPUs without VNNI overflow otherwise, silently; on "

@@ -35,6 +35,11 @@ def by_row(values: torch.Tensor) -> torch.Tensor:
     return _to_affine(values, UINT8)
 
 
+def by_example(values: torch.Tensor) -> torch.Tensor:
+    """Values [B, ...] at their nearest of eight bits, a grid for each example, from its smallest to its largest."""
+    return _to_affine(values.reshape(len(values), -1), UINT8).view_as(values)
+
+
 def whole(table: torch.Tensor) -> torch.Tensor:
     """A matrix at its nearest values of eight bits, one grid from its smallest to its largest."""
     return _to_affine(table.reshape(1, -1), UINT8).view_as(table)
