@@ -80,6 +80,11 @@ class Params(StageParams):
             raise ValueError(f"`pattern: {self.pattern}` removes nothing: the first number is what stays of the second")
         if self.method == "movement" and not (self.heal and self.schedule):
             raise ValueError("`movement` removes what a training moves towards zero: give `heal` and `schedule`")
+        if self.heal and self.heal.freeze_batch_norm:
+            raise ValueError(
+                "`freeze_batch_norm` keeps the statistics of the whole model, and what is left gives other values: "
+                "leave it out of `heal`"
+            )
         if self.schedule is None:
             return self
         if self.method not in GRADUAL or self.pattern:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from transformers import AutoModelForImageClassification
 
 from infra.errors import StageError
+from tasks.stages.prune import Params
 
 pytest.importorskip("torch_pruning")
 
@@ -83,6 +85,12 @@ def test_families_open_with_fewer_channels_and_the_same_classes(
     assert after < 0.35 * before
     logits = again(pixel_values=torch.rand(2, 1, 16, 16)).logits
     assert logits.shape == (2, pictures.CLASSES) and logits.isfinite().all()
+
+
+def test_a_cut_network_may_not_keep_the_statistics_of_the_whole_one() -> None:
+    heal = {"epochs": 1, "freeze_batch_norm": True}
+    with pytest.raises(ValidationError, match="what is left gives other values"):
+        Params.model_validate({"model": "m", "data": "d", "method": "channels", "heal": heal})
 
 
 def test_what_a_config_cannot_say_is_refused_by_name(pictures: ModuleType) -> None:

@@ -90,6 +90,7 @@ FIXED = {
         )
         for field in ("keep", "patience")
     },
+    **{f"{stage}.heal.freeze_batch_norm": "a cut needs new statistics" for stage in ("lean", "gradual")},
     "student.unlabelled": "it needs `alpha: 1`",
     **{f"shallow.{field}": "stored outputs say nothing of it" for field in ("hidden", "attention")},
     **{f"rewritten.decoding.{field}": "beams rule it out" for field in ("do_sample", "temperature", "top_k", "top_p")},
