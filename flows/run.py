@@ -149,11 +149,13 @@ def _run_flow(
     record.save()
     monitor = Monitor(live, record, pipeline.stages.values())
     slots = Slots(len(os.sched_getaffinity(0)))
+    launcher = LocalLauncher(folder, preload=TORCH_PRELOAD)
     context = RunContext(
         run=run,
         pipeline=pipeline.name,
         store=store,
-        launcher=LocalLauncher(folder, preload=TORCH_PRELOAD),
+        launcher=launcher,
+        ready=launcher.ready,
         slots=slots,
         folder=folder,
         producer={"commit": commit_of(pipeline.path), "cores": slots.total, **_machine()},

@@ -238,15 +238,20 @@ class LocalLauncher:
         with self._lock:
             self._server(self._key(warm, os.environ.get("DS_ACCELERATOR")))
 
+    def ready(self, spec: JobSpec) -> bool:
+        """Whether the job would start at once; starts the server if there is none. Raises StageError when closed."""
+        with self._lock:
+            server = self._server(self._server_of(spec))
+        return server.ready() or not server.alive()  # one that died is `submit`'s business
+
     def submit(self, spec: JobSpec) -> LocalJob:
         """Start the job's ranks as soon as its server is ready; returns at once.
 
         Raises StageError when the server cannot be started or died twice, or when no network leads to node 0.
         """
-        accelerator = spec.env.get("DS_ACCELERATOR", os.environ.get("DS_ACCELERATOR"))
         for _ in range(2):
             with self._lock:
-                server = self._server(self._key(spec.warm, accelerator))
+                server = self._server(self._server_of(spec))
             try:
                 job = server.submit(spec)
             except OSError:  # it died between two jobs: start another
@@ -277,6 +282,9 @@ class LocalLauncher:
             server.close()
         if self._temporary:
             self._temporary.cleanup()
+
+    def _server_of(self, spec: JobSpec) -> _Key:
+        return self._key(spec.warm, spec.env.get("DS_ACCELERATOR", os.environ.get("DS_ACCELERATOR")))
 
     def _key(self, warm: bool, accelerator: str | None) -> _Key:
         return _Key("torch", accelerator) if warm else _Key("light", None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.launch.launcher import Launcher
+from infra.launch.launcher import JobSpec, Launcher
 from infra.launch.slots import Slots
 from infra.store import Store
 from infra.wandb_replay import WandbReplay
@@ -26,6 +26,7 @@ class RunContext:
     cancelled: set by `cancel`: the run ends at once. stopping: set by `stop` too: no job is started any more, and those
     that run have `grace` seconds to save their state; `why` is told.
     may_start: asked before a stage's job is started; says why if it may not.
+    ready: whether a warm job would start at once; while it would not, its stage holds no slots and costs no core hours.
     inputs_store: where inputs are read, if not in the store that is written. relaunch: start a job that was cut short
     again, as long as it gets on. refused: gates that have said no; kept by whoever is told how stages end.
     """
@@ -44,6 +45,7 @@ class RunContext:
     why: str = "cancelled"
     grace: float = STOP_SECONDS
     may_start: Callable[[StageNode], str] = lambda node: ""
+    ready: Callable[[JobSpec], bool] = lambda spec: True
     refused: set[str] = field(default_factory=set)
     inputs_store: Store | None = None
     relaunch: bool = True

@@ -170,6 +170,8 @@ def _run_job(
     env = {"DS_ACCELERATOR": "cpu"} if node.execution.device == "cpu" else {}
     spec = JobSpec(node.name, folder.resolve(), ranks=ranks, threads=threads, warm=node.stage.warm, env=env)
     context.notify(node.name, state="queued", folder=folder)
+    while spec.warm and not held and not context.ready(spec) and not context.stopping.wait(POLL_SECONDS / 4):
+        pass
     with nullcontext() if held else context.slots.hold(slots, context.stopping):
         no = context.why if context.stopping.is_set() else context.may_start(node)
         if no:
