@@ -198,7 +198,7 @@ def chain(jobs: ModuleType, data: Any, tmp_path_factory: pytest.TempPathFactory)
     run(
         "aware",
         "qat",
-        {"model": "m", "data": "d", "scheme": "dynamic_int8", **short},
+        {"model": "m", "data": "d", "scheme": "static_int8", **short},
         model=made["finetuned"],
         data=data,
     )
