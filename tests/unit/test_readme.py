@@ -63,6 +63,20 @@ def test_the_pipeline_of_the_objectives_page_is_one(readme: Any, tmp_path: Path)
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(objective_names())
 
 
+def test_the_pipeline_of_the_data_page_is_one(readme: Any, tmp_path: Path) -> None:
+    (pipeline,) = readme.blocks("yaml", "docs/data.md")
+    (tmp_path / "pipeline.yaml").write_text(pipeline)
+    stages = load_pipeline(tmp_path / "pipeline.yaml").stages
+    formats = {name: node.params.sources[0].format for name, node in stages.items()}
+    assert formats == {
+        "photos": "image",
+        "described": "image",
+        "words": "parquet",
+        "reviews": "datasets",
+        "saved": "datasets",
+    }
+
+
 def test_the_pipeline_of_the_compression_page_is_one_and_names_every_choice(readme: Any, tmp_path: Path) -> None:
     pipeline, *fragments = readme.blocks("yaml", "docs/compression.md")
     data = yaml.safe_load(pipeline)

@@ -143,6 +143,7 @@ def test_what_a_source_of_datasets_needs(source: dict[str, Any], message: str) -
 def opened(job: Any) -> Any:
     """The dataset, by the very line that its card shows."""
     line = json.loads((job.records / "card.json").read_text())["opened_with"]
+    assert line in (Path(__file__).parents[3] / "docs" / "data.md").read_text()
     return eval(line.replace("FOLDER", str(job.output)), {"datasets": datasets})
 
 
