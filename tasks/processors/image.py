@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from infra.errors import StageError
+from tasks.objective import Processor
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from transformers import PreTrainedModel
 
-    from tasks.objective import Port, Processor
+    from tasks.objective import Port
 
 FILE = "preprocessor_config.json"
 MODES = {1: "L", 3: "RGB"}
 """Pillow's name for pictures of so many channels."""
-BATCHES = (1, 2, 5)
 CODE = """import numpy
 from PIL import Image
 
@@ -38,7 +38,7 @@ pixels = (pixels * {factor} - numpy.array({mean})[:, None, None]) / numpy.array(
 
 
 @dataclass(frozen=True)
-class ImageProcessor:
+class ImageProcessor(Processor):
     """Pictures -> float32 [channels, side, side]: (value * factor - mean) / std, of each channel."""
 
     names: ClassVar[tuple[str, ...]] = (FILE,)
@@ -47,7 +47,6 @@ class ImageProcessor:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     factor: float = 1 / 255
-    limit: int | None = None
 
     @classmethod
     def load(cls, folder: Path) -> ImageProcessor | None:
@@ -79,11 +78,6 @@ class ImageProcessor:
     def channels(self) -> int:
         return len(self.mean)
 
-    def limited(self, limit: int | None) -> ImageProcessor:
-        if limit is not None:
-            raise StageError("pictures have no `max_length`", where="max_length", hint="Leave it out.")
-        return self
-
     def save(self, folder: Path) -> None:
         settings = {
             "image_processor_type": "ViTImageProcessor",
@@ -102,9 +96,6 @@ class ImageProcessor:
     def config(self, config_class: Any, known: Collection[str]) -> dict[str, Any]:
         values = {"image_size": self.side, "num_channels": self.channels}
         return {name: value for name, value in values.items() if name in known}
-
-    def adapt(self, model: PreTrainedModel) -> None:
-        """Nothing is missing: pictures need no padding."""
 
     def require_fit(self, model: PreTrainedModel, *, where: str, limit_where: str | None = None) -> None:
         for name, ours in (("num_channels", self.channels), ("image_size", self.side)):
@@ -152,13 +143,6 @@ class ImageProcessor:
         written = io.BytesIO()
         picture.save(written, "PNG")
         return written.getvalue()
-
-    def example(self, ports: Mapping[str, Port], config: Any) -> dict[str, npt.NDArray[Any]]:
-        return self._drawn(ports, 2, 0)
-
-    def probe(self, ports: Mapping[str, Port], config: Any, seed: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        for size in BATCHES:
-            yield self._drawn(ports, size, seed + size)
 
     def _drawn(self, ports: Mapping[str, Port], size: int, seed: int) -> dict[str, npt.NDArray[Any]]:
         import numpy as np

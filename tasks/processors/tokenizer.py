@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from infra.errors import StageError
+from tasks.objective import Processor
 from tasks.processors.padding import padding_id
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from tasks.objective import Port, Processor
+    from tasks.objective import Port
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def require_tokenizer(tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedTo
 
 
 @dataclass(frozen=True)
-class Tokenizer:
+class Tokenizer(Processor):
     """Texts -> token ids, at most `limit` of them (`tasks.objective.Processor`).
 
     tokenizer: None for a model that knows token ids alone. folder: where its files lie.

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -111,36 +112,51 @@ def test_the_objective_is_trained_by_a_stage_that_never_heard_of_it(
     assert config["architectures"] == ["LlamaForSequenceClassification"]
 
 
-def test_the_objective_of_the_page_goes_through_the_stages(
-    load: Any, jobs: ModuleType, tiny_inputs: Path, tmp_path: Path
+def test_the_domain_of_the_page_goes_through_the_stages(
+    load: Any, jobs: ModuleType, tiny: ModuleType, tmp_path: Path
 ) -> None:
-    tokens = jobs.artifact(tiny_inputs / "tokens", "tokens", stage="tokens")
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    """Rising and falling signals, by a file of a domain that no other file knows."""
+    random, labels = np.random.default_rng(0), ["falling", "rising"]
+    splits = {
+        split: [
+            {
+                "text": "",
+                "label": labels[i % 2],
+                "values": (random.normal(0, 0.3, 32) + np.linspace(-1, 1, 32) * (1 if i % 2 else -1)).tolist(),
+            }
+            for i in range(size)
+        ]
+        for split, size in (("train", 120), ("validation", 40), ("test", 40))
+    }
+    data = jobs.artifact(tiny.write_rows(tmp_path / "signals", splits, labels=labels), "dataset", stage="signals")
+    sizes = {"hidden_size": 8, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 2}
     budget = {"max_steps": 60, "learning_rate": 1e-2, "global_batch_size": 16}
+    model = {"type": "bert", **sizes, "vocab_size": 4, "max_position_embeddings": 16}
     settings = {
-        "pretrain": {
-            "data": "t",
-            "objective": {"name": "replaced_token_detection", "share": 0.2},
-            "model": {"type": "bert", **sizes, "max_position_embeddings": 64},
-            **budget,
-        },
-        "distill": {"teacher": "m", "data": "t", "layers": 1, **budget},
+        "pretrain": {"data": "d", "objective": "signal_classification", "model": model, **budget},
+        "distill": {"teacher": "m", "data": "d", "layers": 1, **budget},
+        "prune": {"model": "m", "data": "d", "keep": 0.5, "samples": 40, "heal": {**budget, "max_steps": 5}},
         "export": {"model": "m"},
-        "evaluate": {"models": ["m"], "data": "t", "resamples": 100, "latency": {"repeats": 2}},
+        "quantize": {"model": "m", "scheme": "dynamic_int8"},
+        "evaluate": {"models": ["m"], "data": "d", "resamples": 100, "latency": {"repeats": 2}},
     }
     made = {}
+    lines = next(iter(load("readme_examples.py").blocks("python", "docs/add-an-objective.md"))).splitlines()
+    assert len(lines) <= 80
     with load("readme_examples.py").registered(tmp_path, "docs/add-an-objective.md"):
         for kind, inputs in (
-            ("pretrain", lambda: {"data": tokens}),
-            ("distill", lambda: {"teacher": made["pretrain"], "data": tokens}),
+            ("pretrain", lambda: {"data": data}),
+            ("distill", lambda: {"teacher": made["pretrain"], "data": data}),
+            ("prune", lambda: {"model": made["pretrain"], "data": data}),
             ("export", lambda: {"model": made["distill"]}),
-            ("evaluate", lambda: {"models": list(made.values()), "data": tokens}),
+            ("quantize", lambda: {"model": made["export"]}),
+            ("evaluate", lambda: {"models": list(made.values()), "data": data}),
         ):
             stage = stages()[kind]
             job = jobs.make_job(tmp_path / kind, stage.params.model_validate(settings[kind]), inputs())
             stage.run(job)
             made[kind] = jobs.artifact(job.output, stage.makes, stage=kind)
     scores = json.loads((made["evaluate"].path / "scores.json").read_text())
-    values = {name: model["metrics"]["cross_entropy"] for name, model in scores["models"].items()}
-    assert all(value["high"] < scores["baselines"]["share"] for value in values.values()), "each beats the baseline"
+    values = {name: model["metrics"]["f1_macro"] for name, model in scores["models"].items()}
+    assert all(value["low"] > scores["baselines"]["majority"] for value in values.values()), "each beats the baseline"
     assert values["export"]["value"] == pytest.approx(values["distill"]["value"], abs=1e-4)
