@@ -106,7 +106,7 @@ FIXED = {
 }
 SETTINGS = ("tracking.", "budget.", "execution.")
 # What says where data lies; the content enters the key instead, which the tests of sources below show.
-LOCATED = {"files", "python_functions", "exclude", "given", "tasks"}
+LOCATED = {"files", "python_functions", "exclude", "given", "saved", "tasks"}
 MODELS: dict[str, list[dict[str, Any]]] = {
     "Label": [{"from": "package"}],
     "NearDuplicates": [{}],
