@@ -64,11 +64,13 @@ FIXED = {
         for stage in ("corpus", "functions")
         for field in ("template", "messages_column", "chat_template", "columns", "id_column", "quoting", "escape")
     },
-    **{
-        f"{stage}.sources.0.{field}": "of sources in the form of the datasets library, which this is not"
-        for stage in ("corpus", "functions")
-        for field in ("dataset", "config", "split", "revision")
-    },
+    **dict.fromkeys(
+        (
+            *(f"corpus.sources.0.{field}" for field in ("dataset", "config", "split", "revision")),
+            *(f"functions.sources.0.{field}" for field in ("dataset", "revision")),
+        ),
+        "of sources that the datasets library reads",
+    ),
     "functions.label.from": "functions have no columns",
     **{
         f"{stage}.objective.{field}": "it and another option go together"
