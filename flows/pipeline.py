@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -99,8 +99,8 @@ def _no_server(context: RunContext, error: Exception) -> StageError:
 
 
 def _links(pipeline: Pipeline, run: str) -> dict[str, str]:
-    """Where else the run is shown: its page in the Prefect UI, its group in W&B."""
-    found = {"Prefect": flow_run.ui_url or "", "W&B": ""}
+    """Where else the run is shown: its page in the Prefect UI, its group in W&B. A temporary server has no page."""
+    found = {"Prefect": (flow_run.ui_url or "") if PREFECT_UI_URL.value() else "", "W&B": ""}
     mode = pipeline.tracking.resolved_mode(os.environ)
     if mode != "disabled":
         project = pipeline.tracking.project or pipeline.name

@@ -63,7 +63,7 @@ def compact(value: Any) -> str:
     for scale, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= scale * 0.9995:
             return f"{number(value / scale, 2)}{THIN}{suffix}"
-    return f"{value:g}"
+    return f"{value:.3g}"
 
 
 def bytes_size(value: float) -> str:

@@ -17,7 +17,7 @@ class Requirement(StageParams):
     metric: str = Field(
         min_length=1,
         description="A metric of the evaluation (of a slice: `f1_macro[source=tweets]`, of every one: "
-        "`f1_macro[source=*]`; on changed texts: `f1_macro_drop[typos]`), or a cost such as `size_mb`, "
+        "`f1_macro[source=*]`; on changed examples: `f1_macro_drop[typos]`), or a cost such as `size_mb`, "
         "`latency_p50_ms@1`.",
     )
     min: float | None = Field(None, description="The candidate's value is at least this.")

@@ -1,4 +1,4 @@
-"""What scores.json says of the slices its models were judged on, and of changed texts."""
+"""What scores.json says of the slices its models were judged on, and of changed examples."""
 
 from __future__ import annotations
 
@@ -93,4 +93,4 @@ def conditions(scores: Mapping[str, Any]) -> dict[str, str]:
             found[slice_name(by, value)] = (
                 f"{int(n) if is_number(n) else 0:,} examples{', too few to be judged' if few else ''}"
             )
-    return {**found, **{f"[{name}]": "texts changed" for name in as_object(scores.get("perturbations"))}}
+    return {**found, **{f"[{name}]": "examples changed" for name in as_object(scores.get("perturbations"))}}

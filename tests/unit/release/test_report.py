@@ -380,12 +380,12 @@ def test_metrics_of_single_classes_do_not_become_columns_and_those_of_ranks_do()
 
 def test_slices_and_changed_texts_stand_beside_models_and_become_no_columns(whole: str) -> None:
     text = Page(whole).text
-    start = text.index("Slices and changed texts")
+    start = text.index("Slices and changed examples")
     table = text[text.index("Examples teacher", start) : text.index("What each model costs")]
     assert table.startswith("Examples teacher scratch student lean onnx int8 all 694 examples of functions.test 0.842")
     assert "length = <80 12 examples, too few to be judged 0.800 0.700 to 0.900" in table
     assert "0.810 0.710 to 0.910 +0.010" in table, "int8 on short texts, beside the first model"
-    assert "typos texts changed 0.700 0.600 to 0.800 −0.142 to unchanged" in table
+    assert "typos examples changed 0.700 0.600 to 0.800 −0.142 to unchanged" in table
     assert "0.600 0.500 to 0.700 −0.233 to unchanged" in table
     assert "[" not in text[text.index("How good each model is") : start], "no column of its own"
     assert "A slice has its own sentence." in text

@@ -212,7 +212,7 @@ def _of_all(model: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
 def _by_condition(
     scores: dict[str, Any], models: dict[str, dict[str, Any]], primary: str, higher_is_better: bool
 ) -> Table | None:
-    """The primary metric of each model on every slice and on changed texts; None where there is neither."""
+    """The primary metric of each model on every slice and on changed examples; None where there is neither."""
     found = conditions(scores)
     if not found:
         return None
