@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +19,8 @@ from infra.errors import StageError
 from infra.sources_read import SourceFile, snapshot
 from tasks.models.given_folder import PICKLED, SAFE, weights
 from tasks.objective import ObjectiveField
+from tasks.processors import given_files
 from tasks.processors.given_tokenizer import FILES
-from tasks.processors.image import ImageProcessor
 from tasks.stage import Job, Located, Stage, StageParams
 
 HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[0-9a-f]{40})")
@@ -57,7 +56,7 @@ class Params(StageParams):
 
     def patterns(self) -> list[str]:
         """Names of the files that matter."""
-        return ["config.json", *FILES, *ImageProcessor.names, *SAFE, *(PICKLED if self.allow_pickle else ())]
+        return ["config.json", *FILES, *given_files.FILES, *SAFE, *(PICKLED if self.allow_pickle else ())]
 
 
 def sources(params: Params) -> list[SourceFile]:
@@ -109,10 +108,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         bring_weights(folder, job.output, allow_pickle=params.allow_pickle, move=folder is not given)
         there = bring_tokenizer(folder, job.output, job.warn)
         tokenizer = load_tokenizer(job.output) if there else None
-        for name in ImageProcessor.names:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, job.output / name)
-        pictures = ImageProcessor.load(job.output)
+        processor = given_files.bring_processor(folder, job.output)
         pad_in_config(job.output, tokenizer)
         check_finite(job.output)
         model = load_model(job.output, None, new_head=True)  # its own head does not count yet
@@ -122,7 +118,7 @@ def run(job: Job[Params]) -> dict[str, float]:
             model, labels = given_labels(job.output, params.objective)
     except StageError as error:
         raise StageError(error.what, where=f"{field} {params.folder or params.hub}", hint=error.hint) from error
-    limit = None if pictures and not tokenizer else params.max_length or longest(model.config, tokenizer)
+    limit = None if processor and not tokenizer else params.max_length or longest(model.config, tokenizer)
     settings = params.objective.model_dump(mode="json") if params.objective is not None else None
     write_card(job.output, ModelCard(settings, limit, labels))
     listed = [[file.path, file.sha256] for file in read]

@@ -57,12 +57,15 @@ TEXT_ROOMS = (
     "tasks/processors/given_tokenizer.py",
     "tasks/processors/padding.py",
     "tasks/objectives/shared/tokenized.py",
+    "tasks/objectives/shared/encoder_decoder.py",
+    "tasks/objectives/shared/target_texts.py",
+    "tasks/objectives/shared/padding.py",
     "tasks/stages/tokenizer.py",
     "tasks/stages/pack.py",
     "tasks/stages/harness.py",
     "tasks/training/tuning/prompt_",
 )
-TEXT_LINES = 100
+TEXT_LINES = 68
 """Lines outside the rooms of text that name what only texts have. The number may only fall."""
 
 
@@ -143,6 +146,12 @@ def test_only_objectives_name_a_domain() -> None:
         if any(end.startswith(f"tasks.objectives.{domain}.") for domain in DOMAINS) and room_of(begin) != "objectives"
     }
     assert not named
+    readers = {f"tasks.processors.{path.stem}" for path in (ROOT / "tasks/processors").glob("*.py")}
+    texts = {name for name in readers if any(f"{name.replace('.', '/')}.py".startswith(room) for room in TEXT_ROOMS)}
+    own = [(a, b) for a, b in arrows() if b in readers - texts - {"tasks.processors.given_files"}]
+    assert {room_of(a) for a, _ in own} <= {"processors", "objectives"}, (
+        "what reads one kind of data is the objective's"
+    )
 
 
 def test_no_domain_imports_another_nor_does_what_they_share() -> None:
