@@ -15,9 +15,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,15 @@ WIDTH = {"gpt2": "n_inner: 512", "llama": "intermediate_size: 320"}
 
 @dataclass(frozen=True)
 class Config:
-    """A file of configs/: the objective as the table names it, its families, where its examples come from."""
+    """A file of configs/: the objective as the table names it, its families, where its examples come from.
+
+    stages: of a family, the stages that stand in the table's columns, where they are not called so.
+    """
 
     objective: str
     families: Sequence[str]
     data: str
+    stages: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 CONFIGS = {
@@ -63,6 +67,22 @@ CONFIGS = {
     "questions": Config("question_answering", (*ENCODERS, *DECODERS), "derived: real functions, answers from `ast`"),
     "search": Config("sentence_embedding", (*ENCODERS, *DECODERS, "minilm"), "real: docstrings and their functions"),
     "minilm": Config("text_classification", ("minilm",), "real: 1,500 of the rated texts"),
+    "image-classification": Config(
+        "image_classification",
+        ("resnet", "vit"),
+        "real: Fashion-MNIST, 700 pictures of each class to learn from",
+        {
+            "resnet": {"base": "resnet", "teacher": "finetuned", "student": "narrow", "gate": "judged"},
+            "vit": {
+                "base": "vit",
+                "teacher": "taught",
+                "student": "shallow",
+                "onnx": "vit-onnx",
+                "int8": "vit-int8",
+                "gate": "vit-judged",
+            },
+        },
+    ),
 }
 CELLS = [f"{name}/{family}" for name, config in CONFIGS.items() for family in config.families]
 HEAD = """# Objectives, stages and families in figures
@@ -74,7 +94,8 @@ its 95% bootstrap interval: of the fine-tuned teacher, of the distilled student 
 an ONNX graph, of that graph in int8. The models of a row saw the same examples, so they compare more sharply than their
 intervals. **Bold** where the whole interval is better than the baseline, the best of those that need no model (majority,
 unigram, bigram, tf-idf ...). Data are real, or derived from real texts as told below; none are synthetic. `gate` says
-whether int8 was let through against the teacher. Seconds are of pretraining (once for a family), fine-tuning, distilling.
+whether int8 was let through against the teacher. Of `image-classification` the student is the ResNet without half of its
+weights, or the ViT with half its layers. Seconds are of pretraining (once for a family), fine-tuning, distilling.
 
 A family is in the rows of the objectives it has a head for: decoders continue texts, encoders fill gaps, T5 writes one
 text for another, and in place of a sentence's embedding it would want a second text. ERNIE without task ids is
@@ -139,11 +160,12 @@ def run(cell: str, folder: Path) -> dict[str, Any]:
     if done.returncode not in (0, REFUSED):
         return {**about, "failed": "; ".join(done.stderr.strip().splitlines()[-4:])}
     stages = {stage["name"]: stage for stage in json.loads(done.stdout.splitlines()[-1])["stages"]}
-    return {**about, **figures(stages, open_store(str(folder / "store")))}
+    return {**about, **figures(stages, open_store(str(folder / "store")), CONFIGS[name].stages.get(family, {}))}
 
 
-def figures(stages: dict[str, Any], store: Store) -> dict[str, Any]:
-    """What the stages of a run found, from their artifacts."""
+def figures(stages: dict[str, Any], store: Store, called: Mapping[str, str]) -> dict[str, Any]:
+    """What the stages of a run found, from their artifacts; called: the stages of the table's columns, by these."""
+    columns = {name: column for column, name in called.items()}
 
     def artifact(name: str) -> Any:
         found = store.manifest(stages[name]["artifact"]["kind"], stages[name]["artifact"]["key"])
@@ -165,15 +187,22 @@ def figures(stages: dict[str, Any], store: Store) -> dict[str, Any]:
         "n": scores["data"]["n"],
         "baselines": scores["baselines"],
         "models": {
-            name: {**found["metrics"][metric], "size_mb": found["size_mb"], "parameters": found["parameters"]}
+            columns.get(name, name): {
+                **found["metrics"][metric],
+                "size_mb": found["size_mb"],
+                "parameters": found["parameters"],
+            }
             for name, found in scores["models"].items()
         },
         "verdicts": {
-            name: {"passed": verdict["passed"], "said": [one["sentence"] for one in verdict["requirements"]]}
+            columns.get(name, name): {
+                "passed": verdict["passed"],
+                "said": [one["sentence"] for one in verdict["requirements"]],
+            }
             for name, verdict in verdicts.items()
         },
         "difference": difference(drawn, metric) if "scratch" in scores["models"] else None,
-        "seconds": {name: artifact(name).timings["run"] for name in ("base", *STAGES, "scores")},
+        "seconds": {name: artifact(called.get(name, name)).timings["run"] for name in ("base", *STAGES, "scores")},
     }
 
 
