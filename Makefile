@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo data data-figures objectives test soak proof-release bench-training bench-data bench-compression parity check setup lock clean
+.PHONY: run demo data data-figures objectives test soak proof-release bench-training bench-data bench-compression bench-start parity check setup lock clean
 
 run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
@@ -47,6 +47,10 @@ bench-data: .venv/ready-bench
 # What each way of making a model smaller costs and gains, against bars, three seeds: about 40 minutes on 2 cores.
 bench-compression: data .venv/ready-dev
 	$(BIN)/python -m tests.bench.compression $(if $(SEEDS),--seeds $(SEEDS))
+
+# Seconds from `forgeline run` to its first stage line and to its end, on a fresh home and with stages reused: some minutes.
+bench-start: .venv/ready-dev
+	$(BIN)/python -m tests.bench.first_stage
 
 # Losses and weights at ZeRO 0-3, 1 and 2 ranks, with and without accumulation, against a plain torch loop; and
 # each objective's losses.
