@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tasks.objective import Processor
 from tasks.processors.image import ImageProcessor
+from tasks.processors.processor import Processor
 
 PROCESSORS = (ImageProcessor,)
 FILES = tuple(name for processor in PROCESSORS for name in processor.names)

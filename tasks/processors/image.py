@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from infra.errors import StageError
-from tasks.objective import Processor
+from tasks.processors.processor import Processor
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from transformers import PreTrainedModel
 
-    from tasks.objective import Port
+    from tasks.processors.processor import Port
 
 FILE = "preprocessor_config.json"
 MODES = {1: "L", 3: "RGB"}

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from infra.errors import StageError
-from tasks.objective import Processor
 from tasks.processors.padding import padding_id
+from tasks.processors.processor import Processor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from tasks.objective import Port
+    from tasks.processors.processor import Port
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def require_tokenizer(tokenizer: PreTrainedTokenizerFast | None) -> PreTrainedTo
 
 @dataclass(frozen=True)
 class Tokenizer(Processor):
-    """Texts -> token ids, at most `limit` of them (`tasks.objective.Processor`).
+    """Texts -> token ids, at most `limit` of them (`tasks/processors/processor.py`).
 
     tokenizer: None for a model that knows token ids alone. folder: where its files lie.
     """
