@@ -1,8 +1,8 @@
 """A Hugging Face model as an ONNX graph, proven equal to the model it came from.
 
 The graph takes the objective's inputs and gives its outputs, by their names; which sizes are free is said by the ports
-(`tasks/processors/processor.py`). It is captured by `torch.export` (no Python of the model is left) and compared, before
-it is let out, with the parent on batches of several sizes.
+(`tasks/processors/processor.py`). It is captured by `torch.export` (no Python of the model is left) and compared,
+before it is let out, with the parent on batches of several sizes.
 """
 
 from __future__ import annotations
