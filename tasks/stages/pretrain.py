@@ -40,7 +40,7 @@ class Params(WithObjective, TrainingParams):
         if not set(self.objective.new_model_data) & set(self.objective.data_types):
             raise ValueError(
                 f"no new model learns {self.objective.name}, whose data do not say how it would read: pretrain with "
-                "another objective, such as causal_lm or masked_lm, and `finetune` after it"
+                "an objective of packed tokens, and `finetune` after it"
             )
         return self
 

@@ -37,7 +37,7 @@ def save(tiny: ModuleType, folder: Path, type: str, kind: Any, **fields: Any) ->
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")
+    tiny.word_tokenizer(["a", "word"]).save_pretrained(folder)
     labels = [f"c{i}" for i in range(model.config.num_labels)] if auto is AutoModelForTokenClassification else None
     write_card(folder, ModelCard({"name": name}, 48, labels))
     return folder
@@ -75,7 +75,7 @@ def test_export_equals_its_parent_on_shapes_it_was_not_traced_with(exported: Any
 
 def test_payload_is_complete_and_names_no_place(exported: Any, parent: Path) -> None:
     names = {path.name for path in exported.output.iterdir()}
-    assert names == {"model.onnx", "config.json", "tokenizer.json", "forgeline.json"}
+    assert names == {"model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json", "forgeline.json"}
     card = read_card(exported.output)
     assert card == replace(read_card(parent), format="onnx")
     graph = (exported.output / "model.onnx").read_bytes()

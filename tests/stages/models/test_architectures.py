@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from infra.errors import StageError
-from tasks.compression.distillation.loss import layer_stacks
+from tasks.models.structure.transformer import layer_stacks
 from tasks.compression.distillation.student import student_from
 from tasks.compression.onnx.export import export_onnx, largest_difference
 from tasks.compression.pruning.ffn_width import find_feed_forwards, neuron_importance, pruned
