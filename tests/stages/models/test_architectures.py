@@ -13,13 +13,13 @@ import torch
 import transformers
 
 from infra.errors import StageError
-from tasks.models.structure.transformer import layer_stacks
 from tasks.compression.distillation.student import student_from
 from tasks.compression.onnx.export import export_onnx, largest_difference
 from tasks.compression.pruning.ffn_width import find_feed_forwards, neuron_importance, pruned
 from tasks.compression.quantization.int8 import quantize_dynamic_int8
 from tasks.models.inputs import model_inputs
 from tasks.models.runtime import OnnxRuntime
+from tasks.models.structure.transformer import layer_stacks
 from tasks.objective import Objective, objective
 from tasks.objectives.text.inputs.vocabulary import Vocabulary
 from tasks.processors.token_probes import random_batches
