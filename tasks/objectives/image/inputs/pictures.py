@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from infra.errors import StageError
 from tasks.data.dataset.examples import Examples
@@ -34,6 +34,13 @@ class ReadsPictures(Objective):
     )
     mean: float = Field(0.5, description="Subtracted from values between 0 and 1, for a new model.")
     std: float = Field(0.5, gt=0, description="What is left is divided by it, for a new model.")
+
+    @field_validator("channels")
+    @classmethod
+    def _grey_or_colour(cls, channels: int) -> int:
+        if channels == 2:
+            raise ValueError("pictures have 1 channel (grey) or 3 (red, green and blue)")
+        return channels
 
     work_unit = "images"
     augmentation = "image"
