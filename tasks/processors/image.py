@@ -2,7 +2,7 @@
 
 `preprocessor_config.json` is that of Hugging Face's image processors, so that their classes read what is written here,
 and models of theirs are read here: `size`, `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean`, `image_std`. A
-picture is scaled to the size as a whole (bilinear, by Pillow), not cut.
+picture is scaled to the size as a whole by Pillow, not cut; what is transparent is shown as it is stored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CODE = """import numpy
 from PIL import Image
 
 pictures = [Image.open("picture.png")]
-scaled = [numpy.asarray(one.convert("{mode}").resize(({side}, {side}), 2), numpy.float32) for one in pictures]
+scaled = [numpy.asarray(one.convert("{mode}").resize(({side}, {side}), {resample}), numpy.float32) for one in pictures]
 pixels = numpy.stack(scaled).reshape(-1, {side}, {side}, {channels}).transpose(0, 3, 1, 2)
 pixels = (pixels * {factor} - numpy.array({mean})[:, None, None]) / numpy.array({std})[:, None, None]
 """
@@ -47,6 +47,8 @@ class ImageProcessor(Processor):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     factor: float = 1 / 255
+    resample: int = 2
+    """Pillow's number of how a picture is scaled: 2 is bilinear, 3 bicubic."""
 
     @classmethod
     def load(cls, folder: Path) -> ImageProcessor | None:
@@ -62,6 +64,15 @@ class ImageProcessor(Processor):
                 where=folder.name,
                 hint='Pictures are scaled to a square: write `"size": {"height": N, "width": N}` there.',
             )
+        cut = given.get("crop_size") if given.get("do_center_crop") else None
+        edges = cut.values() if isinstance(cut, dict) else [cut]
+        if given.get("crop_pct", 1) not in (None, 1) or (cut is not None and any(edge != sides[0] for edge in edges)):
+            raise StageError(
+                f"{FILE} cuts the edges of pictures off (`crop_pct`, `crop_size`), and here they are scaled as a whole",
+                where=folder.name,
+                hint='Take these fields out of the file, and write `"size": {"height": N, "width": N}` there: the model '
+                "then sees whole pictures, so fine-tune it.",
+            )
         mean, std = given.get("image_mean") or [0.0], given.get("image_std") or [1.0]
         if not given.get("do_normalize", True):
             mean, std = [0.0] * len(mean), [1.0] * len(std)
@@ -72,7 +83,8 @@ class ImageProcessor(Processor):
                 hint="Pictures have one channel or three.",
             )
         factor = float(given.get("rescale_factor", 1 / 255)) if given.get("do_rescale", True) else 1.0
-        return cls(int(sides[0]), tuple(map(float, mean)), tuple(map(float, std)), factor)
+        resample = int(given.get("resample", 2))
+        return cls(int(sides[0]), tuple(map(float, mean)), tuple(map(float, std)), factor, resample)
 
     @property
     def channels(self) -> int:
@@ -83,7 +95,7 @@ class ImageProcessor(Processor):
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True,
             "size": {"height": self.side, "width": self.side},
-            "resample": 2,
+            "resample": self.resample,
             "do_rescale": True,
             "rescale_factor": self.factor,
             "do_normalize": True,
@@ -118,9 +130,11 @@ class ImageProcessor(Processor):
         from PIL import Image
 
         with Image.open(io.BytesIO(encoded)) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError(f"its values have more than eight bits, mode {picture.mode}")
             made = picture.convert(MODES[self.channels])
             if made.size != (self.side, self.side):
-                made = made.resize((self.side, self.side), Image.Resampling.BILINEAR)
+                made = made.resize((self.side, self.side), Image.Resampling(self.resample))
             values = np.asarray(made, np.uint8)
         return np.ascontiguousarray(values.reshape(self.side, self.side, self.channels).transpose(2, 0, 1))
 
@@ -156,6 +170,7 @@ class ImageProcessor(Processor):
         made = CODE.format(
             mode=MODES[self.channels],
             side=self.side,
+            resample=self.resample,
             channels=self.channels,
             factor=self.factor,
             mean=list(self.mean),

@@ -101,6 +101,8 @@ def test_settings_that_would_be_misread_are_refused(tmp_path: Path) -> None:
     for wrong, says in (
         ({"size": {"height": 8, "width": 9}}, "one square"),
         ({"size": 8, "image_mean": [0, 0]}, "chan"),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, "cuts the edges of pictures off"),
+        ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 224}, "cuts the edges of pictures off"),
     ):
         (tmp_path / FILE).write_text(json.dumps(wrong))
         with pytest.raises(StageError, match=says):

@@ -1,9 +1,14 @@
-"""Options of objectives that read pictures are refused while the pipeline file is read."""
+"""What objectives that read pictures refuse, rather than read wrongly."""
 
+import io
+
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from tasks.objective import objective
+from tasks.processors.image import ImageProcessor
 
 
 def test_two_channels_are_no_picture() -> None:
@@ -11,3 +16,10 @@ def test_two_channels_are_no_picture() -> None:
         objective({"name": "image_classification", "channels": 2})
     for channels in (1, 3):
         assert objective({"name": "image_classification", "channels": channels}).model_dump()["channels"] == channels
+
+
+def test_pictures_of_more_than_eight_bits_are_refused_and_not_clipped() -> None:
+    written = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(written, "PNG")
+    with pytest.raises(ValueError, match="more than eight bits"):
+        ImageProcessor(4, (0.5,), (0.5,)).pixels(written.getvalue())
