@@ -43,7 +43,7 @@ class TrackingSettings(Settings):
         "auto",
         description="`auto`: WANDB_MODE if set, else online when WANDB_API_KEY is set, else offline (a folder for "
         "`wandb sync`). `online` falls back to offline when W&B cannot be reached. Where WANDB_MODE or WANDB_DISABLED "
-        "says no, nothing goes online, whatever is said here.",
+        "forbids it, nothing is uploaded, whatever is set here.",
     )
 
     def resolved_mode(self, environ: Mapping[str, str]) -> Mode:

@@ -55,7 +55,7 @@ def _model(store: Store, text: str) -> ArtifactRef:
     manifest = store.manifest(*id)
     if manifest is None or manifest.type not in ("model", "onnx"):
         told = f"a {manifest.type}" if manifest else "no longer in the store"
-        raise UsageError(f"{text} is {told}", hint="Promote a model: a ref, or KIND/KEY as `forgeline show` tells it.")
+        raise UsageError(f"{text} is {told}", hint="Promote a model: a ref, or KIND/KEY as `forgeline show` prints it.")
     return manifest.ref
 
 

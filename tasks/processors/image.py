@@ -70,8 +70,8 @@ class ImageProcessor(Processor):
             raise StageError(
                 f"{FILE} cuts the edges of pictures off (`crop_pct`, `crop_size`), and here they are scaled as a whole",
                 where=folder.name,
-                hint='Take these fields out of the file, and write `"size": {"height": N, "width": N}` there: the model '
-                "then sees whole pictures, so fine-tune it.",
+                hint='Take these fields out of the file, and write `"size": {"height": N, "width": N}`: the model then '
+                "sees whole pictures, so fine-tune it.",
             )
         mean, std = given.get("image_mean") or [0.0], given.get("image_std") or [1.0]
         if not given.get("do_normalize", True):

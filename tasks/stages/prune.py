@@ -79,7 +79,7 @@ class Params(StageParams):
         if self.share >= 1:
             raise ValueError(f"`pattern: {self.pattern}` removes nothing: the first number is what stays of the second")
         if self.method == "movement" and not (self.heal and self.schedule):
-            raise ValueError("`movement` removes what a training moves towards zero: give `heal` and `schedule`")
+            raise ValueError("`movement` removes weights that `heal` moves towards zero: give `heal` and `schedule`")
         if self.heal and self.heal.freeze_batch_norm:
             raise ValueError(
                 "`freeze_batch_norm` keeps the statistics of the whole model, and what is left gives other values: "

@@ -41,6 +41,6 @@ def dataset_labels(data: InputArtifact) -> list[str]:
         raise StageError(
             f"the label set has one class, {labels[0]!r}",
             where=data.stage,
-            hint="There is nothing to tell apart: keep at least two labels.",
+            hint="A classifier needs at least two labels.",
         )
     return [str(label) for label in labels]

@@ -27,7 +27,7 @@ class RowSteps(StageParams):
 
     clean: Clean = Field(default_factory=lambda: Clean(), description="Normalisation and length limits.")
     language: Language | None = Field(None, description="Languages that stay. None: all.")
-    quality: Quality = Field(default_factory=lambda: Quality(), description="Published rules that tell prose.")
+    quality: Quality = Field(default_factory=lambda: Quality(), description="Published rules that recognise prose.")
     pii: Pii | None = Field(None, description="Personal data that are masked. None: none.")
 
 

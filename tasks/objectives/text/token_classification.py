@@ -87,7 +87,7 @@ class TokenClassification(TokenLabels, Tokenized):
             raise StageError(
                 f"all words have the tag {next(iter(counts))!r}",
                 where=data.stage,
-                hint="There is nothing to tell apart.",
+                hint="A classifier needs at least two labels.",
             )
         return tuple(sorted(counts, key=lambda tag: (tag != OUTSIDE, tag)))
 

@@ -221,7 +221,7 @@ class _Training:
         found, self.state = loaded
         if self.state.total_steps != self.total:
             raise StageError(
-                f"the checkpoint belongs to a training of {self.state.total_steps} steps, not {self.total}",
+                f"the checkpoint belongs to a training run of {self.state.total_steps} steps, not {self.total}",
                 where=f"stages.{self.job.name}",
                 hint="Its data changed under the same key, which is a bug: report it, and clear the checkpoint.",
             )

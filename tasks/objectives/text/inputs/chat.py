@@ -151,7 +151,7 @@ def answer_spans(
         if not (whole.startswith(until) and until.startswith(before)):
             raise StageError(
                 f"the chat template writes the beginning of a conversation in another way once message {i + 1} follows",
-                hint="Where its answers stand cannot be told: use a template that only adds to what it wrote before.",
+                hint="The positions of its answers are not known then: use a template that only adds to what it wrote.",
             )
         answer = until[len(before) :]
         if _closed(answer, ends):

@@ -97,7 +97,7 @@ def _words(tokenizer: PreTrainedTokenizerFast, ids: Mapping[str, int], size: int
         mark, pieces = SENTENCEPIECE_SPACE, {token: _inside_words(token) for token in ids}
     else:
         raise StageError(
-            "the tokenizer does not tell which tokens begin a word",
+            "the tokenizer does not mark which tokens begin a word",
             where="whole_words",
             hint="It can be WordPiece, byte-level BPE or SentencePiece; or leave `whole_words` out.",
         )
