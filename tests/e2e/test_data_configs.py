@@ -135,6 +135,7 @@ def cells() -> dict[str, list[str]]:
 def tasks(load: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     write_mails(load, folder)
+    write_garments(load, folder)
     write_library(load, folder)
     write_tasks(load, folder)
     (folder / "configs").mkdir()
@@ -156,8 +157,8 @@ def test_a_config_of_an_objective_is_planned_and_reads_what_its_objective_needs(
         assert {line.action for line in lines} <= {"run", "reuse", "unknown"}
     wanted = [node for node in pipeline.stages.values() if node.stage.kind == "dataset"]
     found = made(load, file, launcher, [node.name for node in wanted])
-    teacher = pipeline.stages["teacher" if "teacher" in pipeline.stages else "classifier"].params
-    options = {"words", "tags", "question", "answers", "positive", "target", "messages"}
+    teacher = next(node for node in pipeline.stages.values() if node.stage.kind == "finetune").params
+    options = {"words", "tags", "question", "answers", "positive", "target", "messages", "image"}
     needed = {value for key, value in teacher.objective.model_dump().items() if key in options and value is not None}
     for node in wanted:
         columns = found.columns(node.name)

@@ -77,7 +77,7 @@ def digests(place: Path) -> dict[str, str]:
     (weights,) = place.glob("*/weights.safetensors")
     saved = CheckpointStore(open_store(str(place / "store")), "kind", "0" * 64).load(STEPS)
     shard = saved.path / "rank-00000-of-00001.safetensors"
-    counted = json.dumps({name: saved.state[name] for name in ("step", "updates", "tokens")})
+    counted = json.dumps({name: saved.state[name] for name in ("step", "updates", "work")})
     files = {"weights": weights.read_bytes(), "state": shard.read_bytes(), "counters": counted.encode()}
     return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
