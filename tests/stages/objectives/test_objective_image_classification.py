@@ -276,7 +276,7 @@ def test_another_size_of_pictures_is_no_teacher(
         stage.run(job)
 
 
-def test_a_training_equals_a_bare_loop(parity: Any, data: Any) -> None:
+def test_parity_with_a_bare_loop_over_the_models_own_loss(parity: Any, data: Any) -> None:
     """ViT, whose batches are independent examples; of BatchNorm see `test_batch_norm.py`."""
     from transformers import ViTConfig, ViTForImageClassification
 
