@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny
@@ -309,6 +310,10 @@ class Objective(StageParams):
         """A few outputs for people to look at, title -> text, or a picture as a `data:image/...` URL."""
         raise NotImplementedError
 
+    def shown(self, model: PreTrainedModel, heldout: Sequence[Feature]) -> list[dict[str, str]]:
+        """`samples`; none where nothing of them could be read."""
+        return self.samples(model, heldout) if self._processor is not None and self._processor.readable else []
+
     # --- writing texts (stages generate, pseudo_label) ---
 
     def prompts(self, data: InputArtifact, split: str) -> Sequence[Prompt]:
@@ -380,15 +385,21 @@ def objective(settings: str | Mapping[str, Any]) -> Objective:
     return objective_class(str(given["name"])).model_validate(given)
 
 
+def _of_domains(name: str) -> list[ModuleType]:
+    """The file `inputs/<name>.py` of each domain that has one, in the order of the domains."""
+    package = importlib.import_module("tasks.objectives")
+    files = (file for folder in package.__path__ for file in Path(folder).glob(f"*/inputs/{name}.py"))
+    domains = sorted(file.parent.parent.name for file in files)
+    return [importlib.import_module(f"{package.__name__}.{domain}.inputs.{name}") for domain in domains]
+
+
 def headless_objective(folder: Path) -> Objective:
     """Of a model without a head, in these files: that of the domain whose processor lies there.
 
     A domain that offers one has it as `HEADLESS` in `tasks/objectives/<domain>/inputs/headless.py`. Raises StageError.
     """
-    package = importlib.import_module("tasks.objectives")
-    files = (file for root in package.__path__ for file in Path(root).glob("*/inputs/headless.py"))
-    for name in sorted(f"{package.__name__}.{file.parent.parent.name}.inputs.headless" for file in files):
-        found: Objective = importlib.import_module(name).HEADLESS()
+    for module in _of_domains("headless"):
+        found: Objective = module.HEADLESS()
         if found.reads(folder):
             return found
     raise StageError(
@@ -416,10 +427,7 @@ def _parsed(value: Any) -> Any:
 @cache
 def _augmentations(kind: str) -> list[type[Augmentation]]:
     """The class that each domain calls so, in the order of the domains."""
-    package = importlib.import_module("tasks.objectives")
-    files = (file for folder in package.__path__ for file in Path(folder).glob("*/inputs/augmentation.py"))
-    names = sorted(f"{package.__name__}.{file.parent.parent.name}.inputs.augmentation" for file in files)
-    return [getattr(importlib.import_module(name), kind) for name in names]
+    return [getattr(module, kind) for module in _of_domains("augmentation")]
 
 
 class _AugmentationOf:

@@ -152,7 +152,7 @@ class EvaluatedModel:
         """Outputs for people to read; empty for a runtime that cannot be asked for them."""
         if not isinstance(self.runtime, TorchRuntime):
             return []
-        return self.objective.samples(self.runtime.model, self.heldout)
+        return self.objective.shown(self.runtime.model, self.heldout)
 
     def baselines(self) -> dict[str, float]:
         """What a model must beat, computed from the training split; needs no model."""

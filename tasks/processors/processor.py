@@ -39,6 +39,11 @@ class Processor:
     names: ClassVar[tuple[str, ...]] = ()
     limit: int | None = None
 
+    @property
+    def readable(self) -> bool:
+        """Whether what a model reads and says can be shown to people."""
+        return True
+
     def limited(self, limit: int | None) -> Processor:
         """The same with another limit; None: as it is. Raises StageError where examples have none."""
         if limit is not None:

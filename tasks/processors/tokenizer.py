@@ -64,6 +64,10 @@ class Tokenizer(Processor):
         """What lies beside a model."""
         return cls(load_tokenizer(folder), limit, folder)
 
+    @property
+    def readable(self) -> bool:
+        return self.tokenizer is not None
+
     def limited(self, limit: int | None) -> Tokenizer:
         return self if limit is None else replace(self, limit=limit)
 

@@ -187,7 +187,7 @@ def _tell(
         if not watched.parts[task]:
             continue
         values |= {f"{task}/{n}": v for n, v in own.baselines(met, watched.parts[task]).items()}
-        own_samples = own.samples(model.tasks()[task], watched.parts[task])
+        own_samples = own.shown(model.tasks()[task], watched.parts[task])
         samples += [{"task": task, **sample} for sample in own_samples]
     if values:
         _write(job, "baselines.json", {"metric": "main metric of the task", "values": values})

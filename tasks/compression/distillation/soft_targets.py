@@ -17,12 +17,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from infra.errors import StageError
+from tasks.data.dataset.examples import ChosenExamples, example_order
 from tasks.losses.top_k import TopK
 from tasks.models.inputs import model_inputs
 
@@ -72,11 +72,9 @@ def write_soft_targets(
     """Ask the teacher about every example once. progress: gets how many are done."""
     held: list[Rows] = []
     files = numbers = 0
-    sizes = getattr(features, "sizes", None)
     for start in range(0, len(features), WINDOW):
         end = min(start + WINDOW, len(features))
-        order = np.arange(end - start) if sizes is None else np.argsort(sizes[start:end], kind="stable")
-        answers = _answers(teacher, objective, [features[start + i] for i in range(end - start)], order.tolist(), form)
+        answers = _answers(teacher, objective, ChosenExamples(features, range(start, end)), form)
         held += answers
         numbers += sum(value.numel() for rows in answers for value in rows.values())
         if numbers >= FILE_NUMBERS or end == len(features):
@@ -88,10 +86,9 @@ def write_soft_targets(
     (folder / ABOUT).write_text(json.dumps({"temperature": form.temperature}) + "\n", encoding="utf-8")
 
 
-def _answers(
-    teacher: PreTrainedModel, objective: Objective, features: Sequence[Feature], order: Sequence[int], form: Form
-) -> list[Rows]:
-    """What is kept of each example, in the order of the examples; they are asked in `order`."""
+def _answers(teacher: PreTrainedModel, objective: Objective, features: Sequence[Feature], form: Form) -> list[Rows]:
+    """What is kept of each example, in the order of the examples."""
+    order = example_order(features).tolist()
     found: dict[int, Rows] = {}
     for start in range(0, len(order), BATCH):
         places = order[start : start + BATCH]

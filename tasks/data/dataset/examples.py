@@ -16,7 +16,7 @@ Feature = Mapping[str, Any]
 
 
 class Examples(Sequence[Feature]):
-    """A split in frozen order. What is dear to make is made when it is asked for.
+    """A split in frozen order. What is dear to make is made when it is asked for: a subclass makes one in `example`.
 
     sizes: int64 [N], how much of the processor's unit each example has, by which those of like sizes are put together;
     None: all are alike. truth: columns of labels by name, [N] each, for what must not make examples to count them.
@@ -26,6 +26,15 @@ class Examples(Sequence[Feature]):
     truth: Mapping[str, npt.NDArray[Any]] = {}
     decodes: bool = False
     """Whether making one decodes a file, which several threads do faster than one."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.example(i) for i in range(*index.indices(len(self)))]
+        return self.example(index)
+
+    def example(self, index: int) -> Feature:
+        """One example."""
+        raise NotImplementedError
 
     def raw(self, index: int) -> Mapping[str, Any]:
         """The values that an augmentation may change. Raises StageError where there are none."""
@@ -54,9 +63,7 @@ class ChosenExamples(Examples):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Feature:
         return self.examples[int(self.places[index])]
 
 

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,13 +65,15 @@ class Writer:
         torch.set_num_threads(threads)
         self.stage, self.decoding = model.stage, decoding
         self.device = training_device(execution)
-        asked = bound_to(objective, model.path)
-        self.tokenizer: Any = asked.processor.tokenizer
+        asked: Any = bound_to(objective, model.path)
+        if not asked.text_metrics:
+            asked.prompts(data, split)  # says that the objective writes no text
+        self.tokenizer: Any = asked.tokenizer
         room = _room(AutoConfig.from_pretrained(model.path), asked.processor.limit, decoding.max_new_tokens)
         self.prompts = list(asked.bound(asked.processor.limited(room)).prompts(data, split))[:limit]
         _check_prompts(self.prompts, room, truncation)
         self.model = _load(model, objective.auto_class).to(self.device)  # type: ignore[arg-type]
-        self.config = _generation_config(self.model, model.path, self.tokenizer, decoding, self.prompts)
+        self.config = _generation_config(self.model, asked.special, self.tokenizer, decoding, self.prompts)
         ends = self.config.eos_token_id or []
         self.ends: frozenset[int] = frozenset([ends] if isinstance(ends, int) else ends)
         # The longest come first: where memory is too small, that is seen at once.
@@ -227,12 +228,12 @@ def _check_prompts(prompts: Sequence[Prompt], room: int, truncation: bool) -> No
 
 
 def _generation_config(
-    model: PreTrainedModel, folder: Path, tokenizer: Any, decoding: Decoding, prompts: Sequence[Prompt]
+    model: PreTrainedModel, special: SpecialIds, tokenizer: Any, decoding: Decoding, prompts: Sequence[Prompt]
 ) -> GenerationConfig:
     """The settings, the model's own special tokens, and no other setting of its `generation_config.json`."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    own, special = model.generation_config, SpecialIds.of(AutoConfig.from_pretrained(folder), tokenizer)
+    own = model.generation_config
     tokens = {name: getattr(own, name, None) for name in OWN_TOKENS}
     listed = tokens["eos_token_id"]
     ends = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id}

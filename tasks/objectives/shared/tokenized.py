@@ -127,9 +127,7 @@ class TokenExamples(Examples):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Feature:
         return {**self.rows[index], **self.shared} if self.shared else self.rows[index]
 
     def raw(self, index: int) -> Mapping[str, Any]:

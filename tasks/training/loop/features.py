@@ -72,9 +72,7 @@ class NoisedExamples(Examples):
     def __len__(self) -> int:
         return len(self.plain)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Feature:
         return self.objective.noised(self.plain[index], index % len(self.plain))
 
 
@@ -104,8 +102,9 @@ class AugmentedExamples(Examples):
     def __len__(self) -> int:
         return len(self.plain)
 
-    def __getitem__(self, index: Any) -> Any:
-        return self.plain[index]
+    def example(self, index: int) -> Feature:
+        plain: Feature = self.plain[index]
+        return plain
 
     def drawn(self, index: int, place: int) -> Feature:
         """Example `index` as it is trained on at `place`."""

@@ -43,8 +43,8 @@ def finish(
         values = objective.baselines(seen, features.validation)
         _write(job.records / "baselines.json", {"metric": objective.primary_metric, "values": values})
         metrics |= {f"baseline_{name}": value for name, value in values.items()}
-    if objective.processor is not None:
-        _write(job.records / "samples.json", objective.samples(result.model, features.validation))
+    if samples := objective.shown(result.model, features.validation):
+        _write(job.records / "samples.json", samples)
     return metrics
 
 

@@ -71,9 +71,12 @@ class Multitask(Objective):
     _step_metrics: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 
     data_types: ClassVar[tuple[str, ...]] = ()
-    work_unit = "tokens"
     primary_metric: ClassVar[str] = "loss"
     greater_is_better: ClassVar[bool] = False
+
+    @property
+    def work_unit(self) -> str:  # type: ignore[override]  # that of its tasks, which read alike
+        return str(next(iter(self.tasks.values())).work_unit)
 
     def noised(self, feature: Feature, seed: int) -> Feature:
         task = feature["task"]

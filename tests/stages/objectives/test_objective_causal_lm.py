@@ -402,6 +402,16 @@ def test_options_and_data_that_do_not_fit_together_are_refused(jobs: ModuleType,
         chosen.bound(Tokenizer(None, 64)).examples(tokens, "train")
 
 
+def test_a_model_without_a_tokenizer_has_no_samples(jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path) -> None:
+    """Nobody could read them; it is trained and judged all the same."""
+    data, model = jobs.artifact(tiny_inputs / "tokens", "tokens"), tiny.model("gpt2", vocabulary=tiny.VOCABULARY)
+    bound = CausalLM().bound(Tokenizer(None, 64), config=model.config)
+    heldout = bound.examples(data, "test")
+    assert bound.shown(model, heldout) == []
+    known = bound.bound(Tokenizer(load_tokenizer(tiny_inputs / "tokenizer"), 64))
+    assert known.shown(model, heldout) == known.samples(model, heldout) != []
+
+
 STEPS = 12
 
 

@@ -98,9 +98,7 @@ class PictureExamples(Examples):
     def __len__(self) -> int:
         return len(self.opened)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Feature:
         return self.made(index, self.raw(index))
 
     def raw(self, index: int) -> Mapping[str, Any]:
