@@ -67,19 +67,15 @@ class Augmentation(StageParams):
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What a model is given to write on from, and the text it should write. `name`: the example's.
+class Request:
+    """What a model is asked to produce something for. name: the example's. shown: the request, for people.
 
-    input_ids: [T], no longer than was asked for; `tokens`: how many the whole prompt has. text: the prompt for people,
-    and what a model that only copies would write. ends: ids of tokens that end an answer, beside the model's own.
+    reference: what should be produced. A domain's own subclass says what the model is given.
     """
 
     name: str
-    input_ids: npt.NDArray[np.integer]
-    tokens: int
-    text: str
-    reference: str
-    ends: tuple[int, ...] = ()
+    shown: str
+    reference: Any
 
 
 class Objective(StageParams):
@@ -100,8 +96,10 @@ class Objective(StageParams):
     named_classes: ClassVar[bool] = False
     """Whether the model's head has a row for each of several classes, which have names."""
 
-    text_metrics: ClassVar[tuple[str, ...]] = ()
-    """Metrics of `tasks/metrics/written_text.py` by which texts are judged, the one that people compare first."""
+    produces: ClassVar[str | None] = None
+    """The kind of what its models produce: the name of a folder in `tasks/generation/`."""
+    product_metrics: ClassVar[tuple[str, ...]] = ()
+    """Metrics by which that is scored, the one that models are compared by first."""
 
     training_options: ClassVar[frozenset[str]] = frozenset()
     """Options that change what is learned and not how it is judged: models that differ in them can be compared."""
@@ -314,28 +312,23 @@ class Objective(StageParams):
         """`samples`; none where nothing of them could be read."""
         return self.samples(model, heldout) if self._processor is not None and self._processor.readable else []
 
-    # --- writing texts (stages generate, pseudo_label) ---
+    # --- producing (stages generate, pseudo_label) ---
 
-    def prompts(self, data: InputArtifact, split: str) -> Sequence[Prompt]:
-        """What stage `generate` has a model write on from, in frozen order; a longer prompt is cut to the limit.
+    def requests(self, data: InputArtifact, split: str) -> Sequence[Request]:
+        """What a model is asked to produce something for, in frozen order; one that is too long is cut to the limit.
 
-        References do not depend on the tokenizer, so that models of different vocabularies are judged by the same ones.
-        Raises StageError where the objective writes no text.
+        References do not depend on the processor, so that models that read differently are judged by the same ones.
         """
-        raise StageError(
-            f"objective {self.name} writes no text",
-            where="models",
-            hint="`generate` takes models of causal_lm and seq2seq; `evaluate` judges the others.",
-        )
+        raise NotImplementedError
 
     @property
     def reference_column(self) -> str | None:
-        """Column of a dataset that the references of `prompts` are read from; None: there is none."""
+        """Column of a dataset that the references of `requests` are read from; None: there is none."""
         return None
 
-    def with_reference(self, value: Any, text: str) -> Any:
-        """What such a column holds once `text` is the reference; value: what it holds now."""
-        return text
+    def with_reference(self, value: Any, output: Any) -> Any:
+        """The new value of such a column, once an output (`tasks/generation/product.py`) is the reference."""
+        raise NotImplementedError
 
 
 def class_head(labels: Sequence[str]) -> dict[str, Any]:

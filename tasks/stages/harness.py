@@ -142,7 +142,7 @@ def _check(models: list[InputArtifact]) -> None:
     require_distinct(models)
     for model in models:
         card = read_card(model.path)
-        if card.settings is not None and not card.objective.text_metrics:
+        if card.settings is not None and card.objective.produces != "text":
             raise StageError(
                 f"objective {card.objective.name} writes no text, and the harness asks for it",
                 where=model.stage,

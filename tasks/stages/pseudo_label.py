@@ -15,15 +15,15 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from infra.errors import StageError
-from tasks.generation.text.decoding import Decoding
+from tasks.generation.kinds import DEFAULT, Decoding, kinds, product_of
 from tasks.objective import spread
 from tasks.stage import Input, Job, Stage, StageParams
 
 if TYPE_CHECKING:
-    from tasks.generation.text.writer import Output, Writer
+    from tasks.generation.product import Output, Producer, Product
     from tasks.objective import Objective
 
 SHOWN = 12
@@ -36,43 +36,45 @@ class Params(StageParams):
     data: Annotated[str, Input("dataset")] = Field(
         description="Prompts, with the split (`pairs.validation`); default train."
     )
-    decoding: Decoding = Field(default_factory=lambda: Decoding(), description="Decoding settings.")
+    decoding: SerializeAsAny[Decoding] = Field(
+        default_factory=lambda: kinds()[DEFAULT].settings(), description="Decoding settings."
+    )
     truncation: bool = Field(False, description="Cut prompts that are too long for the model instead of refusing them.")
 
 
 def run(job: Job[Params]) -> dict[str, float]:
-    from tasks.generation.text.writer import Writer
     from tasks.models.card import read_card
 
     params, data = job.params, job.input("data")
     objective, split = read_card(job.input("teacher").path).objective, data.split or "train"
+    product = product_of(objective, where=f"stages.{job.name}.teacher")(params.decoding)
     if objective.reference_column is None:
         raise StageError(
             f"objective {objective.name} has no column of references that texts could be written to",
             where=f"stages.{job.name}.teacher",
             hint="Use a model that was trained to write targets for sources, or answers in conversations.",
         )
-    writer = Writer(
-        job.input("teacher"), data, split, objective, params.decoding, job.execution,
-        limit=None, truncation=params.truncation, threads=job.cores,
-    )  # fmt: skip
+    producer = product.producer(
+        job.input("teacher"), data, split, objective, job.execution, truncation=params.truncation, threads=job.cores
+    )
     outputs: list[Output] = []
-    for batch in range(len(writer.batches)):
-        outputs += writer.write(batch)[0]
-        job.progress(batch + 1, len(writer.batches))
+    batches = producer.described().batches
+    for batch in range(batches):
+        outputs += producer.produce(batch)[0]
+        job.progress(batch + 1, batches)
     outputs.sort(key=lambda output: output.place)
-    _write_dataset(job, objective, split, [output.text for output in outputs])
-    _write_samples(job, writer, outputs)
+    _write_dataset(job, objective, split, outputs)
+    _write_samples(job, product, producer, outputs)
     count = len(outputs)
     return {
         "examples": float(count),
         "unfinished": sum(not output.finished for output in outputs) / count,
-        "tokens": float(sum(output.tokens for output in outputs)),
+        product.unit: float(sum(output.size for output in outputs)),
     }
 
 
-def _write_dataset(job: Job[Params], objective: Objective, split: str, texts: list[str]) -> None:
-    """The dataset, and in one split the texts, one for each row, where the references were."""
+def _write_dataset(job: Job[Params], objective: Objective, split: str, outputs: list[Output]) -> None:
+    """The dataset, and in one split the outputs, one for each row, where the references were."""
     import pyarrow as pa
 
     from tasks.data.dataset.layout import split_files
@@ -80,7 +82,7 @@ def _write_dataset(job: Job[Params], objective: Objective, split: str, texts: li
 
     source, column = job.input("data").path, objective.reference_column
     shutil.copytree(source, job.output, dirs_exist_ok=True)
-    left = iter(texts)
+    left = iter(outputs)
     for file in split_files(source, split):
         table = table_of(file, schema_of(file).names)
         values = [objective.with_reference(value, next(left)) for value in table[column].to_pylist()]
@@ -90,11 +92,12 @@ def _write_dataset(job: Job[Params], objective: Objective, split: str, texts: li
             out.write_table(table)
 
 
-def _write_samples(job: Job[Params], writer: Writer, outputs: list[Output]) -> None:
-    chosen = [(writer.prompts[i], outputs[i]) for i in spread(len(outputs), SHOWN)]
+def _write_samples(job: Job[Params], product: Product, producer: Producer, outputs: list[Output]) -> None:
+    chosen = [(producer.requests[i], outputs[i]) for i in spread(len(outputs), SHOWN)]
+    writes = f"{job.input('teacher').stage} writes"
     samples = [
-        {"prompt": prompt.text, "reference": prompt.reference, f"{writer.stage} writes": output.text}
-        for prompt, output in chosen
+        {"prompt": request.shown, "reference": request.reference, writes: product.shown(output)}
+        for request, output in chosen
     ]
     text = json.dumps(samples, indent=1, ensure_ascii=False) + "\n"
     (job.records / "samples.json").write_text(text, encoding="utf-8")

@@ -59,13 +59,14 @@ TEXT_ROOMS = (
     "tasks/objectives/shared/tokenized.py",
     "tasks/objectives/shared/encoder_decoder.py",
     "tasks/objectives/shared/target_texts.py",
+    "tasks/objectives/shared/text_prompt.py",
     "tasks/objectives/shared/padding.py",
     "tasks/stages/tokenizer.py",
     "tasks/stages/pack.py",
     "tasks/stages/harness.py",
     "tasks/training/tuning/prompt_",
 )
-TEXT_LINES = 68
+TEXT_LINES = 65
 """Lines outside the rooms of text that name what only texts have. The number may only fall."""
 
 
@@ -146,6 +147,13 @@ def test_only_objectives_name_a_domain() -> None:
         if any(end.startswith(f"tasks.objectives.{domain}.") for domain in DOMAINS) and room_of(begin) != "objectives"
     }
     assert not named
+    kinds = {path.parent.name for path in (ROOT / "tasks/generation").glob("*/product.py")}
+    assert kinds
+    assert not {
+        (begin, end)
+        for begin, end in arrows()
+        if any(end.startswith(f"tasks.generation.{kind}.") for kind in kinds) and room_of(begin) != "generation"
+    }, "a stage asks `tasks/generation/kinds.py`"
     readers = {f"tasks.processors.{path.stem}" for path in (ROOT / "tasks/processors").glob("*.py")}
     texts = {name for name in readers if any(f"{name.replace('.', '/')}.py".startswith(room) for room in TEXT_ROOMS)}
     own = [

@@ -17,10 +17,12 @@ import torch
 
 from infra.errors import StageError
 from infra.execution import Execution
+from tasks.generation.product import Described
 from tasks.generation.text.decoding import Decoding
 from tasks.generation.text.post_process import cut_before
 from tasks.models.trained_for import bound_to
-from tasks.objective import Objective, Prompt
+from tasks.objective import Objective, Request
+from tasks.objectives.shared.text_prompt import Prompt
 from tasks.processors.special_ids import SpecialIds
 from tasks.training.engine.ranks import training_device
 
@@ -41,6 +43,13 @@ class Output:
     text: str
     tokens: int
     finished: bool
+
+    @property
+    def size(self) -> int:
+        return self.tokens
+
+    def record(self) -> dict[str, Any]:
+        return {"text": self.text, "tokens": self.tokens, "finished": self.finished}
 
 
 class Writer:
@@ -66,36 +75,29 @@ class Writer:
         self.stage, self.decoding = model.stage, decoding
         self.device = training_device(execution)
         asked: Any = bound_to(objective, model.path)
-        if not asked.text_metrics:
-            asked.prompts(data, split)  # says that the objective writes no text
         self.tokenizer: Any = asked.tokenizer
         room = _room(AutoConfig.from_pretrained(model.path), asked.processor.limit, decoding.max_new_tokens)
-        self.prompts = list(asked.bound(asked.processor.limited(room)).prompts(data, split))[:limit]
-        _check_prompts(self.prompts, room, truncation)
+        self.requests: list[Prompt] = list(asked.bound(asked.processor.limited(room)).requests(data, split))[:limit]
+        _check_prompts(self.requests, room, truncation)
         self.model = _load(model, objective.auto_class).to(self.device)  # type: ignore[arg-type]
-        self.config = _generation_config(self.model, asked.special, self.tokenizer, decoding, self.prompts)
+        self.config = _generation_config(self.model, asked.special, self.tokenizer, decoding, self.requests)
         ends = self.config.eos_token_id or []
         self.ends: frozenset[int] = frozenset([ends] if isinstance(ends, int) else ends)
         # The longest come first: where memory is too small, that is seen at once.
-        order = np.argsort([-len(prompt.input_ids) for prompt in self.prompts], kind="stable").tolist()
+        order = np.argsort([-len(prompt.input_ids) for prompt in self.requests], kind="stable").tolist()
         size = decoding.batch_size
         self.batches = [order[start : start + size] for start in range(0, len(order), size)]
 
-    def described(self) -> dict[str, Any]:
-        """What the parent needs to know: how many batches there are, what the prompts are about, the model's size."""
-        return {
-            "batches": len(self.batches),
-            "examples": [(prompt.name, prompt.text, prompt.reference) for prompt in self.prompts],
-            "parameters": int(self.model.num_parameters()),
-            "device": self.device.type,
-        }
+    def described(self) -> Described:
+        requests = [Request(prompt.name, prompt.shown, prompt.reference) for prompt in self.requests]
+        return Described(len(self.batches), requests, int(self.model.num_parameters()), self.device.type)
 
-    def write(self, batch: int) -> tuple[list[Output], float]:
+    def produce(self, batch: int) -> tuple[list[Output], float]:
         """(outputs of the prompts of one batch, seconds it took)."""
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
         places = self.batches[batch]
-        prompts = [self.prompts[place] for place in places]
+        prompts = [self.requests[place] for place in places]
         reads = bool(self.model.config.is_encoder_decoder)
         pad = int(self.config.pad_token_id)
         input_ids, mask = padded([prompt.input_ids for prompt in prompts], pad, left=not reads)
@@ -122,7 +124,7 @@ class Writer:
         from tasks.generation.text.sampling import Drawn, NumbersOnly
 
         decoding = self.decoding
-        found: list[Any] = [NumbersOnly([self.prompts[place].name for place in places], self.stage)]
+        found: list[Any] = [NumbersOnly([self.requests[place].name for place in places], self.stage)]
         if decoding.do_sample:
             found += [TemperatureLogitsWarper(decoding.temperature)] if decoding.temperature is not None else []
             found += [TopKLogitsWarper(decoding.top_k)] if decoding.top_k is not None else []

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from infra.errors import StageError
 from tasks.data.reading.chat_template import check_chat_template
-from tasks.objective import Arrays, Batch, Feature, Outputs, Predictions, Prompt, spread
+from tasks.objective import Arrays, Batch, Feature, Outputs, Predictions, spread
 from tasks.objectives.shared.tokenized import TokenExamples, Tokenized
 from tasks.stage import AddedLater
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from tasks.objectives.shared.text_prompt import Prompt
     from tasks.stage import InputArtifact
 
 
@@ -53,7 +54,8 @@ class CausalLM(Tokenized):
     augmentation = "text"
     primary_metric = "cross_entropy"
     greater_is_better = False
-    text_metrics = ("rougeL", "rouge1", "rouge2", "chrf", "bleu", "token_f1", "exact_match")
+    produces = "text"
+    product_metrics = ("rougeL", "rouge1", "rouge2", "chrf", "bleu", "token_f1", "exact_match")
 
     @model_validator(mode="after")
     def _template_of_messages(self) -> CausalLM:
@@ -189,7 +191,7 @@ class CausalLM(Tokenized):
 
         return count_model_losses(*([pair for f in features for pair in _pairs(f)] for features in (train, heldout)))
 
-    def prompts(self, data: InputArtifact, split: str) -> Sequence[Prompt]:
+    def requests(self, data: InputArtifact, split: str) -> Sequence[Prompt]:
         """Of `messages` the conversation up to the last answer, which is the reference; of a text its first half."""
         from tasks.objectives.text.inputs.chat_prompts import chat_prompts
         from tasks.objectives.text.inputs.prompts import continuations
@@ -202,10 +204,10 @@ class CausalLM(Tokenized):
     def reference_column(self) -> str | None:
         return self.messages
 
-    def with_reference(self, value: Any, text: str) -> Any:
+    def with_reference(self, value: Any, output: Any) -> Any:
         from tasks.objectives.text.inputs.chat_prompts import with_last_answer
 
-        return with_last_answer(value, text)
+        return with_last_answer(value, output.text)
 
     def samples(self, model: PreTrainedModel, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Four heldout beginnings or questions, continued by sampling at temperature 0.8 among the 40 likeliest.

@@ -7,17 +7,18 @@ a source). Judged here by how likely the references are; stage `generate` judges
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from infra.errors import StageError
-from tasks.objective import Feature, Prompt
+from tasks.objective import Feature
 from tasks.objectives.shared.encoder_decoder import EncoderDecoder
 from tasks.objectives.shared.tokenized import TokenExamples
 from tasks.objectives.text.inputs.own_text import OwnText
 
 if TYPE_CHECKING:
+    from tasks.objectives.shared.text_prompt import Prompt
     from tasks.stage import InputArtifact
 
 
@@ -31,7 +32,8 @@ class Seq2Seq(EncoderDecoder, OwnText):
     )
 
     data_types = ("dataset",)
-    text_metrics = ("chrf", "bleu", "rouge1", "rouge2", "rougeL", "token_f1", "exact_match")
+    produces = "text"
+    product_metrics = ("chrf", "bleu", "rouge1", "rouge2", "rougeL", "token_f1", "exact_match")
 
     def examples(self, data: InputArtifact, split: str, *, labelled: bool = True) -> Sequence[Feature]:
         from tasks.data.dataset.split import read_split
@@ -60,7 +62,7 @@ class Seq2Seq(EncoderDecoder, OwnText):
         ]
         return TokenExamples(self, rows, table["text"], vocabulary=vocabulary)
 
-    def prompts(self, data: InputArtifact, split: str) -> Sequence[Prompt]:
+    def requests(self, data: InputArtifact, split: str) -> Sequence[Prompt]:
         """The sources, as they are read in training, and their targets."""
         from tasks.objectives.text.inputs.prompts import source_prompts
 
@@ -69,6 +71,9 @@ class Seq2Seq(EncoderDecoder, OwnText):
     @property
     def reference_column(self) -> str | None:
         return self.target
+
+    def with_reference(self, value: Any, output: Any) -> Any:
+        return output.text
 
 
 OBJECTIVE = Seq2Seq

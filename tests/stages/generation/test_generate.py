@@ -84,7 +84,7 @@ def run(jobs: ModuleType, folder: Path, models: Sequence[Any], data: Any, **give
 
 
 def outputs(made: Writer) -> list[Output]:
-    rows = [row for batch in range(len(made.batches)) for row in made.write(batch)[0]]
+    rows = [row for batch in range(len(made.batches)) for row in made.produce(batch)[0]]
     return sorted(rows, key=lambda row: row.place)
 
 
@@ -98,7 +98,7 @@ def test_greedy_outputs_are_the_likeliest_tokens_in_any_batch(model: Made, texts
     alone = writer(artifact, texts, max_new_tokens=8, batch_size=1)
     found = outputs(alone)
     net, reads = alone.model, alone.model.config.is_encoder_decoder
-    for prompt, output in list(zip(alone.prompts, found, strict=True))[::4]:
+    for prompt, output in list(zip(alone.requests, found, strict=True))[::4]:
         ids = torch.from_numpy(np.asarray(prompt.input_ids, np.int64))[None]
         written: list[int] = []
         while len(written) < 8 and (not written or written[-1] != 2):
@@ -194,21 +194,21 @@ def test_a_conversation_is_asked_up_to_its_last_answer_and_ends_with_the_turn(
     rows = [{"text": "", "messages": talk}, {"text": "", "messages": talk[:2]}]
     data = jobs.artifact(tiny.write_rows(tmp_path / "d", {"test": rows}), "dataset", stage="talks")
     chosen = objective({"name": "causal_lm", "messages": "messages", "chat_template": CHATML})
-    first, second = chosen.bound(Tokenizer(tokenizer, 64)).prompts(data, "test")
+    first, second = chosen.bound(Tokenizer(tokenizer, 64)).requests(data, "test")
     assert tokenizer.decode(first.input_ids) == (
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
         "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n"
     )
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert (first.text, first.reference, first.ends, second.reference) == ("one", "eins", (end,), "yes")
-    cut = chosen.bound(Tokenizer(tokenizer, 5)).prompts(data, "test")[0]
+    assert (first.shown, first.reference, first.ends, second.reference) == ("one", "eins", (end,), "yes")
+    cut = chosen.bound(Tokenizer(tokenizer, 5)).requests(data, "test")[0]
     assert cut.input_ids.tolist() == first.input_ids[-5:].tolist() and cut.tokens == len(first.input_ids)
     for wrong, says in (([talk[0]], "no message is of the role 'assistant'"), (talk[1:2], "begins with its only")):
         bad = tiny.write_rows(tmp_path / says[:4], {"test": [{"text": "", "messages": wrong}]})
         with pytest.raises(StageError, match=rf"example 'test#0'.*{says}"):
-            chosen.bound(Tokenizer(tokenizer, 64)).prompts(jobs.artifact(bad, "dataset", stage="talks"), "test")
+            chosen.bound(Tokenizer(tokenizer, 64)).requests(jobs.artifact(bad, "dataset", stage="talks"), "test")
     with pytest.raises(StageError, match="no chat template"):
-        objective({"name": "causal_lm", "messages": "messages"}).bound(Tokenizer(tokenizer, 64)).prompts(data, "test")
+        objective({"name": "causal_lm", "messages": "messages"}).bound(Tokenizer(tokenizer, 64)).requests(data, "test")
 
 
 def test_a_text_is_continued_from_its_middle(jobs: ModuleType, tiny: ModuleType, tiny_inputs: Path, tmp_path: Path) -> None:  # fmt: skip
@@ -217,13 +217,13 @@ def test_a_text_is_continued_from_its_middle(jobs: ModuleType, tiny: ModuleType,
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_inputs / "tokenizer")
     texts = ["one two three four", "abcdef", "üb er"]
     data = jobs.artifact(tiny.write_dataset(tmp_path / "d", {"test": {"text": texts}}), "dataset", stage="d")
-    plain = objective("causal_lm").bound(Tokenizer(tokenizer, 64)).prompts(data, "test")
-    assert [(p.text, p.reference) for p in plain] == [("one two", "three four"), ("abc", "def"), ("üb", "er")]
-    assert [tokenizer.decode(p.input_ids) for p in plain] == [p.text for p in plain]
+    plain = objective("causal_lm").bound(Tokenizer(tokenizer, 64)).requests(data, "test")
+    assert [(p.shown, p.reference) for p in plain] == [("one two", "three four"), ("abc", "def"), ("üb", "er")]
+    assert [tokenizer.decode(p.input_ids) for p in plain] == [p.shown for p in plain]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
     )
-    closed = objective("causal_lm").bound(Tokenizer(tokenizer, 64)).prompts(data, "test")
+    closed = objective("causal_lm").bound(Tokenizer(tokenizer, 64)).requests(data, "test")
     assert [p.input_ids.tolist() for p in closed] == [[1, *p.input_ids.tolist()] for p in plain], "nothing ends it"
 
 
@@ -341,7 +341,7 @@ def test_what_a_model_cannot_do_is_said_before_it_writes(
     llama = model("llama")
     long, short = {"max_new_tokens": 60}, {"max_new_tokens": 4}
     cases: Sequence[tuple[str, Any, dict[str, Any]]] = [
-        ("objective masked_lm writes no text", encoder, {"decoding": short}),
+        ("objective masked_lm generates nothing", encoder, {"decoding": short}),
         (
             "a bert is an encoder: it reads texts and writes none",
             encoder,
@@ -369,9 +369,9 @@ def test_logits_that_are_no_numbers_and_a_model_without_an_end(model: Made, text
     broken = writer(model("llama"), texts, max_new_tokens=4)
     with torch.no_grad():
         broken.model.lm_head.weight[5] = float("nan")
-    name = broken.prompts[broken.batches[0][0]].name
+    name = broken.requests[broken.batches[0][0]].name
     with pytest.raises(StageError, match=f"not numbers .nan. on example '{name}'"):
-        broken.write(0)
+        broken.produce(0)
     endless = model("gpt2", eos_token_id=None, bos_token_id=None)
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (endless.path / file).exists():

@@ -80,7 +80,7 @@ def test_targets_are_what_the_teacher_writes(jobs: ModuleType, made: Any, tmp_pa
         given["teacher"], given["data"], "train", read_card(given["teacher"].path).objective,
         Decoding(**decoding, batch_size=1), Execution(), limit=None, truncation=True, threads=1,
     )  # fmt: skip
-    expected = {o.place: o.text for batch in range(20) for o in asked.write(batch)[0]}
+    expected = {o.place: o.text for batch in range(20) for o in asked.produce(batch)[0]}
     before, after = columns(given["data"].path, "train"), columns(job.output, "train")
     assert after.pop("target") == [expected[place] for place in range(20)] != before.pop("target")
     assert after == before

@@ -288,7 +288,7 @@ def test_an_answer_begins_with_a_token_of_its_own_where_its_prompt_ends_inside_o
     data = jobs.artifact(conversations(whole_way, tmp_path / "d", [talk] * 5), "dataset")
     chosen = CausalLM(messages="messages", chat_template=SPACED)
     feature = chosen.bound(Tokenizer(tokenizer, 500)).examples(data, "test")[0]
-    prompt = chosen.bound(Tokenizer(tokenizer, 500)).prompts(data, "test")[0].input_ids
+    prompt = chosen.bound(Tokenizer(tokenizer, 500)).requests(data, "test")[0].input_ids
     counted = feature["labels"] != -100
     assert feature["input_ids"][: len(prompt)].tolist() == prompt.tolist()
     assert counted.tolist() == [i >= len(prompt) for i in range(len(counted))]

@@ -260,14 +260,14 @@ def test_samples_hold_the_pictures_with_truth_and_answer(chain: dict[str, Any]) 
     assert opened.size == (SIDE, SIDE)
 
 
-def test_what_writes_texts_says_that_this_does_not(chain: dict[str, Any], data: Any) -> None:
-    from infra.execution import Execution
-    from tasks.generation.text.decoding import Decoding
-    from tasks.generation.text.writer import Writer
-
-    objective = ImageClassification.model_validate(GIVEN)
-    with pytest.raises(StageError, match="image_classification writes no text"):
-        Writer(chain["vit"], data, "test", objective, Decoding(), Execution(), limit=None, truncation=False, threads=1)
+def test_generate_says_that_this_objective_generates_nothing(
+    jobs: ModuleType, chain: dict[str, Any], data: Any, tmp_path: Path
+) -> None:
+    stage = stages()["generate"]
+    params = stage.params.model_validate({"models": ["vit"], "data": "d"})
+    job = jobs.make_job(tmp_path, params, {"models": [chain["vit"]], "data": data})
+    with pytest.raises(StageError, match="image_classification generates nothing"):
+        stage.run(job)
 
 
 def test_another_size_of_pictures_is_no_teacher(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from infra.errors import StageError
-from tasks.objective import Prompt
+from tasks.objectives.shared.text_prompt import Prompt
 from tasks.objectives.text.inputs.chat import ANSWERS, of_conversations, rendered, special_tokens, with_template
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def chat_prompts(
     for (name, question), ids in zip(found, rows, strict=True):
         closing = (int(known.get_vocab()[question.end]),) if question.end else ()
         kept = np.asarray(ids[-max_length:], np.int64)
-        prompts.append(Prompt(name, kept, len(ids), question.asked, question.answer, closing))
+        prompts.append(Prompt(name, question.asked, question.answer, kept, len(ids), closing))
     return prompts
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from infra.errors import StageError
 from tasks.data.dataset.split import read_split
-from tasks.objective import Prompt
+from tasks.objectives.shared.text_prompt import Prompt
 from tasks.objectives.text.inputs.texts import tokenized
 from tasks.processors.tokenizer import require_tokenizer
 
@@ -29,7 +29,7 @@ def source_prompts(
     whole = _ids(tokenizer, table["text"])
     rows = zip(table["id"], cut, whole, table["text"], table[target], strict=True)
     return [
-        Prompt(str(name), ids, max(len(ids), len(all)), text, reference if isinstance(reference, str) else "")
+        Prompt(str(name), text, reference if isinstance(reference, str) else "", ids, max(len(ids), len(all)))
         for name, ids, all, text, reference in rows
     ]
 
@@ -52,7 +52,7 @@ def continuations(
     ):
         begin = ids[:-1] if len(ids) > 1 and ids[-1] == end else ids
         kept = np.asarray(begin[-max_length:] or [end or 0], np.int64)
-        found.append(Prompt(str(name), kept, len(begin), text, rest))
+        found.append(Prompt(str(name), text, rest, kept, len(begin)))
     return found
 
 
