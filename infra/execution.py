@@ -81,5 +81,8 @@ class Execution(Settings):
         description="Seconds after which a training step counts as hung: its stacks are logged and the job is started "
         "again from its last checkpoint. `auto`: 30 times the slowest step so far, at least two minutes.",
     )
+    loader_threads: int = Field(
+        4, ge=1, description="Threads of each rank that decode images and sounds while the step before them runs."
+    )
     retries: int = Field(2, ge=0, description="Attempts after a transient failure. A bad config is never retried.")
     timeout: float | None = Field(None, gt=0, description="Seconds after which the job is ended. None: no limit.")

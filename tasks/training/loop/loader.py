@@ -14,21 +14,20 @@ Micro = tuple[int, dict[str, torch.Tensor]]
 """(place in the data stream of its first example, batch); `example` int64 [B]: each one's number in the split."""
 
 
-DECODERS = 4
-"""Threads that decode files; Pillow and its kin release the interpreter's lock."""
-
-
 class Loader:
     """One thread works one step ahead; where examples are decoded files, others decode them for it.
 
-    Collating draws no random numbers of torch's: the thread would race for them.
+    threads: how many those are; Pillow and its kin release the interpreter's lock. Collating draws no random numbers of
+    torch's: the thread would race for them.
     """
 
-    def __init__(self, features: Sequence[Feature], objective: Objective, sampler: Sampler, rank: int) -> None:
+    def __init__(
+        self, features: Sequence[Feature], objective: Objective, sampler: Sampler, rank: int, threads: int = 1
+    ) -> None:
         self.features, self.objective, self.sampler, self.rank = features, objective, sampler, rank
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
         decodes = getattr(features, "decodes", False)
-        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoder") if decodes else None
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decoder") if decodes else None
         self._ahead: tuple[int, Future[list[Micro]]] | None = None
 
     def step(self, number: int, *, last: bool) -> list[Micro]:

@@ -152,7 +152,7 @@ class _Training:
         self.model = model
         self.rebuild = rebuild or (lambda: type(model)(model.config))
         self.sampler = sampler(split) if sampler else Sampler(len(train_features), params.seed, split)
-        self.loader = Loader(train_features, objective, self.sampler, job.rank)
+        self.loader = Loader(train_features, objective, self.sampler, job.rank, job.execution.loader_threads)
         self.use_cache = getattr(model.config, "use_cache", None)
         if self.use_cache is not None:
             model.config.use_cache = False  # a training step never reads the attention cache it would fill

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,11 +20,13 @@ from pydantic import ValidationError
 
 from infra.errors import StageError
 from infra.execution import Execution
+from infra.open_store import open_store
 from tasks.data.dataset.layout import split_files
 from tasks.data.dataset.new_rows import new_rows
 from tasks.data.dataset.rows import open_split
 from tasks.data.reading import media
 from tasks.data.reading.typed_columns import values_reader
+from tasks.plan import watching
 from tasks.release.evidence import Evidence
 from tasks.release.report.views.data import data_views
 from tasks.stage import InputArtifact
@@ -168,9 +171,44 @@ def test_metadata_beside_the_files_gives_further_columns(jobs: ModuleType, tmp_p
     (folder / "metadata.csv").write_text("\n".join([*lines[:-1], lines[-1].replace(",9,", ",7,")]))
     changed = opened(made(jobs, tmp_path / "b", source), ["id", "stars"])
     assert changed.value("stars", changed.column("id").index(names[9])) == 7
-    (folder / "metadata.csv").write_text("file_name\ncat/none.png\n")
-    with pytest.raises(StageError, match=r"metadata of 1 files that are not there: cat/none\.png"):
-        made(jobs, tmp_path / "c", {"files": f"{folder}/**", "format": "image"})
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_metadata_names_what_is_not_there_and_leaves_out_what_is(
+    jobs: ModuleType, tmp_path: Path, kind: str, suffix: str
+) -> None:
+    """`imagefolder` and `audiofolder`: a file that metadata do not name has missing values; one that is not there ends
+    the stage, by name. Metadata lie in any folder and hold for what lies below it."""
+    folder, make = tmp_path / "files", {"image": png, "audio": wav}[kind]
+    for i, name in enumerate(("a/0.bin", "a/deep/1.bin", "b/2.bin", "3.bin")):
+        file = (folder / name).with_suffix({"image": ".png", "audio": ".wav"}[kind])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(make(10 * i))
+    end = {"image": "png", "audio": "wav"}[kind]
+
+    def write(place: Path, rows: list[dict[str, Any]]) -> None:
+        lines = [json.dumps(row) for row in rows] if suffix == "jsonl" else [",".join(rows[0])]
+        lines += [",".join(map(str, row.values())) for row in rows] if suffix == "csv" else []
+        (place / f"metadata.{suffix}").write_text("\n".join(lines) + "\n")
+
+    write(folder / "a", [{"file_name": f"0.{end}", "stars": 5}, {"file_name": f"deep/1.{end}", "stars": 4}])
+    write(folder, [{"file_name": f"3.{end}", "stars": 1}])
+    source = {"files": f"{folder}/**", "format": kind, "columns": {"stars": "int32"}}
+    found = opened(made(jobs, tmp_path / "a", source), ["id", "stars", kind])
+    assert dict(zip(found.column("id"), found.column("stars"), strict=True)) == {
+        f"3.{end}": 1, f"a/0.{end}": 5, f"a/deep/1.{end}": 4, f"b/2.{end}": None
+    }  # fmt: skip
+    assert found.value(kind, found.column("id").index(f"b/2.{end}")) == make(20)
+    write(folder, [{"file_name": f"3.{end}", "stars": 1}, {"file_name": f"none.{end}", "stars": 2}])
+    with pytest.raises(StageError, match=rf"metadata of 1 files that are not there: none\.{end}(?s:.*)relative to"):
+        made(jobs, tmp_path / "b", source)
+    write(folder, [{"file": f"3.{end}", "stars": 1}])
+    with pytest.raises(StageError, match="a row of the metadata has no file_name"):
+        made(jobs, tmp_path / "c", source)
+    write(folder, [{"file_name": f"3.{end}", "stars": 1}] * 2)
+    with pytest.raises(StageError, match=rf"'3\.{end}' is there twice"):
+        made(jobs, tmp_path / "d", source)
 
 
 def test_sounds_are_read_as_images_are(jobs: ModuleType, tmp_path: Path) -> None:
@@ -235,6 +273,16 @@ def test_new_images_are_found_by_what_they_show(jobs: ModuleType, tmp_path: Path
     assert [row["id"] for row in found] == ["cat/new.png"]
 
 
+def drift(jobs: ModuleType, folder: Path, **given: Any) -> dict[str, Any]:
+    """What `compare` says of two datasets, `data` and `against`."""
+    job = jobs.make_job(
+        folder / "compare", compare.Params.model_validate({"data": "data", "against": "against"}), given
+    )
+    compare.run(job)
+    found: dict[str, Any] = json.loads((job.output / "drift.json").read_text())
+    return found
+
+
 def test_drift_of_images_is_of_sizes_and_classes_and_says_so(jobs: ModuleType, tmp_path: Path) -> None:
     given = {}
     for name, sizes in (("against", ((4, 3), (5, 3))), ("data", ((8, 3), (9, 3)))):
@@ -245,10 +293,55 @@ def test_drift_of_images_is_of_sizes_and_classes_and_says_so(jobs: ModuleType, t
         source = {"files": f"{tmp_path}/{name}/*/*/*.png", "format": "image"}
         job = made(jobs, tmp_path / f"{name}_job", source, label={"from": "folder"})
         given[name] = jobs.stored(tmp_path / "store", job.output, "dataset", stage=name)
-    params = compare.Params.model_validate({"data": "data", "against": "against"})
-    job = jobs.make_job(tmp_path / "compare", params, given)
-    compare.run(job)
-    drift = json.loads((job.output / "drift.json").read_text())
-    verdicts = {row["name"]: row["drifted"] for row in drift["differences"]}
+    found = drift(jobs, tmp_path, **given)
+    verdicts = {row["name"]: row["drifted"] for row in found["differences"]}
     assert verdicts["column image width"] and not verdicts["column image height"] and not verdicts["label"]
-    assert drift["not_tested"] == ["what the column image shows: only its sizes were compared"]
+    assert found["not_tested"] == ["what the column image shows: only its sizes were compared"]
+
+
+def heard(jobs: ModuleType, folder: Path, seed: int, *, longer: int = 0, more: int = 0) -> Any:
+    """100 rows of a sound of 40 to 119 samples and of 5 to 14 numbers; `longer`, `more`: so many more of each."""
+    random = np.random.default_rng(seed)
+    rows = [
+        {
+            "sound": wav(int(random.integers(1000)), int(random.integers(40, 120)) + longer),
+            "codes": random.integers(0, 9, int(random.integers(5, 15)) + more).tolist(),
+        }
+        for _ in range(100)
+    ]
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "heard.parquet")
+    source = {"files": str(folder / "heard.parquet"), "format": "parquet", "text_column": None,
+              "columns": {"sound": "audio", "codes": "list<int32>"}}  # fmt: skip
+    job = made(jobs, folder / "job", source)
+    return jobs.stored(folder.parent / "store", job.output, "dataset", stage=folder.name)
+
+
+def test_drift_of_sounds_and_lists_is_of_how_long_they_are(jobs: ModuleType, tmp_path: Path) -> None:
+    """The same lengths drawn anew are no drift; each shift is found, in what has shifted and nowhere else."""
+    against = heard(jobs, tmp_path / "against", 0)
+    shifts: dict[str, tuple[dict[str, int], set[str]]] = {
+        "same": ({}, set()),
+        "longer": ({"longer": 40}, {"column sound seconds", "column sound bytes"}),
+        "more": ({"more": 5}, {"column codes"}),
+    }
+    for seed, (name, (shift, expected)) in enumerate(shifts.items(), 1):
+        data = heard(jobs, tmp_path / name, seed, **shift)
+        found = drift(jobs, tmp_path / name, data=data, against=against)
+        assert {row["name"] for row in found["differences"] if row["drifted"]} == expected, name
+        assert {row["name"] for row in found["differences"]} == {
+            "column sound seconds", "column sound bytes", "column sound rate", "column codes"
+        }  # fmt: skip
+        assert found["drifted"] == bool(expected)
+        told = {row["name"]: row["told"] for row in found["differences"]}
+        assert told["column sound rate"] == "sound rate: median 8,000 -> 8,000"
+
+
+def test_watch_tells_a_shift_of_sounds_from_new_sounds(jobs: ModuleType, tmp_path: Path) -> None:
+    before, store = heard(jobs, tmp_path / "before", 0).manifest, open_store(str(tmp_path / "store"))
+    last: Any = type("Last", (), {"dataset": lambda self, store, name: before})()
+    for name, longer in (("same", 0), ("longer", 40)):
+        rows = new_rows(store, heard(jobs, tmp_path / name, 1, longer=longer).manifest, before)
+        assert len(rows) == 100
+        told = " ".join(watching._drift(store, last, {"sounds": rows}))
+        assert ("column sound seconds of sounds" in told) == bool(longer) and "codes" not in told

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from transformers import ViTImageProcessor
 
 from infra.errors import StageError
+from infra.execution import Execution
 from tasks.objectives.image.image_classification import ImageClassification
 from tasks.objectives.image.inputs.augmentation import Changes, ImageAugmentation, changed_pixels
 from tasks.processors.image import FILE, ImageProcessor
@@ -161,6 +162,42 @@ def test_an_augmentation_of_texts_is_refused_before_anything_runs() -> None:
         params.model_validate({**given, "augment": {"delete": 0.1}})
     with pytest.raises(ValidationError, match="no setting `flip`"):
         params.model_validate({**given, "augment": {"flip": 0.1}})
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_as_many_threads_decode_as_the_settings_say_and_batches_do_not_differ(threads: int, data: Any) -> None:
+    import threading
+
+    from tasks.data.dataset.examples import Examples
+    from tasks.training.loop.loader import Loader
+    from tasks.training.loop.sampler import BatchSplit, Sampler
+
+    bound = ImageClassification.model_validate(GIVEN).bound(ImageProcessor(SIDE, (0.5,), (0.5,)))
+    plain, seen = bound.examples(data, "train"), set[str]()
+    meeting = threading.Barrier(threads, timeout=20)
+
+    class Watched(Examples):
+        decodes = True
+
+        def __len__(self) -> int:
+            return len(plain)
+
+        def example(self, index: int) -> Any:
+            meeting.wait()  # passes only where that many work at once
+            seen.add(threading.current_thread().name)
+            return plain[index]
+
+    batch = BatchSplit(12, 1, 12)
+    loaders = [
+        Loader(Watched(), bound, Sampler(120, 0, batch), 0, threads),
+        Loader(plain, bound, Sampler(120, 0, batch), 0),
+    ]
+    (watched, expected) = (loader.step(0, last=True)[0][1] for loader in loaders)
+    for loader in loaders:
+        loader.close()
+    assert len(seen) == threads and all(name.startswith("decoder") for name in seen)
+    assert torch.equal(watched["pixel_values"], expected["pixel_values"])
+    assert Execution().loader_threads == 4
 
 
 # --- through the stages -----------------------------------------------------------------------------------------------
