@@ -312,6 +312,13 @@ class Objective(StageParams):
         """`samples`; none where nothing of them could be read."""
         return self.samples(model, heldout) if self._processor is not None and self._processor.readable else []
 
+    def pictures(self, data: InputArtifact, split: str, places: Sequence[int]) -> list[str | None]:
+        """What examples of a split look like, as `data:image/...` URLs of at most 64 KB. None: their text says it.
+
+        Needs no processor: this is what the data have, not what a model reads.
+        """
+        return [None] * len(places)
+
     # --- producing (stages generate, pseudo_label) ---
 
     def requests(self, data: InputArtifact, split: str) -> Sequence[Request]:

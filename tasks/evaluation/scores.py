@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,9 +122,16 @@ def confusion(predictions: Arrays) -> list[list[int]] | None:
 
 
 def misclassified(
-    predictions: Mapping[str, Arrays], ids: list[str], texts: list[str], labels: list[str] | None, limit: int
+    predictions: Mapping[str, Arrays],
+    ids: list[str],
+    texts: list[str],
+    labels: list[str] | None,
+    limit: int,
+    pictures: Callable[[list[int]], list[str | None]] = lambda places: [None] * len(places),
 ) -> list[dict[str, Any]]:
     """Up to `limit` examples, spread over the split, that some model gets wrong: text, truth, each model's answer.
+
+    pictures: what examples at these places look like, for those that have more to show than a text.
 
     Those on which models disagree come first: they say what a smaller model lost.
     """
@@ -144,10 +151,11 @@ def misclassified(
         {
             "id": ids[i],
             "text": texts[i][:SNIPPET],
+            **({"picture": picture} if picture else {}),
             "truth": _name(labels, truth[i]),
             "predictions": {name: _name(labels, guess[i]) for name, guess in guesses.items()},
         }
-        for i in chosen
+        for i, picture in zip(chosen, pictures(chosen), strict=True)
     ]
 
 

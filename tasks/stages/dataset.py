@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from infra.artifacts import Manifest
 from infra.errors import StageError
@@ -38,6 +38,7 @@ from tasks.data.parts.prepare import VERSION as PREPARED_VERSION
 from tasks.data.parts.shards import Shard, shards_of
 from tasks.data.plain_values import plain_text
 from tasks.data.reading.column_names import check_columns
+from tasks.data.reading.feature_types import inferred, read_features, with_columns
 from tasks.data.reading.found_files import FoundFile, find_files, hub_files, links_not_followed
 from tasks.data.reading.media import missing_reader
 from tasks.data.reading.metadata_files import with_metadata
@@ -78,8 +79,9 @@ class Params(RowSteps):
     @model_validator(mode="after")
     def _same_columns(self) -> Params:
         first, *rest = self.sources
+        told_later = any(source.features for source in self.sources)  # by the features, before anything is read
         for i, source in enumerate(rest, 1):
-            if source.columns != first.columns or source.has_text != first.has_text:
+            if not told_later and (source.columns != first.columns or source.has_text != first.has_text):
                 raise ValueError(
                     f"sources[{i}] has other columns than sources[0]: `columns` and whether there is a text"
                 )
@@ -124,7 +126,7 @@ def sources(params: Params) -> list[SourceFile]:
 
 def parts(job: Job[Params]) -> tuple[PartKind, list[PartSpec]]:
     """The preparation of each shard."""
-    return PREPARED, _shards(job)[2]
+    return PREPARED, _shards(job).preparations
 
 
 def run(job: Job[Params]) -> dict[str, float]:
@@ -134,10 +136,11 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.selection.known import PreparedShard
     from tasks.data.selection.selection import Rules, select
 
-    params, store = job.params, job.store
-    files, shards, specs = _shards(job)
+    store = job.store
+    files, params, told, shards, specs = _shards(job)
     outside = [file for file in files if not file.source.on_hub and file.source.stage is None]
-    job.has_read([*listed(outside), *hub_digests(params.sources)])
+    job.has_read([*listed(outside), *hub_digests(job.params.sources)])
+    resolved = replace(job, params=params)
     _write_json(job, "sources.json", [[file.path, file.sha256] for file in files])
     prepared = make_parts(PREPARED, specs, store, workers=job.cores, scratch=job.scratch, progress=job.bytes_done)
     known = []
@@ -174,8 +177,8 @@ def run(job: Job[Params]) -> dict[str, float]:
         found = features(columns, dict(params.sources[0].columns or {}), selection.labels)
         (job.output / "README.md").write_text(readme(found, [s for s, n in splits.items() if n]), encoding="utf-8")
     (job.output / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    check_frozen(job, params.split)
-    warnings = links_not_followed(params.sources)
+    check_frozen(resolved, params.split)
+    warnings = [*links_not_followed(params.sources), *told]
     warnings += [*(sentence for shard in accounts for sentence in shard["warnings"]), *selection.warnings]
     for warning in warnings:
         job.warn(warning)
@@ -187,7 +190,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     counts = {"steps": steps, "splits": splits, "labels": selection.table, "warnings": warnings}
     _write_json(job, "counts.json", counts)
     of_pieces = [piece.metrics for piece in pieces.parts]
-    _write_json(job, "card.json", data_card(job, selection, _per_source(params, shards), of_pieces))
+    _write_json(job, "card.json", data_card(resolved, selection, _per_source(params, shards), of_pieces))
     sizes = {f"{split}_rows": float(count) for split, count in splits.items()}
     return {
         "files": float(len(files)),
@@ -205,14 +208,54 @@ def _signatures(part: Manifest, store: Store) -> Path:
     return store.fetch(part, only=[SIGNATURES]) / SIGNATURES
 
 
-def _shards(job: Job[Params]) -> tuple[list[FoundFile], list[Shard], list[PartSpec]]:
-    """The files, the shards they make, and how each of these is prepared."""
+class _Shards(NamedTuple):
+    """files: as the key has them; params: with the columns that features say, and sentences on those; the shards that
+    the files make; how each of these is prepared."""
+
+    files: list[FoundFile]
+    params: Params
+    told: list[str]
+    shards: list[Shard]
+    preparations: list[PartSpec]
+
+
+def _shards(job: Job[Params]) -> _Shards:
     from tasks.data.parts.runs import known_runs
 
+    files = [*with_digests([*files_of(job.params), *_hub(job.params)]), *_of_stages(job)]
+    params, told = _with_features(job, files)
+    typed = dict(zip(map(id, job.params.sources), params.sources, strict=True))
+    shards = shards_of(with_metadata([replace(f, source=typed[id(f.source)]) for f in files]), params.sources)
+    return _Shards(files, params, told, shards, _preparations(params, shards, known_runs(job, params.decontaminate)))
+
+
+def _with_features(job: Job[Params], files: Sequence[FoundFile]) -> tuple[Params, list[str]]:
+    """The params with what the features of their sources say, and what the user should know of them."""
     params = job.params
-    files = [*with_digests([*files_of(params), *_hub(params)]), *_of_stages(job)]
-    shards = shards_of(with_metadata(files), params.sources)
-    return files, shards, _preparations(params, shards, known_runs(job, params.decontaminate))
+    found = {
+        i: inferred(read_features(next(file for file in files if file.source is source), job.scratch))
+        for i, source in enumerate(params.sources)
+        if source.features
+    }
+    if not found:
+        return params, []
+    label, told = params.label, list[str]()
+    named = {one.label for one in found.values()} if len(found) == len(params.sources) else {None}
+    if label is None and len(named) == 1 and (column := named.pop()) is not None:
+        label = Label.model_validate({"from": f"column:{column}"})
+    sources = list(params.sources)
+    for i, one in found.items():
+        sources[i], of_source = with_columns(sources[i], one, label.column if label else None, f"sources[{i}]")
+        told += of_source
+    try:
+        return Params.model_validate({**dict(params), "sources": sources, "label": label}), told
+    except ValidationError as error:
+        reasons = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
+        raise StageError(
+            f"what the features say does not go with the other settings: {reasons}",
+            where="sources",
+            hint="Write `columns`, with a name and a type for each column that you want.",
+        ) from error
 
 
 def _write_json(job: Job[Params], name: str, value: Any) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
@@ -140,7 +141,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     save_file(tensors, job.output / "predictions.safetensors")
     drawn = {f"{name}/{key}": array for name, m in measured.items() for key, array in m.replicates.items()}
     save_file(drawn, job.output / "replicates.safetensors")
-    _record(job, measured, data, split, labels)
+    _record(job, measured, data, split, labels, chosen)
     primary = {name: m.point[chosen.primary_metric] for name, m in measured.items()}
     return {f"{chosen.primary_metric} {name}": value for name, value in primary.items() if value == value}
 
@@ -185,7 +186,12 @@ def _import_for_children(models: list[InputArtifact]) -> None:
 
 
 def _record(
-    job: Job[Params], measured: dict[str, Any], data: InputArtifact, split: str, labels: list[str] | None
+    job: Job[Params],
+    measured: dict[str, Any],
+    data: InputArtifact,
+    split: str,
+    labels: list[str] | None,
+    objective: Objective,
 ) -> None:
     """Evidence for people: every latency, what models said, and what they got wrong."""
     from tasks.evaluation.scores import misclassified
@@ -198,7 +204,9 @@ def _record(
 
         table = read_split(data, split, columns=("id", "text"))
         predictions = {name: m.predictions for name, m in measured.items()}
-        evidence["misclassified.json"] = misclassified(predictions, table["id"], table["text"], labels, SHOWN_WRONG)
+        evidence["misclassified.json"] = misclassified(
+            predictions, table["id"], table["text"], labels, SHOWN_WRONG, partial(objective.pictures, data, split)
+        )
     for name, content in evidence.items():
         (job.records / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

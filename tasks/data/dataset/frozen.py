@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import StageError
-from tasks.data.dataset.layout import iterate_columns
+from tasks.data.dataset.layout import describe, iterate_columns
+from tasks.data.dataset.new_rows import passing
 from tasks.data.hashing import long_hash
 from tasks.data.selection.splitting import Split
 
@@ -32,9 +33,9 @@ def check_frozen(job: Job[Any], split: Split) -> None:
     if not lost:
         return
     before = job.store.fetch(last, only=lost)
-    old_columns, new_columns = _columns(last.identity.get("params", {})), _columns(job.params.model_dump(mode="json"))
+    old_columns = sorted(passing(job.store, last))
     here = set()
-    if set(old_columns) <= set(new_columns):
+    if set(old_columns) <= set(describe(job.output)["columns"]):
         here = {content for _, content in _examples((job.fetch_shared(path) for path in added), old_columns)}
     gone = [name for name, content in _examples((before / path for path in lost), old_columns) if content not in here]
     if gone:
@@ -54,11 +55,6 @@ def _binds(identity: dict[str, Any], job: Job[Any], split: Split) -> bool:
 
 def _test_files(entries: Iterable[FileEntry]) -> dict[str, str]:
     return {entry.path: entry.sha256 for entry in entries if entry.path.startswith("test/")}
-
-
-def _columns(params: dict[str, Any]) -> list[str]:
-    """The columns that pass through, which are the same for all sources."""
-    return sorted(params["sources"][0].get("columns") or ())
 
 
 def _examples(files: Iterable[Path], columns: list[str]) -> Iterable[tuple[str, tuple[int, int]]]:

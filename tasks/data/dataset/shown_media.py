@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 
 PICTURES = {b"\x89PNG\r\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 SOUNDS = {b"RIFF": "audio/wav", b"fLaC": "audio/flac", b"OggS": "audio/ogg", b"ID3": "audio/mpeg"}
 LARGEST_PICTURE = 64 << 10
 """Bytes of an image or a sound that is shown in the card itself."""
+PICTURE_URL = re.compile(rf"data:image/(png|jpeg|gif);base64,[A-Za-z0-9+/]{{1,{-(-LARGEST_PICTURE // 3) * 4}}}={{0,2}}")
+"""What a page may show as a picture: one of those within the page, never an address and never SVG."""
 LONGEST_SIDE = 160
 """Pixels of a thumbnail."""
 

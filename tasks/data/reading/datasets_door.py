@@ -58,12 +58,18 @@ def _is_shard(stem: str, pattern: str) -> bool:
     return stem == pattern or stem.removeprefix(pattern)[1:6].isdigit()
 
 
+def features_of(schema: pa.Schema) -> Mapping[str, Any]:
+    """The features that the schema of an Arrow file names; where it names none, its types as they are."""
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    found: Mapping[str, Any] = (metadata.get("info") or {}).get("features") or {}
+    return found or {field.name: {"_type": "Value", "dtype": str(field.type)} for field in schema}
+
+
 class FeatureColumns:
     """Columns of an Arrow file as the features in its schema mean them."""
 
     def __init__(self, schema: pa.Schema) -> None:
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features: Mapping[str, Any] = (metadata.get("info") or {}).get("features") or {}
+        features = features_of(schema)
         self._converters: dict[str, Convert] = {}
         self._stored = {name: name for name in schema.names}
         self._languages: dict[str, tuple[str, str]] = {}

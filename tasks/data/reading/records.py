@@ -105,7 +105,7 @@ def _table(file: Path, path: str, source: Source, wanted: Collection[str]) -> It
             rows = _rows_at_once(size, metadata.num_rows) if source.columns else BATCH
             batches = table.iter_batches(rows, columns=columns)
         else:
-            schema, batches = _arrow(file)
+            schema, batches = arrow_batches(file)
             names = schema.names
             if format == DATASETS:
                 features = FeatureColumns(schema)
@@ -164,7 +164,7 @@ def _rows_at_once(size: int, rows: int) -> int:
     return max(1, min(BATCH, BATCH_BYTES * rows // max(size, 1)))
 
 
-def _arrow(file: Path) -> tuple[Any, Iterable[Any]]:
+def arrow_batches(file: Path) -> tuple[Any, Iterable[Any]]:
     """The schema and the batches of an Arrow file, memory-mapped, of the random-access or the stream format."""
     import pyarrow as pa
 

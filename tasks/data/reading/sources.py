@@ -12,7 +12,7 @@ made:
       - {files: "goods.parquet", format: parquet, text_column: null, columns: {photo: binary, price: float32}}
       - {files: "photos/*/*.jpg", format: image}
       - {dataset: org/name, config: default, split: train, revision: 0123...cdef, text_column: body}
-      - {saved: my_dataset/train, text_column: body}
+      - {saved: my_dataset/train}
       - {stage: mails}
 
 Where the files lie is not identity; which files there are, by relative path and content, is. A dataset on the Hugging
@@ -82,6 +82,12 @@ class Source(StageParams):
     saved: Annotated[str | None, Located()] = Field(
         None, description="A folder that `Dataset.save_to_disk` wrote; of a DatasetDict the folder of one split."
     )
+    features: Annotated[bool, AddedLater()] = Field(
+        False,
+        description="Of `dataset` and `saved`: the columns and their types are what the features say, and so are text, "
+        "ids and label where nothing else does (`tasks/data/reading/feature_types.py`). True where `columns` is not "
+        "written.",
+    )
     exclude: Annotated[list[str], Located(path=False)] = Field(
         default_factory=list, description="Globs, relative to the source's folder, of files to leave out."
     )
@@ -111,7 +117,8 @@ class Source(StageParams):
         None,
         min_length=1,
         description="Columns that pass through to the dataset: name -> type. A row with a value of another type is set "
-        "aside. All sources of a dataset have the same ones.",
+        "aside. All sources of a dataset have the same ones. Left out of `dataset` and `saved`: as their features say; "
+        "null: none.",
     )
     fallback_encoding: str | None = Field(
         None, description="Encoding of texts that are not UTF-8, such as `windows-1252`. None: they are set aside."
@@ -159,7 +166,7 @@ class Source(StageParams):
         if given[0] in OF_DATASETS:
             if data.get("format", DATASETS) != DATASETS:
                 raise ValueError(f"`format` goes with `files`; `{given[0]}` is read by datasets")
-            data = {**data, "format": DATASETS}
+            data = {"features": "columns" not in data, **data, "format": DATASETS}
         elif data.get("format") == DATASETS:
             raise ValueError("write `dataset: ORG/NAME` or `saved: FOLDER` instead of `files`")
         if given[0] == "dataset" and not (data.get("revision") and data.get("split")):
@@ -205,7 +212,9 @@ class Source(StageParams):
         taken = sorted({"id", "text", "group", "label"}.intersection(self.columns or ()))
         if taken:
             raise ValueError(f"`columns`: a dataset's rows have a {taken[0]!r} already")
-        if not self.has_text and not self.columns:
+        if self.features and (self.columns or self.format != DATASETS):
+            raise ValueError("`features` goes with `dataset` and `saved`, where `columns` is left out")
+        if not self.has_text and not self.columns and not self.features:
             raise ValueError("rows without a text need `columns`")
         if self.fallback_encoding is not None:
             try:

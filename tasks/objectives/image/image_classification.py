@@ -10,7 +10,7 @@ ConvNeXt, MobileNet. Size and scale of pictures are the model's own (`tasks/proc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -55,10 +55,9 @@ class ImageClassification(Classification, ReadsPictures):
 
     def samples(self, model: PreTrainedModel, heldout: Sequence[Feature]) -> list[dict[str, str]]:
         """Eight heldout pictures spread over the split, the truth, and what the model says."""
-        import base64
-
         import torch
 
+        from tasks.data.dataset.shown_media import thumbnail
         from tasks.models.inputs import model_inputs
 
         chosen = [heldout[i] for i in spread(len(heldout), SHOWN)]
@@ -66,8 +65,8 @@ class ImageClassification(Classification, ReadsPictures):
         with torch.no_grad():
             scores = self.scores(self.read(model(**model_inputs(batch, model)))["logits"], batch).numpy()
         answers = self.shown_answers(chosen, scores, model.config.id2label)
-        pictures: list[Any] = [base64.b64encode(self.processor.png(one["pixel_values"])).decode() for one in chosen]
-        return [{"picture": f"data:image/png;base64,{png}", **one} for png, one in zip(pictures, answers, strict=True)]
+        pictures = [thumbnail(self.processor.png(one["pixel_values"])) for one in chosen]
+        return [{"picture": str(url), **one} for url, one in zip(pictures, answers, strict=True)]
 
 
 OBJECTIVE = ImageClassification

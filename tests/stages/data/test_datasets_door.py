@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import wave
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +20,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from infra.errors import StageError
+from tasks.data.dataset.layout import describe
 from tasks.data.dataset.split import read_split
-from tasks.stage import InputArtifact
+from tasks.stage import InputArtifact, identity_params
 from tasks.stages import dataset
 
 datasets = pytest.importorskip("datasets")
@@ -30,6 +35,15 @@ def png(shade: int) -> bytes:
     return out.getvalue()
 
 
+def wav() -> bytes:
+    """Ten samples of silence."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(20))
+    return out.getvalue()
+
+
 @pytest.fixture(autouse=True)
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path / "cache"))
@@ -39,8 +53,9 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(jobs: ModuleType, folder: Path, source: dict[str, Any], **more: Any) -> Any:
+    previous = more.pop("previous", None)
     params = {"sources": [source], "split": {"by": "row", "validation": 0.0, "test": 0.0}, **more}
-    job = jobs.make_job(folder, dataset.Params.model_validate(params), store=folder.parent / "store")
+    job = jobs.make_job(folder, dataset.Params.model_validate(params), store=folder.parent / "store", previous=previous)
     job.version = dataset.STAGE.version
     job.metrics = dataset.run(job)
     jobs.collect(job)
@@ -52,7 +67,7 @@ def rows_of(job: Any, *columns: str) -> list[tuple[Any, ...]]:
     return sorted(zip(*found.values(), strict=True))
 
 
-def garments() -> Any:
+def garments(count: int = 6) -> Any:
     """A dataset with a feature of each kind."""
     features = datasets.Features(
         {
@@ -65,7 +80,7 @@ def garments() -> Any:
     )
     rows = [
         {"n": i, "kind": i % 2, "tags": [1, i % 2], "photo": {"bytes": png(i), "path": None}, "en": f"e{i}"}
-        for i in range(6)
+        for i in range(count)
     ]  # fmt: skip
     return datasets.Dataset.from_list(rows, features=features)
 
@@ -81,6 +96,123 @@ def test_what_datasets_saved_is_read_as_its_features_say(jobs: ModuleType, tmp_p
     assert rows_of(job, "n", "label", "text", "tags", "photo") == WANTED
     (key,) = dataset.sources(job.params)
     assert key.path == "data-00000-of-00001.arrow", "its files are its identity"
+
+
+def test_what_datasets_saved_needs_no_columns(jobs: ModuleType, tmp_path: Path) -> None:
+    """The one ClassLabel is the label, names and all; the rest are columns, of the types that the features say."""
+    garments().save_to_disk(tmp_path / "saved")
+    job = made(jobs, tmp_path / "a", {"saved": str(tmp_path / "saved"), "text_column": "en"})
+    assert rows_of(job, "n", "label", "text", "tags", "photo") == WANTED
+    described = json.loads((job.output / "dataset.json").read_text())
+    assert described["columns"] == ["id", "text", "group", "label", "n", "photo", "tags"]
+    assert described["labels"] == ["cat", "dog"] and described["types"] == {"photo": "image", "tags": "list<string>"}
+    assert opened(job)["train"].features["n"] == datasets.Value("int64") and job.warnings == []
+    same = made(
+        jobs,
+        tmp_path / "b",
+        {"saved": str(tmp_path / "saved"), "text_column": "en", "columns": {**COLUMNS, "n": "int64"}},
+        label={"from": "column:kind"},
+    )
+    assert job.shared == same.shared, "written out they are the same, byte for byte"
+
+
+def test_every_kind_of_feature_has_a_type_or_is_named(jobs: ModuleType, tmp_path: Path) -> None:
+    value = datasets.Value
+    given: dict[str, tuple[Any, Any, Any]] = {  # feature, a value, what becomes of it
+        "i8": (value("int8"), -3, -3),
+        "u32": (value("uint32"), 1 << 31, 1 << 31),
+        "f16": (value("float16"), 0.5, 0.5),
+        "f64": (value("float64"), 0.1, 0.1),
+        "yes": (value("bool"), True, True),
+        "raw": (value("binary"), b"ab", b"ab"),
+        "when": (value("timestamp[s]"), datetime(2026, 1, 2, 3), "2026-01-02T03:00:00"),
+        "price": (value("decimal128(5, 2)"), Decimal("1.50"), "1.5"),
+        "name": (value("large_string"), "n", "n"),
+        "kind": (datasets.ClassLabel(names=["cat", "dog"]), 1, "dog"),
+        "other": (datasets.ClassLabel(names=["x", "y"]), 0, "x"),
+        "floats": (datasets.List(value("float32"), length=2), [0.5, 1.0], [0.5, 1.0]),
+        "words": (datasets.LargeList(value("string")), ["a"], ["a"]),
+        "classes": (datasets.List(datasets.ClassLabel(names=["x", "y"])), [1, 0], ["y", "x"]),
+        "photo": (datasets.Image(), {"bytes": png(1), "path": None}, png(1)),
+        "sound": (datasets.Audio(), {"bytes": wav(), "path": None}, wav()),
+        "says": (datasets.Translation(["en", "de"]), {"en": "e", "de": "d"}, None),
+        "big": (value("uint64"), 1, None),
+        "place": ({"x": value("int8")}, {"x": 1}, None),
+        "deep": (datasets.List(datasets.List(value("int32"))), [[1]], None),
+        "group": (value("string"), "g", None),
+        "id": (value("int64"), 7, None),
+    }
+    features = datasets.Features({name: feature for name, (feature, _, _) in given.items()})
+    rows = [{name: one for name, (_, one, _) in given.items()}]
+    (tmp_path / "saved").mkdir()
+    file = tmp_path / "saved" / "data-00000-of-00001.arrow"  # by hand: encoding sounds needs torchcodec
+    with pa.ipc.new_stream(str(file), features.arrow_schema) as stream:
+        stream.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema))
+    job = made(jobs, tmp_path / "a", {"saved": str(tmp_path / "saved")})
+    expected = {name: wanted for name, (_, _, wanted) in given.items() if wanted is not None} | {"en": "e", "de": "d"}
+    columns = sorted(expected)
+    assert json.loads((job.output / "dataset.json").read_text())["columns"] == ["id", "text", "group", *columns]
+    assert dict(zip(columns, rows_of(job, *columns)[0], strict=True)) == expected
+    assert rows_of(job, "id", "text") == [("data-00000-of-00001.arrow#7", "")]
+    texts, left = job.warnings
+    assert "no feature is called 'text'" in texts and "`text_column` can be de or en or kind or name" in texts
+    for told in ("big (uint64)", "place (a mapping)", "deep (a list of a list of int32)", "group (rows have a 'group'"):
+        assert told in left
+    assert "as `json` if need be" in left
+
+
+def test_written_columns_win_and_null_is_none(jobs: ModuleType, tmp_path: Path) -> None:
+    """Keys are those of before wherever `columns` is written; where it is not, the result and so the key is another."""
+    garments().save_to_disk(tmp_path / "saved")
+    source = {"saved": str(tmp_path / "saved"), "text_column": "en"}
+    assert sorted(describe(made(jobs, tmp_path / "a", {**source, "columns": {"n": "int32"}}).output)["columns"]) == [
+        "group", "id", "n", "text"
+    ]  # fmt: skip
+    assert describe(made(jobs, tmp_path / "b", {**source, "columns": None}).output)["columns"] == [
+        "id",
+        "text",
+        "group",
+    ]
+    for columns in ({"n": "int32"}, None):
+        params = dataset.Params.model_validate({"sources": [{**source, "columns": columns}]})
+        assert "features" not in identity_params(params)["sources"][0]
+    params = dataset.Params.model_validate({"sources": [source]})
+    assert identity_params(params)["sources"][0]["features"] is True
+    assert dataset.Params.model_validate(params.model_dump(mode="json")) == params, "a job gets it as it was"
+
+
+@pytest.mark.parametrize(
+    ("features", "more", "message"),
+    [
+        ({"place": {"x": "int8"}}, {}, r"no feature has a typed column: place \(a mapping\)(?s:.*)Write `columns`"),
+        ({"n": "int8"}, {"dedup": {"near": {}}}, "looks at texts, and the rows have none(?s:.*)Write `columns`"),
+    ],
+)
+def test_features_that_do_not_do(
+    jobs: ModuleType, tmp_path: Path, features: Any, more: dict[str, Any], message: str
+) -> None:
+    def spelled(one: Any) -> Any:
+        return {k: spelled(v) for k, v in one.items()} if isinstance(one, dict) else datasets.Value(one)
+
+    made_of = datasets.Features(spelled(features))
+    row = {name: {"x": 1} if isinstance(kind, dict) else 1 for name, kind in features.items()}
+    datasets.Dataset.from_list([row], features=made_of).save_to_disk(tmp_path / "saved")
+    with pytest.raises(StageError, match=message):
+        made(jobs, tmp_path / "a", {"saved": str(tmp_path / "saved")}, **more)
+
+
+def test_a_frozen_test_split_knows_the_columns_that_features_gave(jobs: ModuleType, tmp_path: Path) -> None:
+    source = {"saved": str(tmp_path / "saved"), "text_column": "en"}
+    split = {"by": "row", "validation": 0.0, "test": 0.3}
+    garments(40).save_to_disk(tmp_path / "saved")
+    before = made(jobs, tmp_path / "a", source, split=split)
+    identity = {"version": dataset.STAGE.version, "params": identity_params(before.params)}
+    last = jobs.stored(tmp_path / "store", before.output, "dataset").manifest
+    last = replace(last, identity=identity)
+    assert describe(made(jobs, tmp_path / "b", source, split=split, previous=last).output) == describe(before.output)
+    garments(40).map(lambda row: {"n": row["n"] + 10}, load_from_cache_file=False).save_to_disk(tmp_path / "saved2")
+    with pytest.raises(StageError, match="examples of the frozen test split would change or go"):
+        made(jobs, tmp_path / "c", {**source, "saved": str(tmp_path / "saved2")}, split=split, previous=last)
 
 
 def test_a_translation_is_a_column_for_each_language(jobs: ModuleType, tmp_path: Path) -> None:

@@ -23,9 +23,12 @@ from transformers import ViTImageProcessor
 
 from infra.errors import StageError
 from infra.execution import Execution
+from tasks.data.dataset.shown_media import PICTURE_URL
 from tasks.objectives.image.image_classification import ImageClassification
 from tasks.objectives.image.inputs.augmentation import Changes, ImageAugmentation, changed_pixels
 from tasks.processors.image import FILE, ImageProcessor
+from tasks.release.evidence import Evidence
+from tasks.release.report.views.samples import samples_views
 from tasks.stage import stages
 
 SIDE, LABELS = 12, ["down", "left", "right", "up"]
@@ -66,6 +69,8 @@ def data(jobs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
         names = [f"{split}/{i}" for i in range(size)]
         images = [picture(number + i, label) for i, label in enumerate(labels)]
         number += size
+        if split == "test":
+            labels[3] = "down"  # a mistake of the data's: no model says so
         (folder / split).mkdir()
         table = pa.table({"id": names, "text": [""] * size, "group": names, "label": labels, "image": images})
         pq.write_table(table, folder / split / "0.parquet")
@@ -295,6 +300,32 @@ def test_samples_hold_the_pictures_with_truth_and_answer(chain: dict[str, Any]) 
     assert len(samples) == 8 and {sample["truth"] for sample in samples} <= set(LABELS)
     opened = Image.open(io.BytesIO(base64.b64decode(samples[0]["picture"].partition(",")[2])))
     assert opened.size == (SIDE, SIDE)
+
+
+def test_what_models_got_wrong_is_shown_as_it_is_in_the_data(chain: dict[str, Any], data: Any) -> None:
+    wrong = json.loads((chain["scores.records"] / "misclassified.json").read_text())
+    mislabelled = next(row for row in wrong if row["id"] == "test/3")
+    assert mislabelled["truth"] == "down" and set(mislabelled["predictions"].values()) == {"up"}
+    table = pq.read_table(data.path / "test/0.parquet").to_pydict()
+    for row in wrong:
+        encoded = base64.b64decode(row["picture"].partition(",")[2])
+        assert encoded == table["image"][table["id"].index(row["id"])], "small enough to be shown as it is"
+    (view,) = samples_views({"scores": Evidence({}, records=chain["scores.records"])}, [])[-1:]
+    assert [mistake["picture"] for mistake in view["mistakes"]] == [row["picture"] for row in wrong][:12]
+
+
+def test_a_picture_on_a_page_is_small_whatever_it_is_made_from(
+    jobs: ModuleType, tiny: ModuleType, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 400, 3), np.uint8)
+    images = [png(noise), b"no picture", png(noise[:16, :16]), None]
+    assert len(images[0]) > 64 << 10
+    folder = tiny.write_dataset(tmp_path / "noise", {"test": {"text": [""] * 4, "image": images}})
+    shown = ImageClassification().pictures(jobs.artifact(folder, "dataset", stage="noise"), "test", [2, 0, 1, 3])
+    assert shown[2:] == [None, None] and shown[0] == f"data:image/png;base64,{base64.b64encode(images[2]).decode()}"
+    assert all(PICTURE_URL.fullmatch(str(url)) for url in shown[:2])
+    with Image.open(io.BytesIO(base64.b64decode(str(shown[1]).partition(",")[2]))) as small:
+        assert max(small.size) == 160 and len(str(shown[1])) < 90_000
 
 
 def test_generate_says_that_this_objective_generates_nothing(

@@ -66,8 +66,8 @@ FIXED = {
     },
     **dict.fromkeys(
         (
-            *(f"corpus.sources.0.{field}" for field in ("dataset", "config", "split", "revision")),
-            *(f"functions.sources.0.{field}" for field in ("dataset", "revision")),
+            *(f"corpus.sources.0.{field}" for field in ("dataset", "config", "split", "revision", "features")),
+            *(f"functions.sources.0.{field}" for field in ("dataset", "revision", "features")),
         ),
         "of sources that the datasets library reads",
     ),

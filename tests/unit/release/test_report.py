@@ -282,7 +282,7 @@ def failed_run(root: Path) -> tuple[dict[str, Any], Folder]:
 class Page(HTMLParser):
     """Elements, attributes and the text of a page; raises on a tag closed in the wrong order."""
 
-    VOID = {"meta", "link", "input", "br", "hr"}
+    VOID = {"meta", "link", "input", "br", "hr", "img"}
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -367,6 +367,21 @@ def test_columns_and_pictures_of_a_data_card_are_shown_and_nothing_else_passes_f
     ]  # fmt: skip
     assert (view["examples"][0]["pictures"], view["examples"][0]["label"]) == (pictures[:1], "bag")
     assert view["lengths"] is None
+
+
+def test_mistakes_show_their_pictures_and_nothing_else_passes_for_one(tmp_path: Path) -> None:
+    run, folder = quickstart_run(tmp_path)
+    largest = "data:image/jpeg;base64," + "A" * (4 * -(-(64 << 10) // 3))
+    given = [largest, largest + "AAAA", "data:image/svg+xml;base64,AAAA", "https://example.org/a.png",
+             'data:image/png;base64,AAAA" onerror="x', 3, None]  # fmt: skip
+    rows = [
+        {"id": f"<{i}>", "text": "", "truth": "a", "predictions": {"m": "b"}, "picture": p} for i, p in enumerate(given)
+    ]
+    folder.write("scores", "records/misclassified.json", rows)
+    page = render_report(run, folder.load)
+    assert page.count("<img") == page.count(f'<img src="{largest}" alt="a" title="&lt;0&gt;">') == 1
+    assert "onerror" not in page and "example.org/a.png" not in page and "svg+xml" not in page
+    assert not Page(page).open
 
 
 def test_metrics_of_single_classes_do_not_become_columns_and_those_of_ranks_do() -> None:

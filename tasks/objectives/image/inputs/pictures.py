@@ -74,6 +74,14 @@ class ReadsPictures(Objective):
 
         return torch.from_numpy(np.stack([feature["pixel_values"] for feature in features]))
 
+    def pictures(self, data: InputArtifact, split: str, places: Sequence[int]) -> list[str | None]:
+        from tasks.data.dataset.rows import open_split
+        from tasks.data.dataset.shown_media import thumbnail
+
+        opened = open_split(data, split, [self.image])
+        encoded = [opened.value(self.image, place) for place in places]
+        return [thumbnail(one) if isinstance(one, bytes) else None for one in encoded]
+
 
 class PictureExamples(Examples):
     """Pictures of a split; `truth` holds the other columns of each example, and `shared` what all carry."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tasks.data.dataset.shown_media import PICTURE_URL
 from tasks.data.selection.splitting import SPLITS
 from tasks.release.drawing.charts import Series, line_chart
 from tasks.release.evidence import Evidence, as_list, as_object, json_object
@@ -15,7 +16,6 @@ from tasks.release.readable import is_number, number, percent
 REASONS = 4
 EXAMPLES = 2
 SOUND = re.compile(r"data:audio/(wav|flac|ogg|mpeg);base64,[A-Za-z0-9+/=]+")
-PICTURE = re.compile(r"data:image/(png|jpeg|gif);base64,[A-Za-z0-9+/=]+")
 
 
 def data_views(evidence: dict[str, Evidence], notes: list[str]) -> list[dict[str, Any]]:
@@ -151,7 +151,7 @@ def _examples(examples: dict[str, Any]) -> list[dict[str, Any]]:
             "label": str(row.get("label") or ""),
             "text": str(row.get("text") or ""),
             "sounds": [str(s) for s in as_list(row.get("sounds")) if SOUND.fullmatch(str(s))],
-            "pictures": [str(p) for p in as_list(row.get("pictures")) if PICTURE.fullmatch(str(p))],
+            "pictures": [str(p) for p in as_list(row.get("pictures")) if PICTURE_URL.fullmatch(str(p))],
         }
         for split, rows in _in_order(examples).items()
         for row in map(as_object, as_list(rows)[:EXAMPLES])

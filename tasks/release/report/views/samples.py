@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
+from tasks.data.dataset.shown_media import PICTURE_URL
 from tasks.release.evidence import Evidence, as_list, as_object, read_json
 
 PER_STAGE = 12
 PER_MODEL = 4
-PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]{1,87000}={0,2}")
-"""A sample's picture that a page may show: a PNG of up to 64 KB within the page, never an address."""
 
 
 def samples_views(evidence: dict[str, Evidence], notes: list[str]) -> list[dict[str, Any]]:
     """One entry for each stage, and each model of an evaluation, that left samples.
 
     {"stage", "written": prompt and continuation, "wrong"/"right": text or picture, truth, prediction,
-     "mistakes": [{"text", "truth", "answers": [(model, answer, right)]}], "other": any other texts}
+     "mistakes": [{"text", "picture", "truth", "answers": [(model, answer, right)]}], "other": any other texts}
     """
     views = []
     for stage, found in evidence.items():
@@ -36,7 +34,7 @@ def samples_views(evidence: dict[str, Evidence], notes: list[str]) -> list[dict[
 
 def _view(stage: str, rows: list[Any], limit: int, *, judged: bool) -> dict[str, Any]:
     texts = [{str(k): str(v) for k, v in row.items()} for row in rows if isinstance(row, dict)]
-    texts = [row if PICTURE.fullmatch(row.get("picture", "")) else _without(row, "picture") for row in texts]
+    texts = [row if PICTURE_URL.fullmatch(row.get("picture", "")) else _without(row, "picture") for row in texts]
     written = [r for r in texts if "prompt" in r and "continuation" in r]
     told = [r for r in texts if "truth" in r and "prediction" in r]
     shown = told if judged else []
@@ -59,6 +57,7 @@ def _mistakes(records: Path | None, notes: list[str]) -> list[dict[str, Any]]:
         {
             "id": str(row.get("id") or ""),
             "text": str(row.get("text") or ""),
+            "picture": str(row.get("picture")) if PICTURE_URL.fullmatch(str(row.get("picture"))) else "",
             "truth": str(row.get("truth")),
             "answers": [(str(m), str(a), a == row.get("truth")) for m, a in as_object(row.get("predictions")).items()],
         }
