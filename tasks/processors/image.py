@@ -2,7 +2,8 @@
 
 `preprocessor_config.json` is that of Hugging Face's image processors, so that their classes read what is written here,
 and models of theirs are read here: `size`, `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean`, `image_std`. A
-picture is scaled to the size as a whole by Pillow, not cut; what is transparent is shown as it is stored.
+picture is turned upright as its EXIF says and scaled to the size as a whole by Pillow, not cut; what is transparent is
+shown as it is stored, of 16 bits the upper eight count, of an animation the first frame.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from infra.errors import StageError
+from tasks.data.reading.media import WIDE, upright
 from tasks.processors.processor import Processor
 
 if TYPE_CHECKING:
@@ -28,9 +30,9 @@ FILE = "preprocessor_config.json"
 MODES = {1: "L", 3: "RGB"}
 """Pillow's name for pictures of so many channels."""
 CODE = """import numpy
-from PIL import Image
+from PIL import Image, ImageOps
 
-pictures = [Image.open("picture.png")]
+pictures = [ImageOps.exif_transpose(Image.open("picture.png"))]
 scaled = [numpy.asarray(one.convert("{mode}").resize(({side}, {side}), {resample}), numpy.float32) for one in pictures]
 pixels = numpy.stack(scaled).reshape(-1, {side}, {side}, {channels}).transpose(0, 3, 1, 2)
 pixels = (pixels * {factor} - numpy.array({mean})[:, None, None]) / numpy.array({std})[:, None, None]
@@ -130,9 +132,9 @@ class ImageProcessor(Processor):
         from PIL import Image
 
         with Image.open(io.BytesIO(encoded)) as picture:
-            if picture.mode.startswith(("I", "F")):
-                raise ValueError(f"its values have more than eight bits, mode {picture.mode}")
-            made = picture.convert(MODES[self.channels])
+            if picture.mode in WIDE:
+                raise ValueError(f"its values have 32 bits, mode {picture.mode}")
+            made = upright(picture).convert(MODES[self.channels])
             if made.size != (self.side, self.side):
                 made = made.resize((self.side, self.side), Image.Resampling(self.resample))
             values = np.asarray(made, np.uint8)

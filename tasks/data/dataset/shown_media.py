@@ -6,6 +6,8 @@ import base64
 import io
 import re
 
+from tasks.data.reading.media import upright
+
 PICTURES = {b"\x89PNG\r\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 SOUNDS = {b"RIFF": "audio/wav", b"fLaC": "audio/flac", b"OggS": "audio/ogg", b"ID3": "audio/mpeg"}
 LARGEST_PICTURE = 64 << 10
@@ -24,7 +26,7 @@ def thumbnail(raw: bytes) -> str | None:
 
     try:
         with Image.open(io.BytesIO(raw)) as image:
-            small = image.convert("RGB")
+            small = upright(image).convert("RGB")
             small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
             out = io.BytesIO()
             small.save(out, "JPEG", quality=80)

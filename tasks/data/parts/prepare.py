@@ -67,7 +67,9 @@ class Preparation(BaseModel):
         source = identity_params(self.source)
         kept = {name: value for name, value in source.items() if name not in ("weight", "licence")}
         rest = self.model_dump(mode="json", exclude={"source"})
-        return {"source": {**kept, "stage": self.source.stage is not None}, **rest}
+        # Other shards keep their keys; those of images were prepared by their headers alone.
+        decoded = {"decoded": True} if "image" in (self.source.columns or {}).values() else {}
+        return {"source": {**kept, "stage": self.source.stage is not None}, **rest, **decoded}
 
 
 def prepare_shard(arguments: dict[str, Any], folder: Path, store: Store) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
     sources: [{files: "goods.parquet", format: parquet, text_column: title, columns: {photo: binary, price: float32}}]
 
-`image` and `audio` hold encoded bytes that can be decoded, as far as their header says; `list<int32>` and the like hold
-lists. A dataset with any of these keeps its rows in memory-mapped Arrow files (`tasks/data/dataset/rows.py`).
+`image` and `audio` hold encoded bytes that can be decoded (of audio, as far as the header says); `list<int32>` and the
+like hold lists. A dataset with any of these keeps its rows in memory-mapped Arrow files (`tasks/data/dataset/rows.py`).
 
 A value of another type is converted where nothing is lost (a string may spell a number; bytes are base64 in JSON and
 csv; an image of Hugging Face's is its bytes; a string in a `json` column is JSON), else its row is set aside. A missing
@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from tasks.data.plain_values import plain
-from tasks.data.reading.media import SIZES
+from tasks.data.reading.media import CHECKS
 
 ColumnType = Literal[
     "string",
@@ -61,8 +61,9 @@ def values_reader(columns: Mapping[str, ColumnType], *, empty_is_missing: bool) 
                 continue
             try:
                 found.append(convert(value))
-            except (ValueError, OverflowError, TypeError, ArithmeticError):
-                return f"column {name!r} holds no {kind}: {_shown(value)}"
+            except (ValueError, OverflowError, TypeError, ArithmeticError) as error:
+                why = f", {error}" if kind in MEDIA and str(error) else ""
+                return f"column {name!r} holds no {kind}: {_shown(value)}{why}"
         return tuple(found)
 
     return read
@@ -150,11 +151,11 @@ def _binary(value: Any) -> bytes:
 
 
 def _media(kind: str) -> Callable[[Any], Any]:
-    size = SIZES[kind]
+    check = CHECKS[kind]
 
     def convert(value: Any) -> bytes:
         raw = _binary(value)
-        size(raw)
+        check(raw)
         return raw
 
     return convert
