@@ -264,7 +264,9 @@ def _write_json(job: Job[Params], name: str, value: Any) -> None:
 
 def _hub(params: Params) -> list[FoundFile]:
     """Files of the hub datasets, which a plan knows by their commit alone."""
-    found = [hub_files(source, f"sources[{i}].files") for i, source in enumerate(params.sources) if source.on_hub]
+    found = [
+        hub_files(source, f"sources[{i}].{source.field}") for i, source in enumerate(params.sources) if source.on_hub
+    ]
     return [file for files in found for file in files]
 
 

@@ -22,36 +22,88 @@ if TYPE_CHECKING:
     from tasks.data.reading.sources import Source
 
 Convert = Callable[[Any], Any]
+INFO = "dataset_info.json"
+"""Beside the Arrow files of a split in the cache of datasets."""
 
 
 def prepared_files(source: Source, where: str) -> list[tuple[str, SourceLocation]]:
-    """(name, place) of the Arrow files of the source's split, prepared unless the local cache has them.
+    """(name, place) of the Arrow files of the source's split. What the local cache has at this commit asks nobody.
 
     Raises StageError where the hub and the cache both have none, and on a split that does not exist.
     """
     import datasets
 
-    assert source.dataset is not None
-    try:
-        builder = datasets.load_dataset_builder(source.dataset, source.config, revision=source.revision)
-        builder.download_and_prepare()
-    except Exception as error:  # of the network, the hub, the data: datasets raises what it meets
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise StageError(
-            f"cannot get {source.dataset} at {str(source.revision)[:12]}: {reason}",
-            where=where,
-            hint="Check the name, `config`, the commit, HF_TOKEN and the network; a dataset in the cache needs none.",
-        ) from error
-    known = dict(builder.info.splits or {})
+    assert source.dataset is not None and source.revision is not None
+    folder = _cached(source)
+    if folder is None:
+        try:
+            builder = datasets.load_dataset_builder(source.dataset, source.config, revision=source.revision)
+            if type(builder).__module__.startswith("datasets.packaged_modules.cache."):
+                raise ConnectionError("of another commit is what the cache has")  # datasets would take it
+            builder.download_and_prepare()
+        except Exception as error:  # of the network, the hub, the data: datasets raises what it meets
+            raise not_had(source.dataset, source.revision, error, where) from error
+        folder, known, stem = Path(builder.cache_dir), list(builder.info.splits or {}), builder.dataset_name
+    else:
+        known = list(json.loads((folder / INFO).read_text(encoding="utf-8")).get("splits") or {})
+        stem = _stem(source.dataset)
     if source.split not in known:
         raise StageError(
             f"{source.dataset} has no split {source.split!r}", where=where, hint=f"It has: {', '.join(known)}."
         )
-    pattern = f"{builder.dataset_name}-{source.split}"
-    files = [
-        file for file in sorted(Path(builder.cache_dir).glob(f"{pattern}*.arrow")) if _is_shard(file.stem, pattern)
-    ]
+    pattern = f"{stem}-{source.split}"
+    files = [file for file in sorted(folder.glob(f"{pattern}*.arrow")) if _is_shard(file.stem, pattern)]
     return [(f"{source.dataset}/{file.name}", source_files.local(file)) for file in files]
+
+
+def _cached(source: Source) -> Path | None:
+    """Where the cache of datasets has this configuration at this commit; without `config` the one called `default`.
+
+    A folder has its name, the commit, only once it is whole.
+    """
+    import datasets
+
+    owner, _, name = str(source.dataset).partition("/")
+    root = Path(datasets.config.HF_DATASETS_CACHE) / f"{owner}___{_stem(name)}" / (source.config or "default")
+    return next((file.parent for file in sorted(root.glob(f"*/{source.revision}/{INFO}"))), None)
+
+
+def _stem(name: str) -> str:
+    from datasets.naming import camelcase_to_snakecase
+
+    return str(camelcase_to_snakecase(name.rpartition("/")[2]))
+
+
+def not_had(name: str, revision: str, error: BaseException, where: str) -> StageError:
+    """What is wrong and what to do, where a dataset of the hub could not be had."""
+    from huggingface_hub import errors
+
+    met: list[BaseException] = [error]
+    while (cause := met[-1].__cause__ or met[-1].__context__) is not None and cause not in met:
+        met.append(cause)
+
+    def of(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(one, kinds) for one in met)
+
+    said = (str(error).strip() or repr(error)).splitlines()[0]
+    if of(errors.GatedRepoError) or "is a gated dataset" in said:
+        reason, advice = (
+            "it is gated, and HF_TOKEN is of nobody who may read it",
+            f"Ask for access on the page of datasets/{name} on the hub, then set HF_TOKEN to a token of that account.",
+        )
+    elif of(errors.RevisionNotFoundError):
+        reason, advice = "it has no such commit", "Copy the 40 digits from the history of its files on the hub."
+    elif of(errors.RepositoryNotFoundError) or "doesn't exist on the Hub" in said:
+        reason, advice = "it is not on the hub, or is private", "Check the name; what is private needs HF_TOKEN."
+    elif of(ConnectionError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) or "find cache for" in said:
+        reason, advice = (
+            "the hub cannot be reached, and the cache does not have it at this commit",
+            "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE; or run once where there is a network, and bring the "
+            "cache (HF_HOME). A `config` that is not called `default` is found in the cache by its name alone.",
+        )
+    else:
+        reason, advice = said, "Check the name, `config`, the commit, HF_TOKEN and the network."
+    return StageError(f"cannot get {name} at {revision[:12]}: {reason}", where=where, hint=advice)
 
 
 def _is_shard(stem: str, pattern: str) -> bool:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from infra import source_files
 from infra.errors import StageError
 from infra.source_files import SourceLocation, is_url
-from tasks.data.reading.datasets_door import prepared_files
+from tasks.data.reading.datasets_door import not_had, prepared_files
 from tasks.data.reading.file_patterns import MAGIC, Walked, keeps, split_root, walk
 from tasks.data.reading.sources import STDLIB, Source, expand, package_of
 
@@ -184,11 +184,7 @@ def hub_files(source: Source, where: str) -> list[FoundFile]:
     try:
         root = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=[pattern]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise StageError(
-            f"cannot get {name} at {revision[:12]}: {str(error).strip().splitlines()[0]}",
-            where=where,
-            hint="Check the name, the commit, HF_TOKEN and the network; a dataset in the local cache needs none.",
-        ) from error
+        raise not_had(name, revision, error, where) from error
     # The cache holds links to files that are named by their content.
     walked = walk(root, pattern, source.exclude)
     _refuse_broken(walked, where)

@@ -249,7 +249,7 @@ def test_a_split_of_a_hub_dataset_is_prepared_by_datasets(
 
 def test_a_hub_dataset_that_cannot_be_had_is_an_error_that_says_what_to_check(jobs: ModuleType, tmp_path: Path) -> None:
     source = {"dataset": "org/no-such-thing", "revision": COMMIT, "split": "train"}
-    with pytest.raises(StageError, match=r"cannot get org/no-such-thing at 012345678901(?s:.*)HF_TOKEN"):
+    with pytest.raises(StageError, match=r"cannot get org/no-such-thing at 012345678901(?s:.*)HF_HUB_OFFLINE"):
         made(jobs, tmp_path / "a", source)
 
 
