@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo data data-figures objectives test soak proof-release bench-training bench-data bench-compression bench-start parity check setup lock clean
+.PHONY: run demo data data-figures objectives test soak proof-release bench-training bench-data bench-compression bench-start bench-streaming parity check setup lock clean
 
 run: .venv/ready
 	$(BIN)/forgeline run configs/quickstart.yaml
@@ -51,6 +51,10 @@ bench-compression: data .venv/ready-dev
 # Seconds from `forgeline run` to its first stage line and to its end, on a fresh home and with stages reused: some minutes.
 bench-start: .venv/ready-dev
 	$(BIN)/python -m tests.bench.first_stage
+
+# Memory of a dataset stage on saved datasets of 60 and 600 MB, for docs/data.md: some minutes.
+bench-streaming: .venv/ready-dev
+	$(BIN)/python -m tests.bench.streaming
 
 # Losses and weights at ZeRO 0-3, 1 and 2 ranks, with and without accumulation, against a plain torch loop; and
 # each objective's losses.

@@ -114,7 +114,10 @@ def _files_of(source: Source, where: str) -> list[FoundFile]:
             hint="Check the path (relative paths start at the pipeline file's folder) and its permissions.",
         ) from error
     _refuse_broken(walked, where)
-    hint = f"That is a folder: write {given.rstrip('/')}/*." if Path(given).is_dir() else ""
+    hint = f"That is a folder: write {given.rstrip('/')}/*." if Path(given).is_dir() and source.files else ""
+    if source.saved:
+        splits = sorted(str(file.parent) for file in root.glob("*/dataset_info.json"))
+        hint = f"It holds several splits: write {' or '.join(splits)}." if splits else "Did `save_to_disk` write it?"
     return _named(source, list(zip(walked.files, places, strict=True)), f"{pattern} under {root}", where, hint)
 
 

@@ -116,6 +116,13 @@ def test_what_datasets_saved_needs_no_columns(jobs: ModuleType, tmp_path: Path) 
     assert job.shared == same.shared, "written out they are the same, byte for byte"
 
 
+def test_a_folder_of_several_splits_says_which_there_are(tmp_path: Path) -> None:
+    datasets.DatasetDict({"train": garments(), "dev": garments()}).save_to_disk(tmp_path / "saved")
+    params = dataset.Params.model_validate({"sources": [{"saved": str(tmp_path / "saved")}]})
+    with pytest.raises(StageError, match=r"It holds several splits: write \S+/saved/dev or \S+/saved/train\."):
+        dataset.sources(params)
+
+
 def test_every_kind_of_feature_has_a_type_or_is_named(jobs: ModuleType, tmp_path: Path) -> None:
     value = datasets.Value
     given: dict[str, tuple[Any, Any, Any]] = {  # feature, a value, what becomes of it
