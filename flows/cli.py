@@ -35,6 +35,8 @@ from infra.terminal import plain_stdout
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `forgeline` script; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    if argv is None and (ended := _run_by_standby()) is not None:
+        return ended
     if getattr(arguments, "verify", False):
         os.environ["FORGELINE_VERIFY_SOURCES"] = "1"  # for the processes of the run as well
     try:
@@ -53,6 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(f"forgeline: {error.filename}: {error.strerror}\n  Is it the right place, and may you write there?")
         return 2
+
+
+def _run_by_standby() -> int | None:
+    """The exit code of a command that the standby of `forgeline up` ran; None where it runs here."""
+    if sys.argv[1:2] != ["run"]:
+        return None
+    from flows.home import home
+    from infra.platform.prefect_server import prefect_home
+    from infra.standby.client import run_there
+
+    return run_there(prefect_home(home()), sys.argv[1:])
 
 
 def _parser() -> Parser:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.run import HOME, TORCH_PRELOAD, home
+from flows.home import HOME, home
+from flows.run import TORCH_PRELOAD
 from infra.artifacts import ArtifactRef
 from infra.config_check import did_you_mean
 from infra.errors import UsageError

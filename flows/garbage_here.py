@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flows.home import home
 from flows.prefect_garbage import clean
-from flows.run import home
 from infra.local_garbage import Leftover, old, remove
 from infra.platform import prefect_server
 from infra.prefect_database import look

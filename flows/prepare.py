@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.home import HOME, home
 from flows.prefect_settings import log_to_file, prefect_environment
-from flows.run import HOME, home
 from infra.artifacts import ArtifactRef
 from infra.config_check import did_you_mean
 from infra.errors import ForgelineError, SourcesChanged, UsageError

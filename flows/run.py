@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from flows.budget import watch_budget
+from flows.home import HOME, home
 from flows.live import LiveView
 from flows.monitor import Monitor
 from flows.prefect_settings import log_to_file, prefect_environment
@@ -53,12 +54,8 @@ log = logging.getLogger(__name__)
 TORCH_PRELOAD = ("tasks.training.loop.train", "tasks.training.engine.engine")
 
 
-def home() -> Path:
-    """Folder for logs, job files and local servers: $FORGELINE_HOME, else `.forgeline` here."""
-    return Path(os.environ.get("FORGELINE_HOME", ".forgeline"))
-
-
-HOME = "FORGELINE_HOME"
+FORKED = threading.Event()
+"""Set in a process that the standby forked, with Prefect imported, until its first flow."""
 LastWords = Callable[[RunRecord], None]
 
 
@@ -197,7 +194,7 @@ def _run_rounds(pipeline: Pipeline, context: RunContext, monitor: Monitor) -> No
     """
     known: dict[str, ArtifactRef] = resolve_refs(pipeline, context.store)
     head_start = HeadStart(list(pipeline.stages.values()), known, context, monitor.end)
-    if "prefect" not in sys.modules:  # else this is a deployed flow's process, or a later run of a search
+    if _is_first_flow():
         head_start.begin()
     try:
         from flows.pipeline import run_with_prefect
@@ -217,6 +214,13 @@ def _run_rounds(pipeline: Pipeline, context: RunContext, monitor: Monitor) -> No
             return
         monitor.failures.clear()
         run_with_prefect(pipeline, resolve_refs(pipeline, context.store), context, monitor)
+
+
+def _is_first_flow() -> bool:
+    """False in a deployed flow's process, and in later runs of a search: their flow begins at once."""
+    first = "prefect" not in sys.modules or FORKED.is_set()
+    FORKED.clear()
+    return first
 
 
 def _show_ledger(context: RunContext, record: RunRecord) -> None:

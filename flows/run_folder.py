@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.run import home
+from flows.home import home
 from flows.stage_progress import StageProgress, clock
 from infra.tail import json_objects
 from tasks.run.worker import EVENTS_FILE

@@ -21,7 +21,7 @@ def add(commands: Commands) -> Commands:
 def doctor(arguments: argparse.Namespace) -> int:
     from flows.checks import here, machine, new_data, prefect_server, store, tracking
     from flows.checks.check import Result, examine
-    from flows.run import home
+    from flows.home import home
     from tasks.pipeline.dag import default_store
 
     url = arguments.store or default_store()

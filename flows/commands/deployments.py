@@ -20,8 +20,9 @@ def add(commands: Commands) -> None:
 
 
 def deploy(arguments: argparse.Namespace) -> int:
+    from flows.home import home
     from flows.prefect_settings import require_server
-    from flows.run import commit_of, home
+    from flows.run import commit_of
 
     pipeline = load(arguments)
     require_server(home())
@@ -39,8 +40,8 @@ def deploy(arguments: argparse.Namespace) -> int:
 
 
 def watch(arguments: argparse.Namespace) -> int:
+    from flows.home import home
     from flows.prefect_settings import require_server, use_running_server
-    from flows.run import home
 
     pipeline = load(arguments)
     if arguments.here:

@@ -116,7 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _how_it_ended(record: RunRecord, *, report: bool) -> None:
-    from flows.run import home, stage_summary
+    from flows.home import home
+    from flows.run import stage_summary
     from infra.errors import StoreError
 
     for entry in record.data["stages"]:

@@ -68,7 +68,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def write_report(record: dict[str, Any], store: Store, output: Path | None) -> Path:
-    from flows.run import home
+    from flows.home import home
     from tasks.release.report.page import render_report
     from tasks.release.report.stored_evidence import evidence_loader
 

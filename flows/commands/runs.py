@@ -36,7 +36,8 @@ def add(commands: Commands) -> None:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    from flows.run import home, stage_summary
+    from flows.home import home
+    from flows.run import stage_summary
     from infra.ledger import BUCKETS
     from tasks.run.decided_run import given_up
     from tasks.run.record import find_run, list_runs, read_run, state_in

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import StageError
+from infra.launch.handed import Handed, Process, handed
 from infra.launch.launcher import JobSpec
 from infra.launch.network import interface_towards
 from infra.launch.silence import SILENCE_SECONDS, Silence
@@ -144,14 +145,21 @@ class _Key:
     accelerator: str | None
 
 
+_TORCH, _LIGHT = _Key("torch", None), _Key("light", None)
+
+
 class _Server:
     """One warm server process and the launcher's end of the socket pair."""
 
-    def __init__(self, key: _Key, modules: Sequence[str], log: Path) -> None:
+    def __init__(self, key: _Key, modules: Sequence[str], log: Path, given: Handed | None = None) -> None:
         self.log = log
-        self._control, theirs = socket.socketpair()
         self._sending = threading.Lock()
         self._ready = False
+        self.process: subprocess.Popen[bytes] | Process
+        if given is not None:
+            self._control, self.process = socket.socket(fileno=given.control), Process(given.pid)
+            return
+        self._control, theirs = socket.socketpair()
         environment = {**os.environ, **ENVIRONMENT}
         if key.accelerator:
             environment["DS_ACCELERATOR"] = key.accelerator
@@ -197,7 +205,8 @@ class _Server:
         return LocalJob(spec, ours, self)
 
     def log_tail(self) -> str:
-        return self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+        """Empty for a server that the standby forked: it writes into the standby's log."""
+        return self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace") if self.log.exists() else ""
 
     def close(self) -> None:
         if not self.ready():
@@ -232,6 +241,9 @@ class LocalLauncher:
         self._jobs: list[LocalJob] = []
         self._lock = threading.Lock()
         self._closed = False
+        if (given := handed()) is not None:
+            server = _Server(_TORCH, (), self._folder / "warm-torch.log", given)
+            self._servers = dict.fromkeys((_TORCH, _LIGHT), server)  # what has torch can do all else
 
     def prestart(self, warm: bool = False) -> None:
         """Start the server for `warm` or for light jobs and return at once; it imports in the background."""
@@ -278,7 +290,7 @@ class LocalLauncher:
             thread.start()
         for thread in threads:
             thread.join()
-        for server in servers:
+        for server in {id(server): server for server in servers}.values():
             server.close()
         if self._temporary:
             self._temporary.cleanup()
@@ -287,7 +299,7 @@ class LocalLauncher:
         return self._key(spec.warm, spec.env.get("DS_ACCELERATOR", os.environ.get("DS_ACCELERATOR")))
 
     def _key(self, warm: bool, accelerator: str | None) -> _Key:
-        return _Key("torch", accelerator) if warm else _Key("light", None)
+        return _Key("torch", accelerator) if warm else _LIGHT
 
     def _server(self, key: _Key) -> _Server:
         if self._closed:

@@ -225,11 +225,17 @@ def main(arguments: list[str]) -> None:
     """Preload `arguments[0]`'s modules and those named after it, then serve jobs that come over standard input."""
     control = socket.socket(fileno=os.dup(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    adopt_orphans()
     signal.signal(signal.SIGALRM, lambda signum, frame: leave_when_closed(control))
     signal.setitimer(signal.ITIMER_REAL, 0.25, 0.25)
     preload([*PRELOAD[arguments[0]], *arguments[1:]])
     signal.setitimer(signal.ITIMER_REAL, 0)
+    serve(control)
+
+
+def serve(control: socket.socket) -> None:
+    """Fork jobs that come over `control` until its other end closes. For a process with everything imported."""
+    adopt_orphans()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)

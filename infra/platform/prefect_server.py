@@ -32,6 +32,8 @@ HOST = "127.0.0.1"
 POOL = "forgeline"
 PORT = 4200
 START_SECONDS = 180.0
+PREFECT = [sys.executable, "-m", "prefect"]
+STANDBY = [sys.executable, "-P", "-m", "flows.standby"]
 LOG_TAIL_BYTES = 4096
 
 
@@ -58,10 +60,11 @@ def prefect_home(home: Path) -> Path:
     return home.resolve() / "prefect"
 
 
-def up(home: Path, port: int | None = None, database: Postgres | None = None) -> Platform:
+def up(home: Path, port: int | None = None, database: Postgres | None = None, *, standby: bool = False) -> Platform:
     """Start the server and a worker unless they run, and return once both are ready (about 10 s).
 
-    port: None is where the server was, or 4200. database: where the server keeps its data, instead of SQLite. Raises
+    port: None is where the server was, or 4200. database: where the server keeps its data, instead of SQLite. standby:
+    start the process that keeps everything imported, too (`infra/standby/server.py`); it is not waited for. Raises
     UsageError if the port is taken or another server of ours runs, StageError if a service dies; for what else see
     `require_ready`.
     """
@@ -86,7 +89,7 @@ def up(home: Path, port: int | None = None, database: Postgres | None = None) ->
             if database is not None:
                 require_ready(database)
             grace.grant(folder, database)
-            command = ["server", "start", "--host", HOST, "--port", str(port), "--analytics-off"]
+            command = [*PREFECT, "server", "start", "--host", HOST, "--port", str(port), "--analytics-off"]
             server, started["server"] = _start(folder, "server", command, port, known, database)
         api = api_url(port)
         _await(folder, "server", server, started.get("server"), f"{api}/health")
@@ -94,8 +97,13 @@ def up(home: Path, port: int | None = None, database: Postgres | None = None) ->
             services.stop(folder, worker)
             services.stop_runs(folder, worker.port)
         if not worker or not services.lives(folder, worker):
-            command = ["worker", "start", "--pool", POOL, "--type", "process", "--name", f"{POOL}-{port}"]
+            command = [*PREFECT, "worker", "start", "--pool", POOL, "--type", "process", "--name", f"{POOL}-{port}"]
             worker, started["worker"] = _start(folder, "worker", command, port, known)
+        if standby and ("standby" not in known or not services.lives(folder, known["standby"])):
+            environment = _environment(folder, port)
+            added = sorted(name for name, value in environment.items() if os.environ.get(name) != value)
+            command = [*STANDBY, str(folder), ",".join(added)]
+            _, started["standby"] = _start(folder, "standby", command, port, known)
         _await(folder, "worker", worker, started.get("worker"), f"{api}/work_pools/{POOL}")
     return Platform(api, folder, tuple(started), server.database)
 
@@ -118,8 +126,10 @@ def down(home: Path) -> str:
         return "nothing was running"
     with _locked(folder):
         known = services.read(folder)
-        # The worker first: it reports to the server that it is going. Then its runs, which have sessions of their own.
-        stopped = ["worker"] if "worker" in known and services.stop(folder, known["worker"]) else []
+        # The worker before the server: it reports that it is going. Then its runs, which have sessions of their own.
+        stopped: list[str] = [
+            name for name in ("standby", "worker") if name in known and services.stop(folder, known[name])
+        ]
         runs = [services.stop_runs(folder, port) for port in {service.port for service in known.values()}]
         stopped += ["what it ran"] if any(runs) else []
         stopped += ["server"] if "server" in known and services.stop(folder, known["server"]) else []
@@ -173,7 +183,7 @@ def _start(
     since = time.time()
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *command],
+            command,
             env=_environment(folder, port)
             | (database.environment() if database else {})
             | (services.mark(folder, port) if name == "worker" else {}),
