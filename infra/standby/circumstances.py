@@ -23,8 +23,8 @@ Code = dict[str, tuple[int, int]]
 FLAGS = ("optimize", "utf8_mode", "dev_mode", "no_user_site", "no_site", "isolated", "ignore_environment")
 NAMESPACES = ("mnt", "pid", "net", "user", "ipc", "uts")
 LIMITS = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
-PREFECT_FILES = (".env", "prefect.toml", "pyproject.toml")
-"""Files of the working folder from which Prefect takes settings when it is imported."""
+PREFECT_FILES = {".env": "PREFECT_", "prefect.toml": "", "pyproject.toml": "[tool.prefect"}
+"""Files of the working folder from which Prefect takes settings, and what says that they have any."""
 
 
 def circumstances(environment: dict[str, str]) -> dict[str, Any]:
@@ -43,14 +43,8 @@ def circumstances(environment: dict[str, str]) -> dict[str, Any]:
 
 def settings_here() -> bool:
     """Whether the working folder has a file from which Prefect would take settings."""
-    return any("prefect" in _text(Path(name)).lower() for name in PREFECT_FILES)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    found = ((Path(name), mark) for name, mark in PREFECT_FILES.items())
+    return any(path.is_file() and mark in path.read_text(encoding="utf-8", errors="replace") for path, mark in found)
 
 
 def code(packages: Iterable[Path]) -> Code:

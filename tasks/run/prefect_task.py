@@ -168,9 +168,13 @@ class UiUpdates:
 
 
 class _ProgressArtifact:
-    """A progress bar in the UI with the time left, made once the job reports steps and updated every few seconds."""
+    """A progress bar in the UI with the time left, made once the job reports steps and updated every few seconds.
+
+    Made in the stage's task, to which it belongs; `update` is called from any thread.
+    """
 
     def __init__(self, pipeline: str, stage: str, read: Callable[[str], float | None], updates: UiUpdates) -> None:
+        self._of_task = contextvars.copy_context()
         self.key, self.stage, self.read = artifact_key(pipeline, stage, "progress"), stage, read
         self.updates, self.next = updates, 0.0
         self.first: tuple[float, float] | None = None
@@ -187,11 +191,11 @@ class _ProgressArtifact:
             if left is not None
             else f"{self.stage}: steps done"
         )
-        self.updates.later(lambda: self._show(percent, text))
+        self.updates.later(lambda: self._of_task.run(self._show, percent, text))
 
     def finish(self) -> None:
         if self.next:
-            self.updates.later(lambda: self._show(100.0, f"{self.stage}: done"))
+            self.updates.later(lambda: self._of_task.run(self._show, 100.0, f"{self.stage}: done"))
 
     def _show(self, percent: float, told: str) -> None:
         if self.id is None:

@@ -58,7 +58,7 @@ def test_a_server_on_postgres_and_without_it(load: Any, postgres: Any, secret: s
         return said
 
     def up(url: str, **how: Any) -> str:
-        return forgeline("up", "--port", port, "--postgres", url, **how)
+        return forgeline("up", "--no-standby", "--port", port, "--postgres", url, **how)
 
     nobody = postgres.url.replace(f":{postgres.port}/", ":9/")
     assert "Postgres cannot be reached at 127.0.0.1:9" in up(nobody, code=3)
@@ -69,7 +69,7 @@ def test_a_server_on_postgres_and_without_it(load: Any, postgres: Any, secret: s
     postgres.make_database()
     try:
         assert postgres.url in up(postgres.url)
-        assert "already running" in forgeline("up")
+        assert "already running" in forgeline("up", "--no-standby")
         assert "keeps its data in postgresql://" in up(nobody, code=2)
         (tmp_path / "a.txt").write_text("a text")
         (tmp_path / "p.yaml").write_text(PIPELINE)
