@@ -18,10 +18,10 @@ from distributed import Client, KilledWorker, get_worker
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
-from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL
 from prefect_dask.task_runners import DaskTaskRunner
 
+from flows.prefect_settings import has_temporary
 from infra.errors import ForgelineError, StageError, TransientError, UsageError
 from tasks.data.parts.batches import Batch
 from tasks.data.parts.parts import KILLED, KILLED_HINT, SINGLE_THREADED
@@ -54,8 +54,9 @@ def running_scheduler(address: str) -> DaskTaskRunner:
     where = f"--dask {address}"
     api = PREFECT_API_URL.value()
     if not _on_this_machine(address) and (api is None or _on_this_machine(api)):
+        server = "a temporary server" if has_temporary() or api is None else api
         raise UsageError(
-            f"its workers could not reach the Prefect API, which is {api or 'a temporary server'} on this machine",
+            f"its workers could not reach the Prefect API, which is {server} on this machine",
             where=where,
             hint="Set PREFECT_API_URL to a server that they can reach.",
         )
@@ -111,8 +112,7 @@ def make_with_dask(
         return workers
 
     try:
-        with temporary_settings({PREFECT_API_URL: _api_url()}):
-            return make_all()
+        return make_all()
     except ForgelineError:
         raise
     except KilledWorker as error:
@@ -132,15 +132,6 @@ class _StaysHere:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _StaysHere, ()
-
-
-def _api_url() -> str:
-    """The Prefect API that is set, or that of a temporary server, which workers would each start for themselves."""
-    if PREFECT_API_URL.value() is not None:
-        return str(PREFECT_API_URL.value())
-    server = SubprocessASGIServer()
-    server.start()
-    return server.api_url
 
 
 def _on_this_machine(address: str) -> bool:

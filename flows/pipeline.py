@@ -14,11 +14,12 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.monitor import Monitor
+from flows.prefect_settings import has_temporary
 from infra.artifacts import ArtifactRef
 from infra.errors import StageError
 from tasks.pipeline.dag import Pipeline
@@ -92,7 +93,7 @@ def run_with_prefect(
 
 def _no_server(context: RunContext, error: Exception) -> StageError:
     """The error of a run whose flow never began, which is hardly anything but its server."""
-    where = PREFECT_API_URL.value() or "the temporary Prefect server"
+    where = "the temporary Prefect server" if has_temporary() else str(PREFECT_API_URL.value())
     what = f"Prefect could not begin the flow run: {type(error).__name__}: {error} ({where})"
     hint = f"See {context.folder / 'prefect.log'}. What stages made meanwhile is stored: run it again to go on."
     return StageError(f"{what}. {hint}", where=where)
@@ -100,7 +101,7 @@ def _no_server(context: RunContext, error: Exception) -> StageError:
 
 def _links(pipeline: Pipeline, run: str) -> dict[str, str]:
     """Where else the run is shown: its page in the Prefect UI, its group in W&B. A temporary server has no page."""
-    found = {"Prefect": (flow_run.ui_url or "") if PREFECT_UI_URL.value() else "", "W&B": ""}
+    found = {"Prefect": "" if has_temporary() else flow_run.ui_url or "", "W&B": ""}
     mode = pipeline.tracking.resolved_mode(os.environ)
     if mode != "disabled":
         project = pipeline.tracking.project or pipeline.name

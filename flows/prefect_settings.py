@@ -1,29 +1,31 @@
 """Settings that must stand before Prefect is imported, and where its log goes afterwards.
 
-Which API: PREFECT_API_URL if set, else the server `forgeline up` started here, else an ephemeral one. Ephemeral servers
+Which API: PREFECT_API_URL if set, else the server `forgeline up` started here, else a temporary one. Temporary servers
 share one database in this folder, so that `forgeline up` shows past runs; but two of them at once would lock each other
 out of SQLite, so the second of two simultaneous runs gets a database of its own.
 """
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import logging
 import os
 import socket
-import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from infra.errors import StageError, TransientError
 from infra.platform import prefect_server
+from infra.platform.temporary_server import TemporaryServer
 
 PROBE_SECONDS = 2.0
 CONSOLES = ("PrefectConsoleHandler", "_SafeStreamHandler", "StreamHandler")
 """Handlers that write to the terminal: Prefect's own, that of its event loop (it speaks at the end), plain ones."""
+_temporary: TemporaryServer | None = None
 DEFAULTS = {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -44,9 +46,30 @@ def use_running_server(home: Path) -> None:
 
 @contextmanager
 def prefect_environment(home: Path, run_folder: Path) -> Iterator[None]:
-    """Set Prefect's environment for the duration of a run."""
+    """Set Prefect's environment for the duration of a run; where there is no server, start one that this process keeps.
+
+    `wait_for_temporary` before the first call of the API.
+    """
+    global _temporary
     use_running_server(home)
-    if "PREFECT_API_URL" in os.environ or "PREFECT_HOME" in os.environ:
+    if "PREFECT_API_URL" in os.environ or any(_names_a_server(path) for path in _config_files()):
+        yield
+        return
+    with _database(home, run_folder):
+        _temporary = TemporaryServer(run_folder / "prefect-server.log")
+        atexit.register(_temporary.close)
+        os.environ["PREFECT_API_URL"] = _temporary.api_url
+        if "prefect" in sys.modules:  # which has read its settings
+            from prefect.context import refresh_global_settings_context
+
+            refresh_global_settings_context()
+        yield
+
+
+@contextmanager
+def _database(home: Path, run_folder: Path) -> Iterator[None]:
+    """PREFECT_HOME, and with it the database, of temporary servers; what the user has set stays."""
+    if "PREFECT_HOME" in os.environ:
         yield
         return
     shared = prefect_server.prefect_home(home)
@@ -59,6 +82,17 @@ def prefect_environment(home: Path, run_folder: Path) -> Iterator[None]:
             chosen = run_folder / "prefect"
         os.environ["PREFECT_HOME"] = str(chosen.resolve())
         yield
+
+
+def has_temporary() -> bool:
+    """Whether the server is one that ends with this process, and so has no page to link to."""
+    return _temporary is not None
+
+
+def wait_for_temporary() -> None:
+    """Return when the temporary server answers, if this process has one. Raises StageError where it does not."""
+    if _temporary is not None:
+        _temporary.wait()
 
 
 def require_server(home: Path) -> None:
@@ -103,31 +137,8 @@ def _names_a_server(path: Path) -> bool:
     return "PREFECT_API_URL" in text or (path.suffix == ".toml" and "prefect" in text + path.name and "api" in text)
 
 
-class _Logged:
-    """Stands for `subprocess` in the module that starts the temporary server, whose output goes to a file.
-
-    It inherits this terminal otherwise: SQLite's "database is locked", and what it says while it is shut down.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(subprocess, name)
-
-    def Popen(self, *arguments: Any, **settings: Any) -> subprocess.Popen[Any]:
-        with self._path.open("ab") as log:
-            return subprocess.Popen(*arguments, **{**settings, "stdout": log, "stderr": log})
-
-
 def log_to_file(path: Path) -> None:
-    """Send the console log of Prefect and Dask to a file, and all that a temporary server writes.
-
-    The terminal belongs to the live view.
-    """
-    from prefect.server.api import server
-
-    setattr(server, "subprocess", _Logged(path))  # noqa: B010 - it is what that module imports
+    """Send the console log of Prefect and Dask to a file: the terminal belongs to the live view."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for logger in (logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)):

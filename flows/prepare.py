@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.home import HOME, home
-from flows.prefect_settings import log_to_file, prefect_environment
+from flows.prefect_settings import log_to_file, prefect_environment, wait_for_temporary
 from infra.artifacts import ArtifactRef
 from infra.config_check import did_you_mean
 from infra.errors import ForgelineError, SourcesChanged, UsageError
@@ -151,6 +151,7 @@ def _make(
         from flows.dask_flow import local_workers, make_with_dask, running_scheduler
 
         log_to_file(folder / "prefect.log")
+        wait_for_temporary()
         count = workers or len(os.sched_getaffinity(0))
         runner = running_scheduler(dask) if dask else local_workers(count, scratch)
         return make_with_dask(pipeline.name, node.name, run, runner, missing, node.execution.retries, progress)

@@ -1,6 +1,6 @@
 """`forgeline run`: plan first; if everything is reused, say so and stop; else run what is left as a Prefect flow.
 
-Prefect is imported, and its ephemeral server started, only when there is work. The warm server with torch is started
+Prefect is imported, and a temporary server started, only when there is work. The warm server with torch is started
 before that, so that the two start-ups overlap, and the first stages begin meanwhile (`tasks/run/head_start.py`).
 """
 
@@ -23,7 +23,7 @@ from flows.budget import watch_budget
 from flows.home import HOME, home
 from flows.live import LiveView
 from flows.monitor import Monitor
-from flows.prefect_settings import log_to_file, prefect_environment
+from flows.prefect_settings import log_to_file, prefect_environment, wait_for_temporary
 from flows.repair import plan_around_damage, set_aside, worth_another_round
 from infra.artifacts import ArtifactRef, Manifest
 from infra.budget import Spent
@@ -200,6 +200,7 @@ def _run_rounds(pipeline: Pipeline, context: RunContext, monitor: Monitor) -> No
         from flows.pipeline import run_with_prefect
 
         log_to_file(context.folder / "prefect.log")
+        wait_for_temporary()
         run_with_prefect(pipeline, known, context, monitor, head_start)
     except KeyboardInterrupt:
         context.cancel()

@@ -8,7 +8,6 @@ again where it was, with the grace that its runs need (`grace.py`).
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
 import os
@@ -16,8 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,7 @@ from pathlib import Path
 from infra.errors import StageError, UsageError
 from infra.local_garbage import KEEP_DAYS
 from infra.platform import grace, services
+from infra.platform.health import answers
 from infra.platform.postgres import Postgres, require_ready
 from infra.platform.services import Service
 
@@ -144,7 +142,7 @@ def running(home: Path) -> str | None:
     if server is None or not services.lives(folder, server):
         return None
     api = api_url(server.port)
-    return api if _answers(f"{api}/health") else None
+    return api if answers(f"{api}/health") else None
 
 
 def _environment(folder: Path, port: int) -> dict[str, str]:
@@ -200,7 +198,7 @@ def _start(
 def _await(folder: Path, name: str, service: Service, process: subprocess.Popen[bytes] | None, url: str) -> None:
     """process: of a service that was started just now. Raises StageError if it dies or takes too long."""
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(url):
+    while not answers(url):
         ended = None
         if process is None:
             ended = None if services.lives(folder, service) else "ended"
@@ -212,17 +210,6 @@ def _await(folder: Path, name: str, service: Service, process: subprocess.Popen[
             what = f"the Prefect {name} {ended or f'was not ready within {START_SECONDS:.0f} s'}"
             raise StageError(what, where=str(log), hint=f"Its last lines:\n{tail}")
         time.sleep(0.2)
-
-
-def _answers(url: str) -> bool:
-    asked = urllib.request.Request(url)  # noqa: S310 - built from HOST above
-    if login := os.environ.get("PREFECT_API_AUTH_STRING"):
-        asked.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
-    try:
-        with urllib.request.urlopen(asked, timeout=3.0):  # noqa: S310
-            return True
-    except (OSError, urllib.error.URLError):
-        return False
 
 
 def _require_free(port: int, before: Service | None) -> None:

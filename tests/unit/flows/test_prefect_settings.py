@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows import cli, prefect_settings
 from infra.errors import StageError, TransientError
+from infra.platform.temporary_server import TemporaryServer
 
 ROOT = Path(__file__).parents[3]
 
@@ -65,20 +67,50 @@ def test_a_server_that_is_named_anywhere_is_left_to_prefect(bare: Path, monkeypa
 def test_neither_prefect_nor_its_temporary_server_writes_to_the_terminal(tmp_path: Path) -> None:
     code = """
 import logging, pathlib, sys
-from flows.prefect_settings import log_to_file
-import flows.pipeline
-log_to_file(pathlib.Path(sys.argv[1]))
-from prefect.server.api import server
-noise = "import os; os.write(1, b'out of the server\\\\n'); os.write(2, b'database is locked\\\\n')"
-server.subprocess.Popen(args=[sys.executable, "-c", noise]).wait()
+from flows.prefect_settings import log_to_file, prefect_environment, wait_for_temporary
+folder = pathlib.Path(sys.argv[1])
+with prefect_environment(folder / "home", folder):
+    import flows.pipeline
+    log_to_file(folder / "log")
+    wait_for_temporary()
+    from prefect.client.orchestration import get_client
+    assert get_client(sync_client=True).hello().status_code == 200
 logging.getLogger("prefect._internal.concurrency").error("Service failed to process item")
 logging.getLogger("asyncio").error("Task exception was never retrieved")
 logging.getLogger("uvicorn.error").error("Exception in ASGI application")
 """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     found = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "log")], capture_output=True, text=True, cwd=ROOT, check=True
-    )
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True, text=True, cwd=tmp_path, check=True, env={**kept, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+    )  # fmt: skip
     assert (found.stdout, found.stderr) == ("", "")
     log = (tmp_path / "log").read_text()
-    for said in ("out of the server", "database is locked", "failed to process item", "never retrieved", "ASGI"):
+    for said in ("failed to process item", "never retrieved", "ASGI"):
         assert said in log
+
+
+def test_a_temporary_server_ends_with_its_run_however_that_ends(tmp_path: Path) -> None:
+    code = """
+import os, pathlib, signal, sys
+from infra.platform.temporary_server import TemporaryServer
+server = TemporaryServer(pathlib.Path("log"))
+print(server._process.pid, flush=True)
+server.wait()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == -9, done.stderr
+    server = psutil.Process(int(done.stdout)) if psutil.pid_exists(int(done.stdout)) else None
+    if server is not None:
+        psutil.wait_procs([server], timeout=30)
+    assert server is None or not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_temporary_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////proc/no/such.db")
+    server = TemporaryServer(tmp_path / "log")
+    with pytest.raises(StageError, match=r"temporary Prefect server ended with exit code \d"):
+        server.wait()
+    server.close()
