@@ -343,3 +343,21 @@ def test_the_card_lists_the_columns(jobs: ModuleType, tmp_path: Path) -> None:
     (first, *_) = card["examples"]["train"]
     assert first["text"].startswith("thing ") and "\nphoto: 9 bytes\nprice: " in first["text"]
     assert base64.b64decode(first["pictures"][0].removeprefix("data:image/png;base64,")).startswith(PNG)
+
+
+NUMBERS = st.one_of(
+    st.integers(), st.integers(-(2**31), 2**31 - 1), st.floats(), st.floats(width=32), st.booleans(), st.just("3")
+)
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64", "float32", "float64"])
+@given(values=st.lists(NUMBERS, max_size=4))
+def test_a_list_of_numbers_is_converted_as_each_of_them_is(kind: Any, values: list[Any]) -> None:
+    together = values_reader({"x": f"list<{kind}>"}, empty_is_missing=False)  # type: ignore[dict-item]
+    each = values_reader({"x": kind}, empty_is_missing=False)
+    alone = [each({"x": value}) for value in values]
+    found = together({"x": values})
+    if any(isinstance(one, str) for one in alone):
+        assert isinstance(found, str), "one that cannot be kept"
+    else:
+        assert repr(found) == repr(([one[0] for one in alone],))
