@@ -75,6 +75,7 @@ class Engine:
         _check_features(model, execution, ranks.device)
         ranks.join()
         deepspeed = _import_deepspeed(self.device)
+        self._all_parameters = list(model.parameters())
         groups = parameter_groups(model, optimizer, tuning)
         kept = {parameter: moments(optimizer, group) for group in groups for parameter in group["params"]}
         self._optimizer = make_optimizer(optimizer, groups)
@@ -98,6 +99,13 @@ class Engine:
         module: PreTrainedModel = self.engine.module
         return module
 
+    def seed(self, seed: int) -> None:
+        """Of what the forward pass draws on this device (dropout). `torch.manual_seed` would also walk the stack for
+        each kind of device there is not: a twentieth of a short step."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Any:
         """The model's output for a batch already on the device."""
         return self.engine(**model_inputs(batch, self.module))
@@ -111,7 +119,7 @@ class Engine:
         """L2 norm before clipping, clipping on the way. None at ZeRO stages 1 to 3, where only `step` knows it."""
         if self.zero_stage:
             return None
-        parameters = [p for p in self.engine.module.parameters() if p.grad is not None]
+        parameters = [p for p in self._all_parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.max_grad_norm and float(norm) > self.max_grad_norm:  # otherwise it would multiply by one
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)

@@ -195,6 +195,7 @@ class _Training:
             fitting = [n for n in (self.state.micro, self.job.micro) if n]
             if fitting and self.job.execution.per_device_train_batch_size == "auto":
                 self._use_micro(min(*fitting, self.split.micro))
+            self.engine.engine.train()
             while self.state.step < self.total and not self.selection.is_over(self.state):
                 self._expect()
                 self._step()
@@ -318,13 +319,12 @@ class _Training:
 
         parts: of all ranks, as `Objective.parts` has them.
         """
-        self.engine.engine.train()
         self.objective.step_metrics()  # those of a step that did not fit into memory
         self.batch_norm.begin_step()
         total = 0.0
         for i, (position, batch) in enumerate(micros):
             # Dropout depends on the place in the data stream, so neither ranks nor a resume change it.
-            torch.manual_seed(stream_seed(self.params.seed, position))
+            self.engine.seed(stream_seed(self.params.seed, position))
             batch = {name: value.to(self.ranks.device) for name, value in batch.items()}
             if parts:
                 batch["step_units"] = torch.tensor([units, *parts], device=self.ranks.device)
@@ -428,6 +428,7 @@ class _Training:
             values = self.validate(self._outputs, self.validation_features, self.ranks)
             values = with_class_names(self.ranks.broadcast(values), config_labels(self.model.config))
             self.selection.judge(state, values)
+        self.engine.engine.train()
         seconds = time.perf_counter() - began
         trained = state.trained_seconds
         self.record.evaluation(state.step, values, work=state.work, trained=trained, seconds=seconds)
