@@ -84,7 +84,7 @@ def run_pipeline(
     record = RunRecord(run, pipeline, store, already, home() / "runs" / run)
     began(record)
     with LiveView([(line.node.name, line.node.stage.kind) for line in plan], quiet=quiet) as live:
-        store.patience.tell = live.message
+        store.patience.say = live.message
         try:
             if all(line.action in ("reuse", "skip") for line in plan) and _settled(plan, record, store, live):
                 status, code = _refused_or_ok(pipeline, {line.node.name for line in plan if line.refused})

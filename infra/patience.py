@@ -40,9 +40,9 @@ class Patience:
     seconds: that an outage may last; 0: nothing is asked twice. tell: called with a sentence once an outage begins.
     """
 
-    def __init__(self, seconds: float | None = None, tell: Callable[[str], object] = log.warning) -> None:
+    def __init__(self, seconds: float | None = None, say: Callable[[str], object] = log.warning) -> None:
         self.seconds = wait_seconds() if seconds is None else seconds
-        self.tell = tell
+        self.say = say
         self._given_up = threading.Event()
         self._began: float | None = None
         self._last = 0.0
@@ -73,7 +73,7 @@ class Patience:
         if began is None or now - self._last > self.seconds:
             self._began = began = now
             if self.seconds:
-                self.tell(f"the store is away and waited for, {self.seconds:.0f} s at most: {error.what}")
+                self.say(f"the store is away and waited for, {self.seconds:.0f} s at most: {error.what}")
         self._last = now
         return began + self.seconds
 

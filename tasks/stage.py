@@ -155,8 +155,8 @@ class Job(Generic[P]):
 
         Say what is odd, where, and what to do; a stage that is wrong raises StageError instead. It enters no key.
         """
-        if (told := printable(sentence)) not in self.warnings:
-            self.warnings.append(told)
+        if (shown := printable(sentence)) not in self.warnings:
+            self.warnings.append(shown)
 
     def bytes_done(self, done: int, total: int) -> None:
         """Progress of work that is measured in bytes."""

@@ -55,7 +55,7 @@ class Result:
         return f"{self.finding.level:8} {self.name:16} {self.finding.said}{mend}"
 
 
-def examine(checks: Iterable[Check], tell: Callable[[Result], None] = lambda result: None) -> list[Result]:
+def examine(checks: Iterable[Check], report: Callable[[Result], None] = lambda result: None) -> list[Result]:
     """Run every check; `tell` hears of each when it is done."""
     results: list[Result] = []
     for check in checks:
@@ -67,7 +67,7 @@ def examine(checks: Iterable[Check], tell: Callable[[Result], None] = lambda res
         if finding is not None:
             shown = Finding(finding.level, without_credentials(finding.said), without_credentials(finding.mend))
             results.append(Result(check.name, shown, time.monotonic() - began))
-            tell(results[-1])
+            report(results[-1])
     return results
 
 

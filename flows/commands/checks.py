@@ -28,11 +28,11 @@ def doctor(arguments: argparse.Namespace) -> int:
     checks = [*machine.checks(home()), *here.checks(home()), *store.checks(url), *new_data.checks(url)]
     checks += [*prefect_server.checks(home()), *tracking.checks(os.environ)]
 
-    def tell(result: Result) -> None:
+    def report(result: Result) -> None:
         if not arguments.json:
             print(result, flush=True)
 
-    results = examine(checks, tell)
+    results = examine(checks, report)
     levels = [result.finding.level for result in results]
     if arguments.json:
         print(json.dumps({"ok": "fault" not in levels, "checks": [result.to_json() for result in results]}, indent=2))

@@ -91,14 +91,14 @@ def run(arguments: argparse.Namespace) -> int:
     from flows.search import run_trials
     from tasks.run.record import spent_by
 
-    def tell(record: RunRecord) -> None:
+    def print_summary(record: RunRecord) -> None:
         if arguments.json:
             print(json.dumps(record.summary()), flush=True)
 
     rounds: list[RunRecord] = []
 
     def once(pipeline: Pipeline) -> int:
-        record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=tell, already=spent_by(rounds))
+        record, code = run_pipeline(pipeline, quiet=arguments.quiet, last_words=print_summary, already=spent_by(rounds))
         rounds.append(record)
         _how_it_ended(record, report=not arguments.no_report)
         return code
@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         return code
     finally:
         if rounds:
-            tell(rounds[-1])
+            print_summary(rounds[-1])
 
 
 def _how_it_ended(record: RunRecord, *, report: bool) -> None:

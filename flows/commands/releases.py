@@ -44,8 +44,8 @@ def promote(arguments: argparse.Namespace) -> int:
     else:
         found = verdict_at(store, arguments.verdict) if arguments.verdict else newest_verdict(store, model)
         require_passed(found, model)
-        note = f"by hand, on {found.told}" + (f": {reason}" if reason else "")
-    return _told(store, arguments.ref, put_in_place(store, arguments.ref, model, note))
+        note = f"by hand, on {found.name}" + (f": {reason}" if reason else "")
+    return _report(store, arguments.ref, put_in_place(store, arguments.ref, model, note))
 
 
 def _model(store: Store, text: str) -> ArtifactRef:
@@ -54,8 +54,8 @@ def _model(store: Store, text: str) -> ArtifactRef:
     id, _ = find(store, text)
     manifest = store.manifest(*id)
     if manifest is None or manifest.type not in ("model", "onnx"):
-        told = f"a {manifest.type}" if manifest else "no longer in the store"
-        raise UsageError(f"{text} is {told}", hint="Promote a model: a ref, or KIND/KEY as `forgeline show` prints it.")
+        kind = f"a {manifest.type}" if manifest else "no longer in the store"
+        raise UsageError(f"{text} is {kind}", hint="Promote a model: a ref, or KIND/KEY as `forgeline show` prints it.")
     return manifest.ref
 
 
@@ -63,10 +63,10 @@ def rollback(arguments: argparse.Namespace) -> int:
     from tasks.release.promotion.refs import roll_back
 
     store = store_of(arguments)
-    return _told(store, arguments.ref, roll_back(store, arguments.ref, arguments.to, arguments.reason))
+    return _report(store, arguments.ref, roll_back(store, arguments.ref, arguments.to, arguments.reason))
 
 
-def _told(store: Store, ref: str, moves: list[Move]) -> int:
+def _report(store: Store, ref: str, moves: list[Move]) -> int:
     from infra import refs
     from tasks.release.promotion.refs import weights_ref
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 from dataclasses import dataclass
 
-HANDED = "FORGELINE_WARM_SERVER"
+HANDED = "WARM_SERVER_OF_FORGELINE"
 
 
 @dataclass(frozen=True)

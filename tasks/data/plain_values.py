@@ -70,9 +70,9 @@ def in_text(value: Any) -> str | None:
 def _number(number: Decimal) -> str:
     if number.is_infinite():
         raise ValueError("an infinite number")
-    told = f"{number:f}"
-    told = told.rstrip("0").rstrip(".") if "." in told else told
-    return "0" if told == "-0" else told
+    text = f"{number:f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
 
 
 def _of_bytes(value: bytes) -> str | None:

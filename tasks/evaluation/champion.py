@@ -34,7 +34,7 @@ class Since:
     """`mask` [N]: whether the champion was judged on an example. `told`: a sentence on how that was found."""
 
     mask: npt.NDArray[np.bool_]
-    told: str
+    reason: str
 
     @property
     def masks(self) -> dict[str, npt.NDArray[np.bool_]]:
@@ -46,7 +46,7 @@ def about(
     store: Store, ref: str, champion: Manifest | None, challengers: Sequence[Manifest], since: Since | None
 ) -> dict[str, Any]:
     """What scores say of the champion: its entry of the ref, which model it was compared with, what it had seen."""
-    found: dict[str, Any] = {"ref": ref, "there": champion is not None, "told": since.told if since else ""}
+    found: dict[str, Any] = {"ref": ref, "there": champion is not None, "told": since.reason if since else ""}
     found["challengers"] = [one.digest for one in challengers]
     if champion is not None:
         entry = next((one for one in refs.history(store, ref) if one.artifact == champion.ref), None)

@@ -40,9 +40,9 @@ def weights(folder: Path, *, allow_pickle: bool) -> list[Path]:
         return stored
     pickled = _named(folder, PICKLED)
     if not pickled:
-        told = next((told for name, told in ELSEWHERE if any(folder.glob(name))), None)
+        hint = next((hint for name, hint in ELSEWHERE if any(folder.glob(name))), None)
         raise StageError(
-            f"there are no weights in {folder}", where=folder.name, hint=told or "They should be in model.safetensors."
+            f"there are no weights in {folder}", where=folder.name, hint=hint or "They should be in model.safetensors."
         )
     if not allow_pickle:
         raise StageError(

@@ -66,8 +66,8 @@ def compare(undisturbed: Trained, resumed: Trained, *, tolerance: float) -> Comp
     """Compare two runs of one training. tolerance: 0 if they must be the same bits."""
     faults = _step_faults(undisturbed.steps, resumed.steps)
     pairs = _pairs(undisturbed.steps, resumed.steps)
-    for name, tell in (("learning rate", lambda e: e.get("learning_rate")), ("number of tokens", _tokens)):
-        differing = [step for step, one, other in pairs if tell(one) != tell(other)]
+    for name, value_of in (("learning rate", lambda e: e.get("learning_rate")), ("number of tokens", _tokens)):
+        differing = [step for step, one, other in pairs if value_of(one) != value_of(other)]
         if differing:
             faults.append(f"another {name} at step {_listed(differing)}")
     losses = [(step, _relative(one["loss"], other["loss"])) for step, one, other in pairs]

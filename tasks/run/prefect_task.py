@@ -197,11 +197,11 @@ class _ProgressArtifact:
         if self.next:
             self.updates.later(lambda: self._of_task.run(self._show, 100.0, f"{self.stage}: done"))
 
-    def _show(self, percent: float, told: str) -> None:
+    def _show(self, percent: float, text: str) -> None:
         if self.id is None:
-            self.id = create_progress_artifact(percent, key=self.key, description=told)
+            self.id = create_progress_artifact(percent, key=self.key, description=text)
         else:
-            update_progress_artifact(self.id, percent, description=told)
+            update_progress_artifact(self.id, percent, description=text)
 
 
 def time_left(first: tuple[float, float], now: tuple[float, float]) -> float | None:

@@ -137,7 +137,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     from tasks.data.selection.selection import Rules, select
 
     store = job.store
-    files, params, told, shards, specs = _shards(job)
+    files, params, notes, shards, specs = _shards(job)
     outside = [file for file in files if not file.source.on_hub and file.source.stage is None]
     job.has_read([*listed(outside), *hub_digests(job.params.sources)])
     resolved = replace(job, params=params)
@@ -178,7 +178,7 @@ def run(job: Job[Params]) -> dict[str, float]:
         (job.output / "README.md").write_text(readme(found, [s for s, n in splits.items() if n]), encoding="utf-8")
     (job.output / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     check_frozen(resolved, params.split)
-    warnings = [*links_not_followed(params.sources), *told]
+    warnings = [*links_not_followed(params.sources), *notes]
     warnings += [*(sentence for shard in accounts for sentence in shard["warnings"]), *selection.warnings]
     for warning in warnings:
         job.warn(warning)
@@ -214,7 +214,7 @@ class _Shards(NamedTuple):
 
     files: list[FoundFile]
     params: Params
-    told: list[str]
+    notes: list[str]
     shards: list[Shard]
     preparations: list[PartSpec]
 
@@ -223,10 +223,10 @@ def _shards(job: Job[Params]) -> _Shards:
     from tasks.data.parts.runs import known_runs
 
     files = [*with_digests([*files_of(job.params), *_hub(job.params)]), *_of_stages(job)]
-    params, told = _with_features(job, files)
+    params, notes = _with_features(job, files)
     typed = dict(zip(map(id, job.params.sources), params.sources, strict=True))
     shards = shards_of(with_metadata([replace(f, source=typed[id(f.source)]) for f in files]), params.sources)
-    return _Shards(files, params, told, shards, _preparations(params, shards, known_runs(job, params.decontaminate)))
+    return _Shards(files, params, notes, shards, _preparations(params, shards, known_runs(job, params.decontaminate)))
 
 
 def _with_features(job: Job[Params], files: Sequence[FoundFile]) -> tuple[Params, list[str]]:
@@ -239,16 +239,16 @@ def _with_features(job: Job[Params], files: Sequence[FoundFile]) -> tuple[Params
     }
     if not found:
         return params, []
-    label, told = params.label, list[str]()
+    label, notes = params.label, list[str]()
     named = {one.label for one in found.values()} if len(found) == len(params.sources) else {None}
     if label is None and len(named) == 1 and (column := named.pop()) is not None:
         label = Label.model_validate({"from": f"column:{column}"})
     sources = list(params.sources)
     for i, one in found.items():
         sources[i], of_source = with_columns(sources[i], one, label.column if label else None, f"sources[{i}]")
-        told += of_source
+        notes += of_source
     try:
-        return Params.model_validate({**dict(params), "sources": sources, "label": label}), told
+        return Params.model_validate({**dict(params), "sources": sources, "label": label}), notes
     except ValidationError as error:
         reasons = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
         raise StageError(

@@ -54,8 +54,8 @@ def main() -> int:
 def _stage(name: str, manifest: Manifest, store: Store) -> str:
     title = f"**{name}** ({manifest.kind}, {manifest.timings['run']:.1f} s)"
     if manifest.kind != "dataset":
-        told = ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in manifest.metrics.items())
-        return f"{title}: {told}.\n"
+        said = ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in manifest.metrics.items())
+        return f"{title}: {said}.\n"
     records = store.fetch_records(manifest)
     assert records is not None
     (view,) = data_views({name: Evidence(manifest.to_json(), records=records)}, [])

@@ -228,9 +228,9 @@ class Month:
         self.day(1, "400 reviews are there; the platform is started and the pipeline deployed")
         write(self.folder, "base", 400, seed=1)
         self.up()
-        told = self.forgeline("deploy", "reviews.yaml", "--dry-run")
-        assert "+ deployment reviews/run" in told and "+ deployment reviews/watch" in told, told
-        assert "    every 0:04:00: next " in told, told
+        shown = self.forgeline("deploy", "reviews.yaml", "--dry-run")
+        assert "+ deployment reviews/run" in shown and "+ deployment reviews/watch" in shown, shown
+        assert "    every 0:04:00: next " in shown, shown
         self.forgeline("deploy", "reviews.yaml")
         again = self.forgeline("deploy", "reviews.yaml", "--dry-run")
         assert all(line.startswith("= ") for line in again.partition("when it runs:")[0].splitlines()), again

@@ -288,9 +288,9 @@ def test_a_refusing_gate_stops_the_promotion(finished: Finished, start: Start, c
     assert (result.actions["gate"], result.actions["release"]) == ("refused", "skipped")
     verdict = next(stage["artifact"] for stage in result.json["stages"] if stage["name"] == "gate")
     folder = copy.fetch(copy.manifest("gate", verdict["key"]))
-    told = json.loads((folder / "verdict.json").read_text())
-    assert told["passed"] is False
-    asked = [one["sentence"] for one in told["requirements"] if not one["passed"]]
+    shown = json.loads((folder / "verdict.json").read_text())
+    assert shown["passed"] is False
+    asked = [one["sentence"] for one in shown["requirements"] if not one["passed"]]
     assert asked and all(f"forgeline: gate gate refused: {sentence}\n" in result.stderr for sentence in asked)
     assert refs.get(copy, "tiny/production") == before
 

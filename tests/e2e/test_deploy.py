@@ -118,8 +118,8 @@ def test_a_wrong_value_in_the_form_is_refused_with_its_field(api: str, wanted: R
     deploy(wanted)
     run = ask(api, "GET", "/deployments/name/deployed/run")
     path = f"/deployments/{run['id']}/create_flow_run"
-    code, told = refused(api, path, {"parameters": {"settings": {"size": "many"}}})
-    assert (code, "many" in told) == (409, True), told
+    code, shown = refused(api, path, {"parameters": {"settings": {"size": "many"}}})
+    assert (code, "many" in shown) == (409, True), shown
     given = {"parameters": {"settings": {"size": 400}}, "state": {"type": "SCHEDULED"}, "idempotency_key": "one"}
     first, again = (ask(api, "POST", path, given) for _ in range(2))
     assert first["id"] == again["id"], "the same key starts one run"
@@ -214,8 +214,8 @@ def test_a_run_whose_worker_died_is_crashed_and_makes_room(
 
 def test_events_that_are_malformed_or_name_nobody(api: str, wanted: Registration) -> None:
     deploy(wanted)
-    code, told = refused(api, "/events", [{"event": "dataset.updated", "resource": {}}])
-    assert (code, "prefect.resource.id" in told) == (422, True), told
+    code, shown = refused(api, "/events", [{"event": "dataset.updated", "resource": {}}])
+    assert (code, "prefect.resource.id" in shown) == (422, True), shown
     begun = {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED", "CANCELLED", "CRASHED"]}}}}
     ask(api, "POST", "/events", [event("nobody")])
     assert ask(api, "POST", "/flow_runs/filter", begun) == []

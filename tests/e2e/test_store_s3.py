@@ -283,15 +283,15 @@ def test_a_server_that_restarts_costs_nothing_but_the_time(seaweed: Any, faulty:
     """Every operation meets an outage, which ends once the operation waits."""
     store = open_store(seaweed.url())
     (tmp_path / "file").write_bytes(b"streamed")
-    told: list[str] = []
+    said: list[str] = []
 
     def back(text: str) -> None:
-        told.append(text)
+        said.append(text)
         faulty.start()
 
     def in_an_outage(call: Any) -> Any:
         faulty.stop()
-        store.patience = Patience(60.0, tell=back)
+        store.patience = Patience(60.0, say=back)
         return call()
 
     in_an_outage(lambda: store.write_bytes("a/b", b"bytes"))
@@ -308,7 +308,7 @@ def test_a_server_that_restarts_costs_nothing_but_the_time(seaweed: Any, faulty:
     in_an_outage(lambda: store.delete("a/b"))
     in_an_outage(lambda: store.delete_tree("a"))
     assert store.list("a") == []
-    assert len(told) == 12 and all("the store is away and waited for, 60 s at most" in text for text in told)
+    assert len(said) == 12 and all("the store is away and waited for, 60 s at most" in text for text in said)
 
 
 def test_a_create_whose_answers_are_lost_for_seconds_is_not_lost_to_itself(

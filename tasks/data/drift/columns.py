@@ -48,8 +48,8 @@ def _difference(name: str, old: list[float | str | None], new: list[float | str 
     before, after = ([value for value in values if isinstance(value, float)] for values in (old, new))
     if before and after and not any(isinstance(value, str) for value in (*old, *new)):
         found = ks_2samp(before, after)
-        told = f"{name}: median {np.median(before):,.6g} -> {np.median(after):,.6g}"
-        return Difference(f"{NAME} {name}", float(found.statistic), float(found.pvalue), told)
+        text = f"{name}: median {np.median(before):,.6g} -> {np.median(after):,.6g}"
+        return Difference(f"{NAME} {name}", float(found.statistic), float(found.pvalue), text)
     if len({*old, *new}) > MOST_NAMES or not old or not new:
         return None
     words = [["missing" if value is None else str(value) for value in values] for values in (old, new)]

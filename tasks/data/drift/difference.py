@@ -34,8 +34,8 @@ def shares(name: str, old: Sequence[str], new: Sequence[str]) -> Difference:
     moved = distribution[1] - distribution[0]
     p = float(chi2_contingency(table).pvalue) if len(kinds) > 1 else 1.0
     largest = sorted(range(len(kinds)), key=lambda i: -abs(moved[i]))[:3]
-    told = ", ".join(f"{kinds[i]} {distribution[0][i]:.1%} -> {distribution[1][i]:.1%}" for i in largest)
-    return Difference(name, float(np.abs(moved).sum() / 2), p, told)
+    text = ", ".join(f"{kinds[i]} {distribution[0][i]:.1%} -> {distribution[1][i]:.1%}" for i in largest)
+    return Difference(name, float(np.abs(moved).sum() / 2), p, text)
 
 
 def judged(found: Sequence[Difference], *, alpha: float, sizes: dict[str, float]) -> list[Difference]:

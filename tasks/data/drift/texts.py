@@ -35,8 +35,8 @@ def lengths(old: Sequence[int], new: Sequence[int]) -> Difference:
     from scipy.stats import ks_2samp
 
     found = ks_2samp(old, new)
-    told = f"median {int(np.median(old)):,} -> {int(np.median(new)):,} characters"
-    return Difference("length", float(found.statistic), float(found.pvalue), told)
+    text = f"median {int(np.median(old)):,} -> {int(np.median(new)):,} characters"
+    return Difference("length", float(found.statistic), float(found.pvalue), text)
 
 
 def novelty(old: Sequence[str], new: Sequence[str], seed: int, rounds: int = 200) -> Difference:
@@ -63,8 +63,8 @@ def novelty(old: Sequence[str], new: Sequence[str], seed: int, rounds: int = 200
         order = random.permutation(pool)
         drawn.append(unknown(order[:take].tolist(), order[2 * take :].tolist()))
     p = (1 + sum(value >= observed for value in drawn)) / (1 + rounds)
-    told = f"{observed:.1%} of the words are new; {expected:.1%} would be expected"
-    return Difference("vocabulary", max(observed - expected, 0.0), p, told)
+    text = f"{observed:.1%} of the words are new; {expected:.1%} would be expected"
+    return Difference("vocabulary", max(observed - expected, 0.0), p, text)
 
 
 def ngrams(old: Sequence[str], new: Sequence[str], seed: int, rounds: int = 500) -> Difference:

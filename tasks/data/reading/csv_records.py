@@ -114,7 +114,7 @@ class CsvRows:
                 self._lines.give_back(_inner_returns(taken[0]))
                 return self._next()
             where = f" in line {taken[-1].number}" if len(taken) > 1 else ""
-            return None, f"not valid CSV: {_told(error)}{where}"
+            return None, f"not valid CSV: {_reason(error)}{where}"
         if fields is None and self._lines.taken:
             return None, too_long()
         return fields, ""
@@ -240,7 +240,7 @@ def _inner_returns(line: Line) -> list[Line]:
     return [Line(line.number, f"{part}\n") for part in text.split("\r")] if "\r" in text else []
 
 
-def _told(error: csv.Error) -> str:
+def _reason(error: csv.Error) -> str:
     return {
         "unexpected end of data": "a quote is opened and never closed",
         f"field larger than field limit ({LONGEST_ROW})": too_long(),

@@ -68,7 +68,7 @@ def inferred(features: Mapping[str, Any]) -> Inferred:
             if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel":
                 found.classes.append(name)
         else:
-            found.without[name] = _told(feature)
+            found.without[name] = _described(feature)
     return found
 
 
@@ -78,13 +78,13 @@ def with_columns(source: Source, found: Inferred, label: str | None, where: str)
     label: the column of the labels. Also sentences on what was left out. Raises StageError where nothing is left, or
     what reads a column is not installed.
     """
-    told: list[str] = []
+    warnings: list[str] = []
     new: dict[str, Any] = {"features": False}
     if source.text_column == "text" and source.has_text and not _elsewhere(source) and "text" not in found.columns:
         new["text_column"] = None
         texts = sorted(name for name, kind in found.columns.items() if kind == "string" and name not in {label, *ROLES})
         if texts:
-            told.append(
+            warnings.append(
                 f"{where}: no feature is called 'text', so rows have no text; `text_column` can be {_or(texts)}"
             )
     if source.id_column is None and found.columns.get("id") in ("string", "int32", "int64"):
@@ -100,14 +100,14 @@ def with_columns(source: Source, found: Inferred, label: str | None, where: str)
     )
     advice = "`columns` with a name and a type for each column you want takes what it names, as `json` if need be"
     if left:
-        told.append(f"{where}: features without a typed column are left out: {left}; {advice}")
+        warnings.append(f"{where}: features without a typed column are left out: {left}; {advice}")
     if not columns and not source.model_copy(update=new).has_text:
         raise StageError(
             f"no feature has a typed column: {left or 'there is none'}", where=where, hint=f"Write {advice}."
         )
     if missing := missing_reader({*columns.values()}):
         raise StageError(missing, where=where, hint="Or write `columns` without them.")
-    return source.model_copy(update={**new, "columns": columns or None}), told
+    return source.model_copy(update={**new, "columns": columns or None}), warnings
 
 
 def _elsewhere(source: Source) -> bool:
@@ -137,16 +137,16 @@ def _list_of(feature: Any) -> ColumnType | None:
     return next((kind for kind in CONVERTERS if kind == name), None)
 
 
-def _told(feature: Any) -> str:
+def _described(feature: Any) -> str:
     """What a feature is, for people."""
     if isinstance(feature, list):
-        return f"a list of {_told(feature[0])}" if feature else "a list"
+        return f"a list of {_described(feature[0])}" if feature else "a list"
     if not isinstance(feature, Mapping) or "_type" not in feature:
         return "a mapping"
     if feature["_type"] == "Value":
         return str(feature.get("dtype"))
     if feature["_type"] in ("List", "LargeList", "Sequence"):
-        return f"a list of {_told(feature.get('feature'))}"
+        return f"a list of {_described(feature.get('feature'))}"
     return str(feature["_type"])
 
 

@@ -66,11 +66,11 @@ def links_not_followed(sources: Sequence[Source]) -> list[str]:
         if source.on_hub or source.stage is not None or is_url(given):
             continue
         if links := _walked(source, given).not_entered:
-            said.append(f"sources[{i}]: links to folders that were not followed: {_told(links)}")
+            said.append(f"sources[{i}]: links to folders that were not followed: {_described(links)}")
     return said
 
 
-def _told(links: Mapping[str, str]) -> str:
+def _described(links: Mapping[str, str]) -> str:
     shown = ", ".join(f"{_text(path)} -> {_text(to)}" for path, to in sorted(links.items())[:SHOWN])
     return f"{len(links)} ({shown}{', ...' if len(links) > SHOWN else ''})"
 
@@ -78,7 +78,7 @@ def _told(links: Mapping[str, str]) -> str:
 def _refuse_broken(walked: Walked, where: str) -> None:
     if walked.broken:
         raise StageError(
-            f"links that lead nowhere: {_told(walked.broken)}",
+            f"links that lead nowhere: {_described(walked.broken)}",
             where=where,
             hint="What they stood for would be missing. Mend or remove them, or `exclude` them.",
         )

@@ -26,8 +26,8 @@ def listed(files: Sequence[FoundFile]) -> list[SourceFile]:
     places between a jsonl and a text source, or a light and a heavy one, are not mistaken for the same data.
     """
     ways = {key: _way(source) for key, source in {id(f.source): f.source for f in files}.items()}
-    told = len(set(ways.values())) > 1
-    return [SourceFile(f.path + (ways[id(f.source)] if told else ""), f.sha256) for f in files]
+    several = len(set(ways.values())) > 1
+    return [SourceFile(f.path + (ways[id(f.source)] if several else ""), f.sha256) for f in files]
 
 
 def _way(source: Source) -> str:

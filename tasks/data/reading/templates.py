@@ -61,7 +61,7 @@ def _filled(template: str) -> TextMaker:
     columns = list(dict.fromkeys(column for _, column in parts if column is not None))
 
     def make(record: dict[str, Any]) -> Text | str:
-        told: dict[str, str] = {}
+        rendered: dict[str, str] = {}
         for column in columns:
             try:
                 text = in_text(record.get(column))
@@ -69,8 +69,8 @@ def _filled(template: str) -> TextMaker:
                 return f"column {column!r} holds {error}"
             if text is None:
                 return _no_text(column, record)
-            told[column] = text
-        texts = [text if column is None else told[column] for text, column in parts]
+            rendered[column] = text
+        texts = [text if column is None else rendered[column] for text, column in parts]
         return Text("".join(texts)) if sum(map(len, texts)) <= LONGEST_ROW else too_long()
 
     return TextMaker(columns, make)

@@ -89,8 +89,8 @@ def size_of(values: Values) -> int:
 
 
 def _shown(value: Any) -> str:
-    told = f"{len(value)} bytes" if isinstance(value, bytes) else repr(value)
-    return told if len(told) <= SHOWN else f"{told[:SHOWN]}..."
+    text = f"{len(value)} bytes" if isinstance(value, bytes) else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _string(value: Any) -> str | None:

@@ -32,9 +32,9 @@ def _moved(value: str, before: str, after: str, repaired: Callable[[str], str]) 
     if given is None:
         return value
     for i, (text, start) in enumerate(zip(given["text"], given["answer_start"], strict=True)):
-        place, told = len(repaired(before[: max(start, 0)])), repaired(text)
-        if start >= 0 and before[start:].startswith(text) and after[place:].startswith(told):
-            given["text"][i], given["answer_start"][i] = told, place
+        place, answer = len(repaired(before[: max(start, 0)])), repaired(text)
+        if start >= 0 and before[start:].startswith(text) and after[place:].startswith(answer):
+            given["text"][i], given["answer_start"][i] = answer, place
     return spelled_json(given)
 
 

@@ -168,13 +168,13 @@ def scatter(label: str, variants: Sequence[Variant], y_title: str) -> Markup:
         spots.taken += [(cx - r, cy - r, cx + r, cy + r), (cx - 4, y(v.high), cx + 4, y(v.low))]
     for v in sorted(variants, key=lambda v: -radii[v.name]):
         r, cx, cy, cls = radii[v.name], x(v.size), y(v.value), "shipped" if v.shipped else "plain"
-        told = f"{v.name}: {number(v.value)} [{number(v.low)}, {number(v.high)}], {number(v.size, 2)} MB"
-        told += f", {number(v.latency, 2)} ms" if v.latency is not None else ""
+        title = f"{v.name}: {number(v.value)} [{number(v.low)}, {number(v.high)}], {number(v.size, 2)} MB"
+        title += f", {number(v.latency, 2)} ms" if v.latency is not None else ""
         caps = [
             tag("line", x1=cx - 4, x2=cx + 4, y1=y(end), y2=y(end), cls=f"whisker {cls}") for end in (v.low, v.high)
         ]
         parts += [tag("line", x1=cx, x2=cx, y1=y(v.low), y2=y(v.high), cls=f"whisker {cls}"), *caps]
-        parts.append(tag("circle", [tag("title", told)], cx=cx, cy=cy, r=r, cls=f"bubble {cls}"))
+        parts.append(tag("circle", [tag("title", title)], cx=cx, cy=cy, r=r, cls=f"bubble {cls}"))
         parts.append(tag("circle", cx=cx, cy=cy, r=2.2, cls=f"core {cls}"))
     for v in sorted(variants, key=lambda v: radii[v.name]):
         parts.append(_bubble_label(v, x(v.size), y(v.value), radii[v.name], (left, right, top, bottom), spots))
@@ -227,12 +227,12 @@ def confusion(label: str, counts: Sequence[Sequence[int]], names: Sequence[str])
         total = sum(row)
         for j, count in enumerate(row):
             share = count / total if total else 0.0
-            told = (
+            title = (
                 f"{names[i]} taken for {names[j]}: {count} of {total}" if i != j else f"{names[i]}: {count} of {total}"
             )
             at_x, at_y = left + j * cell, top + i * cell
             parts.append(
-                tag("rect", [tag("title", told)], x=at_x + 0.75, y=at_y + 0.75, width=cell - 1.5, height=cell - 1.5,
+                tag("rect", [tag("title", title)], x=at_x + 0.75, y=at_y + 0.75, width=cell - 1.5, height=cell - 1.5,
                     rx=2, cls="cell right" if i == j else "cell wrong", style=f"--share:{share**0.6:.3f}")
             )  # fmt: skip
             if count and cell >= 24:

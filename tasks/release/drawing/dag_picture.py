@@ -79,8 +79,8 @@ def _curve(start: Point, end: Point, across: bool, arrow: bool) -> str:
 
 def _second_line(stage: dict[str, Any]) -> str:
     action = str(stage.get("action", ""))
-    told = {"run": seconds(stage.get("seconds")), "resume": f"resumed, {seconds(stage.get('seconds'))}"}
-    return f"{stage.get('kind', '')} \N{MIDDLE DOT} {told.get(action, ACTIONS.get(action, action))}"
+    text = {"run": seconds(stage.get("seconds")), "resume": f"resumed, {seconds(stage.get('seconds'))}"}
+    return f"{stage.get('kind', '')} \N{MIDDLE DOT} {text.get(action, ACTIONS.get(action, action))}"
 
 
 def _box(stage: dict[str, Any], x: float, y: float, width: float) -> Markup:
@@ -95,7 +95,7 @@ def _box(stage: dict[str, Any], x: float, y: float, width: float) -> Markup:
             tag("rect", x=x, y=y, width=width, height=BOX_HEIGHT, rx=7, cls="box"),
             tag("rect", x=x, y=y + 8, width=4, height=BOX_HEIGHT - 16, rx=2, cls="mark"),
             tag("text", shorten(str(stage["name"]), int((width - 22) / 7.2)), x=x + 14, y=y + 20, cls="name"),
-            tag("text", shorten(_second_line(stage), fits), x=x + 14, y=y + 36, cls="told"),
+            tag("text", shorten(_second_line(stage), fits), x=x + 14, y=y + 36, cls="note"),
         ],
         cls=f"stage {cls}",
     )

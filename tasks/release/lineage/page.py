@@ -47,9 +47,9 @@ def _boxes(shown: Lineage, names: dict[Any, str]) -> list[dict[str, Any]]:
         needs = [names[above.id] for above in shown.graph.above(node)]
         if node.sources:
             count = f"{len(node.sources)} source file{'s' if len(node.sources) > 1 else ''}"
-            told = ", ".join(file.path for file in node.sources[:20])
+            paths = ", ".join(file.path for file in node.sources[:20])
             source = f"{count} of {names[node.id]}"
-            boxes.append({"name": source, "kind": count, "action": "data", "reason": told, "needs": []})
+            boxes.append({"name": source, "kind": count, "action": "data", "reason": paths, "needs": []})
             needs.append(source)
         boxes.append(
             {

@@ -115,13 +115,13 @@ def _children(shown: Lineage) -> dict[Id, list[tuple[str, Id]]]:
 def _tree(
     top: Id, field: str, children: Mapping[Id, list[tuple[str, Id]]], shown: Lineage, drawn: set[Id], *, last: bool
 ) -> Iterator[str]:
-    node, told = shown.graph.nodes[top], f"{field}: " if field else ""
+    node, label = shown.graph.nodes[top], f"{field}: " if field else ""
     branch, rest = ("└─ ", "   ") if last else ("├─ ", "│  ")
     if top in drawn:
-        yield f"{branch}{told}{name_of(node)}  {_short(top)}  (see above)"
+        yield f"{branch}{label}{name_of(node)}  {_short(top)}  (see above)"
         return
     drawn.add(top)
-    yield f"{branch}{told}{name_of(node)}  {_short(top)}{_content(node)}"
+    yield f"{branch}{label}{name_of(node)}  {_short(top)}{_content(node)}"
     below = children.get(top, [])
     bar = rest + ("│  " if below else "   ")
     for line in _details(node, shown):
@@ -140,8 +140,8 @@ def _content(node: Node) -> str:
 
 
 def _details(node: Node, shown: Lineage) -> Iterator[str]:
-    if told := made_by(node):
-        yield told
+    if label := made_by(node):
+        yield label
     if why := shown.why.get(node.id):
         yield f"used {why}" if node.sources else f"found by {why}"
     for change in shown.changes.get(node.id, ()):
@@ -185,8 +185,8 @@ def to_mermaid(shown: Lineage) -> str:
     names = {id: f"a{number}" for number, id in enumerate(shown.graph.nodes)}
     lines = ["flowchart TD"]
     for id, node in shown.graph.nodes.items():
-        told = "missing" if node.manifest is None else f"{id[0]} {id[1][:8]}"
-        lines.append(f'  {names[id]}["{_escaped(name_of(node))}<br/>{_escaped(told)}"]')
+        label = "missing" if node.manifest is None else f"{id[0]} {id[1][:8]}"
+        lines.append(f'  {names[id]}["{_escaped(name_of(node))}<br/>{_escaped(label)}"]')
         if node.sources:
             files = f"{len(node.sources)} source files" if len(node.sources) > 1 else _escaped(node.sources[0].path)
             lines += [f'  {names[id]}s[("{files}")]', f"  {names[id]}s --> {names[id]}"]

@@ -76,15 +76,15 @@ def lineage(store: Store, manifest: Manifest) -> Iterator[Manifest]:
 def _metadata(card: ModelCard, made_of: MadeOf) -> list[str]:
     licences = sorted({one_line(licence) for _, sources in made_of for _, licence in sources if licence})
     tags = ["forgeline", card.objective.name, *([card.format] if card.format else [])]
-    told: dict[str, Any] = {"library_name": "onnx" if card.format else "transformers"}
-    told["tags"] = [*tags, *([card.quantization] if card.quantization else [])]
+    facts: dict[str, Any] = {"library_name": "onnx" if card.format else "transformers"}
+    facts["tags"] = [*tags, *([card.quantization] if card.quantization else [])]
     if licences:
-        told |= {"license": "other", "license_name": "; ".join(licences)}
-    return ["---", yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=math.inf).rstrip("\n"), "---"]
+        facts |= {"license": "other", "license_name": "; ".join(licences)}
+    return ["---", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=math.inf).rstrip("\n"), "---"]
 
 
 def _about(folder: Path, card: ModelCard) -> list[str]:
-    told = {
+    facts = {
         "objective": ", ".join(f"{k}: {v}" for k, v in (card.settings or {}).items() if v is not None),
         "labels": ", ".join(card.labels or []),
         "tokens of a text": f"up to {card.max_length}" if card.max_length is not None else "",
@@ -92,7 +92,7 @@ def _about(folder: Path, card: ModelCard) -> list[str]:
         "quantization": card.quantization or "",
         "size": f"{shipped_bytes(folder) / 1e6:.2f} MB",
     }
-    return [f"- {name}: {plain_text(value)}" for name, value in told.items() if value]
+    return [f"- {name}: {plain_text(value)}" for name, value in facts.items() if value]
 
 
 def _opsets(folder: Path) -> str:

@@ -20,10 +20,10 @@ LATEST = "/latest"
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict, and the entry of a ref where it was found."""
+    """A verdict, and what people call it: the entry of a ref where it was found."""
 
     content: dict[str, Any]
-    told: str
+    name: str
 
     @property
     def digest(self) -> str:
@@ -70,10 +70,10 @@ def require_passed(verdict: Verdict, model: ArtifactRef) -> None:
     if verdict.digest != model.digest:
         judged = verdict.content["candidate"]
         what = f"the verdict is on {judged['name']!r} ({verdict.digest[:12]}), not on this model ({model.digest[:12]})"
-        raise UsageError(what, where=verdict.told)
+        raise UsageError(what, where=verdict.name)
     if not verdict.content["passed"]:
         failed = " ".join(one["sentence"] for one in verdict.content["requirements"] if not one["passed"])
-        raise GateRefused("the gate refused this model", where=verdict.told, hint=failed)
+        raise GateRefused("the gate refused this model", where=verdict.name, hint=failed)
 
 
 def _of_a_gate(store: Store, name: str) -> list[RefEntry]:

@@ -46,7 +46,7 @@ class CurveView:
     stage: str
     picture: Markup
     legend: list[tuple[str, int]]
-    told: str
+    text: str
 
 
 def render_report(run: dict[str, Any], load: Load) -> str:
@@ -86,7 +86,7 @@ def render_report(run: dict[str, Any], load: Load) -> str:
         warned=[(s["name"], str(warning)) for s in stages for warning in as_list(s.get("warnings"))],
         refused=[s["name"] for s in stages if s.get("action") == "refused"],
         dag=dag(stages),
-        actions=[(a, told) for a, told in ACTIONS.items() if any(s.get("action") == a for s in stages)],
+        actions=[(a, text) for a, text in ACTIONS.items() if any(s.get("action") == a for s in stages)],
         timeline=_timeline(stages, run.get("seconds")),
         ledger=ledger_view(run.get("ledger")),
         data=data_views(dict(of_type.get("dataset", [])), notes),
@@ -134,8 +134,8 @@ def _only_for(name: str, wanted: set[str], stages: list[dict[str, Any]]) -> bool
 
 def _trouble(stage: dict[str, Any]) -> dict[str, Any]:
     error = stage["error"] if isinstance(stage["error"], dict) else {"what": str(stage["error"])}
-    told = {key: str(error.get(key) or "") for key in ("type", "what", "where", "hint")}
-    return {"stage": stage["name"], "kind": stage.get("kind", ""), "action": stage.get("action", ""), **told}
+    text = {key: str(error.get(key) or "") for key in ("type", "what", "where", "hint")}
+    return {"stage": stage["name"], "kind": stage.get("kind", ""), "action": stage.get("action", ""), **text}
 
 
 def _timeline(stages: list[dict[str, Any]], total: Any) -> list[dict[str, Any]]:
@@ -155,14 +155,14 @@ def _timeline(stages: list[dict[str, Any]], total: Any) -> list[dict[str, Any]]:
             "action": s.get("action", ""),
             "start": f"{100 * figure(s, 'started_at') / whole:.2f}",
             "length": f"{100 * figure(s, 'seconds') / whole:.2f}",
-            "told": readable.seconds(figure(s, "seconds")) if s.get("action") != "reuse" else "reused",
+            "text": readable.seconds(figure(s, "seconds")) if s.get("action") != "reuse" else "reused",
             "share": readable.percent(figure(s, "seconds") / whole),
         }
         for s in sorted(reached, key=lambda s: figure(s, "started_at"))
     ]
     unreached = [s for s in stages if s.get("action") in UNREACHED]
     return rows + [
-        {"name": s["name"], "kind": s.get("kind", ""), "action": s["action"], "told": ACTIONS[s["action"]], "start": ""}
+        {"name": s["name"], "kind": s.get("kind", ""), "action": s["action"], "text": ACTIONS[s["action"]], "start": ""}
         for s in unreached
     ]
 
@@ -180,7 +180,7 @@ def _curve(stage: dict[str, Any], found: Evidence | None, notes: list[str]) -> C
         s for s in (Series("train", curve.train, 0), Series("validation", curve.validation, 1, dots=True)) if s.points
     ]
     rates = sorted(curve.speed)
-    told = [
+    parts = [
         f"final validation loss {readable.number(curve.validation[-1][1])}" if curve.validation else "",
         f"{readable.compact(rates[len(rates) // 2])} {curve.unit}/s" if rates else "",
         f"peak learning rate {readable.rate(curve.peak_learning_rate)}" if curve.peak_learning_rate else "",
@@ -196,7 +196,7 @@ def _curve(stage: dict[str, Any], found: Evidence | None, notes: list[str]) -> C
         str(stage["name"]),
         line_chart(label, series, near),
         [(s.name, s.color) for s in series],
-        ", ".join(part for part in told if part),
+        ", ".join(part for part in parts if part),
     )
 
 

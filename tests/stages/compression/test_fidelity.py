@@ -104,10 +104,10 @@ def _tokenizer(model: Any) -> Any:
 
 
 def test_an_export_is_proven_on_the_examples_of_a_split(exported: Any) -> None:
-    told = json.loads((exported.records / "fidelity.json").read_text())
-    assert exported.metrics["agreement"] == told["agreement"] == 1.0
-    assert 0 < exported.metrics["max_abs_diff"] == told["max_abs_diff"] < 1e-4
-    assert (told["split"], told["examples"], told["tolerance"]) == ("validation", 40, 1e-3)
+    said = json.loads((exported.records / "fidelity.json").read_text())
+    assert exported.metrics["agreement"] == said["agreement"] == 1.0
+    assert 0 < exported.metrics["max_abs_diff"] == said["max_abs_diff"] < 1e-4
+    assert (said["split"], said["examples"], said["tolerance"]) == ("validation", 40, 1e-3)
 
 
 def test_a_difference_beyond_the_tolerance_is_refused_with_the_example_and_both_values(

@@ -281,7 +281,7 @@ def test_layers_stay_whole_in_half_precision_and_a_weight_that_has_no_half_is_re
         run(jobs, {"llama": (None, folder)}, inputs, tmp_path / "b", scheme="float16")
 
 
-def told(job: Any) -> dict[str, Any]:
+def said(job: Any) -> dict[str, Any]:
     return {layer["layer"]: layer for layer in json.loads((job.records / "layers.json").read_text())}
 
 
@@ -309,7 +309,7 @@ def test_each_scheme_is_smaller_close_and_the_same_every_time(
 
 def test_layers_stay_in_float_by_name(jobs: ModuleType, exported: Any, inputs: Path, tmp_path: Path) -> None:
     job = run(jobs, exported, inputs, tmp_path, keep_float=["lm_head", "*.layers.1.*"])
-    kept = {name for name, layer in told(job).items() if not layer["quantized"]}
+    kept = {name for name, layer in said(job).items() if not layer["quantized"]}
     assert "lm_head" in kept and len(kept) == 8 == job.metrics["layers_kept"]
     floats = {layer.name for layer in layers(graph_of(job.output))}
     assert floats == kept, "those, and no others, still hold a matrix of floats"
@@ -320,9 +320,9 @@ def test_the_layers_that_move_the_outputs_most_stay_in_float(
     jobs: ModuleType, inputs: Path, tmp_path: Path, exported: Any, scheme: str
 ) -> None:
     job = run(jobs, exported, inputs, tmp_path, scheme=scheme, data="d", keep_sensitive=3, keep_float=["lm_head"])
-    measured = {name: layer["movement"] for name, layer in told(job).items() if "movement" in layer}
-    assert measured.keys() == told(job).keys() - {"lm_head"}
-    kept = {name for name, layer in told(job).items() if not layer["quantized"]}
+    measured = {name: layer["movement"] for name, layer in said(job).items() if "movement" in layer}
+    assert measured.keys() == said(job).keys() - {"lm_head"}
+    kept = {name for name, layer in said(job).items() if not layer["quantized"]}
     assert kept == {"lm_head", *sorted(measured, key=measured.__getitem__)[-3:]}
 
 
@@ -349,7 +349,7 @@ def test_a_layers_movement_is_that_of_the_model_with_this_layer_rounded(
         module = copy.get_submodule(name)
         dense = quantized(module.weight.detach().numpy(), 32, None).dense()
         module.weight = torch.nn.Parameter(torch.from_numpy(dense))
-        assert told(job)[name]["movement"] == pytest.approx(movement(logits(model), logits(copy)), rel=0.02), name
+        assert said(job)[name]["movement"] == pytest.approx(movement(logits(model), logits(copy)), rel=0.02), name
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -363,7 +363,7 @@ def test_words_that_come_out_are_quantized_where_they_share_their_matrix_with_th
     job = run(jobs, {"llama": (model, folder)}, inputs, tmp_path, per_channel=per_channel)
     graph = graph_of(job.output)
     assert not [tensor.name for tensor in graph.initializer if tensor.data_type == 1 and len(tensor.dims) == 2]
-    assert "lm_head" in told(job) and "transformer.wte" in told(job)
+    assert "lm_head" in said(job) and "transformer.wte" in said(job)
     tables = [tensor for tensor in graph.initializer if sorted(tensor.dims) == [32, tiny.VOCABULARY]]
     assert len(tables) == 1 + per_channel
     assert "MatMulInteger" in [node.op_type for node in graph.node if "lm_head" in node.name]

@@ -163,8 +163,8 @@ def test_every_kind_of_feature_has_a_type_or_is_named(jobs: ModuleType, tmp_path
     assert rows_of(job, "id", "text") == [("data-00000-of-00001.arrow#7", "")]
     texts, left = job.warnings
     assert "no feature is called 'text'" in texts and "`text_column` can be de or en or kind or name" in texts
-    for told in ("big (uint64)", "place (a mapping)", "deep (a list of a list of int32)", "group (rows have a 'group'"):
-        assert told in left
+    for said in ("big (uint64)", "place (a mapping)", "deep (a list of a list of int32)", "group (rows have a 'group'"):
+        assert said in left
     assert "as `json` if need be" in left
 
 

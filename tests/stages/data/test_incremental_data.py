@@ -297,8 +297,8 @@ def test_training_examples_that_tell_the_test_go(jobs: ModuleType, tmp_path: Pat
         jobs, tmp_path / "exam", jsonl(write(tmp_path / "x", "x.jsonl", [known, "a", "b", "c"])), store=store
     )
     manifest = committed(exam, "exam")
-    told = f"Somebody wrote: {known.upper()}! And went on."
-    data = write(tmp_path / "data", "a.jsonl", [told, *(f"text number {k} about nothing" for k in range(40))])
+    said = f"Somebody wrote: {known.upper()}! And went on."
+    data = write(tmp_path / "data", "a.jsonl", [said, *(f"text number {k} about nothing" for k in range(40))])
     params = jsonl(data, decontaminate={"against": ["exam"], "ngram": 8})
     params["split"] = {"by": "row", "test": 0.0, "validation": 0.1}
     split = next(s for s in ("train", "validation", "test") if known in {row["text"] for row in rows(exam, s)})
@@ -307,7 +307,7 @@ def test_training_examples_that_tell_the_test_go(jobs: ModuleType, tmp_path: Pat
     counts = json.loads((job.records / "counts.json").read_text())
     dropped = next(step["dropped"] for step in counts["steps"] if step["step"] == "decontaminate")
     assert dropped == {"decontaminate": 1}
-    assert told not in {row["text"] for row in rows(job, "train")} and len(rows(job, "train")) > 30
+    assert said not in {row["text"] for row in rows(job, "train")} and len(rows(job, "train")) > 30
 
 
 def test_a_dataset_of_another_stage_is_a_source(jobs: ModuleType, tmp_path: Path) -> None:
@@ -385,14 +385,14 @@ def test_drift_is_told_with_a_verdict(jobs: ModuleType, tmp_path: Path) -> None:
         params = compare.Params(data=newer, against="old")
         job = jobs.make_job(tmp_path / f"against-{newer}", params, {"data": found[newer], "against": found["old"]})
         metrics = compare.run(job)
-        told: dict[str, Any] = json.loads((job.output / "drift.json").read_text())
-        assert metrics["drifted"] == told["drifted"]
-        return told
+        said: dict[str, Any] = json.loads((job.output / "drift.json").read_text())
+        assert metrics["drifted"] == said["drifted"]
+        return said
 
     assert not verdict("same")["drifted"]
-    told = verdict("new")
-    assert told["drifted"] and told["looked_at"] == {"old": 152, "new": 152}
-    drifted = {difference["name"] for difference in told["differences"] if difference["drifted"]}
+    said = verdict("new")
+    assert said["drifted"] and said["looked_at"] == {"old": 152, "new": 152}
+    drifted = {difference["name"] for difference in said["differences"] if difference["drifted"]}
     assert drifted >= {"label", "language", "vocabulary", "words"}
 
 

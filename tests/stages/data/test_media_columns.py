@@ -255,8 +255,8 @@ def test_the_report_shows_thumbnails_and_plays_sounds(jobs: ModuleType, tmp_path
     with Image.open(io.BytesIO(shown[0])) as small:
         assert small.size == (160, 120)
     assert shown[1] == png(9) and first["sounds"][0].startswith("data:audio/wav;base64,")
-    told = {column["name"]: column["told"] for column in view["columns"]}
-    assert told["photo"].endswith("; height 3 to 300; width 4 to 400")
+    said = {column["name"]: column["text"] for column in view["columns"]}
+    assert said["photo"].endswith("; height 3 to 300; width 4 to 400")
 
 
 # --- what differs -----------------------------------------------------------------------------------------------------
@@ -333,8 +333,8 @@ def test_drift_of_sounds_and_lists_is_of_how_long_they_are(jobs: ModuleType, tmp
             "column sound seconds", "column sound bytes", "column sound rate", "column codes"
         }  # fmt: skip
         assert found["drifted"] == bool(expected)
-        told = {row["name"]: row["told"] for row in found["differences"]}
-        assert told["column sound rate"] == "sound rate: median 8,000 -> 8,000"
+        said = {row["name"]: row["told"] for row in found["differences"]}
+        assert said["column sound rate"] == "sound rate: median 8,000 -> 8,000"
 
 
 def test_watch_tells_a_shift_of_sounds_from_new_sounds(jobs: ModuleType, tmp_path: Path) -> None:
@@ -343,5 +343,5 @@ def test_watch_tells_a_shift_of_sounds_from_new_sounds(jobs: ModuleType, tmp_pat
     for name, longer in (("same", 0), ("longer", 40)):
         rows = new_rows(store, heard(jobs, tmp_path / name, 1, longer=longer).manifest, before)
         assert len(rows) == 100
-        told = " ".join(watching._drift(store, last, {"sounds": rows}))
-        assert ("column sound seconds of sounds" in told) == bool(longer) and "codes" not in told
+        said = " ".join(watching._drift(store, last, {"sounds": rows}))
+        assert ("column sound seconds of sounds" in said) == bool(longer) and "codes" not in said

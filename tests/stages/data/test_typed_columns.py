@@ -162,8 +162,8 @@ def test_what_converts_and_what_does_not(kind: ColumnType, good: dict[Any, Any],
         assert found == converted and type(found) is type(converted)
         assert pa.array([found], arrow_type(kind)).to_pylist() == [converted]
     for value in bad:
-        told = read({"x": value})
-        assert isinstance(told, str) and told.startswith(f"column 'x' holds no {kind}: "), value
+        shown = read({"x": value})
+        assert isinstance(shown, str) and shown.startswith(f"column 'x' holds no {kind}: "), value
 
 
 def test_an_image_of_hugging_face_is_its_bytes_and_an_empty_field_of_csv_is_missing() -> None:

@@ -93,9 +93,9 @@ def test_known_and_new_examples_are_judged_apart(world: World) -> None:
     must = [str(name) for name in world.rows["id"].to_pylist()[:3]]
     champion = world.model("old", world.old, layers=2)
     job = world.evaluate("beside", champion, slices={"must": {"by": "id", "listed": must, "min_examples": 1}})
-    told, n = job.scores["champion"], world.rows.num_rows
-    assert (told["entry"], told["known"], told["new"]) == (1, OLD_ROWS, n - OLD_ROWS)
-    assert told["digest"] == champion.manifest.digest and told["challengers"] == [world.challenger.manifest.digest]
+    said, n = job.scores["champion"], world.rows.num_rows
+    assert (said["entry"], said["known"], said["new"]) == (1, OLD_ROWS, n - OLD_ROWS)
+    assert said["digest"] == champion.manifest.digest and said["challengers"] == [world.challenger.manifest.digest]
     arrays = load_file(job.output / "predictions.safetensors")
     for model in ("new", "champion"):
         hits = arrays[f"{model}/labels"] == arrays[f"{model}/logits"].argmax(1)

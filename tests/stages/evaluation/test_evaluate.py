@@ -248,8 +248,8 @@ def test_masks_are_of_the_rows_in_frozen_order(tiny: ModuleType, jobs: ModuleTyp
     rows = [{"text": "x" * n, "kind": kind} for n, kind in ((1, "b"), (9, None), (2, "a"), (12, "b"))]
     data = jobs.artifact(tiny.write_rows(tmp_path / "d", {"test": rows}), "dataset")
     masks = read_masks(data, "test", {"kind": Slicing(by="kind"), "long": Slicing(by="text", edges=[5, 6, 10])})
-    told = {name: {one: mask.tolist() for one, mask in slices.items()} for name, slices in masks.items()}
-    assert told == {
+    said = {name: {one: mask.tolist() for one, mask in slices.items()} for name, slices in masks.items()}
+    assert said == {
         "kind": {"(none)": [0, 1, 0, 0], "a": [0, 0, 1, 0], "b": [1, 0, 0, 1]},
         "long": {"<5": [1, 0, 1, 0], "6..10": [0, 1, 0, 0], ">=10": [0, 0, 0, 1]},
     }

@@ -375,9 +375,9 @@ def test_logits_that_are_no_numbers_and_a_model_without_an_end(model: Made, text
     endless = model("gpt2", eos_token_id=None, bos_token_id=None)
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (endless.path / file).exists():
-            told = json.loads((endless.path / file).read_text())
-            told.pop("eos_token", None)
-            (endless.path / file).write_text(json.dumps(told))
+            spoken = json.loads((endless.path / file).read_text())
+            spoken.pop("eos_token", None)
+            (endless.path / file).write_text(json.dumps(spoken))
     with pytest.raises(StageError, match="has an end-of-text token"):
         writer(endless, texts, max_new_tokens=4)
     fixed = outputs(writer(endless, texts, max_new_tokens=4, min_new_tokens=4))

@@ -187,9 +187,9 @@ def test_a_pickle_of_other_things_is_refused_in_our_words(
         (folder / "pytorch_model.bin").write_bytes(b"nothing of the kind")
     with pytest.raises(StageError) as caught:
         read(jobs, folder, tmp_path / "job", allow_pickle=True)
-    told = str(caught.value)
-    assert says.replace("test_given_folder", Unsafe.__module__) in told and "save_pretrained" in told
-    assert not any(word in told for word in ("weights_only", "safe_globals", "True", "False"))
+    said = str(caught.value)
+    assert says.replace("test_given_folder", Unsafe.__module__) in said and "save_pretrained" in said
+    assert not any(word in said for word in ("weights_only", "safe_globals", "True", "False"))
 
 
 def emptied(folder: Path) -> None:

@@ -404,6 +404,6 @@ def test_a_split_without_answers_is_allowed(jobs: ModuleType, tiny: ModuleType, 
     batch = chosen.collate(features)
     values = chosen.metrics(chosen.predictions({"logits": exact(batch)}, arrays(batch)), np.ones((1, 2)))
     assert values["f1"][0] == values["f1_unanswerable"][0] == 1 and np.isnan(values["f1_answerable"][0])
-    told = TrainResult.untrained(fresh(tiny, tokenizer), chosen, features).metrics()
-    assert "validation_f1_unanswerable" in told
-    assert np.isfinite(list(told.values())).all(), "a store commits no metric that is not a number"
+    shown = TrainResult.untrained(fresh(tiny, tokenizer), chosen, features).metrics()
+    assert "validation_f1_unanswerable" in shown
+    assert np.isfinite(list(shown.values())).all(), "a store commits no metric that is not a number"

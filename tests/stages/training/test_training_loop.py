@@ -192,18 +192,18 @@ def test_evaluation_comes_every_n_steps_and_after_the_last(jobs: ModuleType, tin
 def test_the_way_to_a_target_is_read_from_the_evaluations() -> None:
     """Loss has to come down to its target, accuracy up; calibration errors too are better when less."""
     values = [(2, 1.5, 0.4, 0.30), (4, 1.0, 0.6, 0.20), (6, 1.2, 0.8, 0.05)]
-    told = [
+    said = [
         {"step": step, "trained_seconds": step / 10, "tokens": 100 * step, "loss": loss, "accuracy": right, "ece": ece}
         for step, loss, right, ece in values
     ]
-    assert convergence(told, "loss", 1.0, "tokens") == {
+    assert convergence(said, "loss", 1.0, "tokens") == {
         "steps_to_loss_1": 4.0,
         "seconds_to_loss_1": 0.4,
         "tokens_to_loss_1": 400.0,
     }
-    assert convergence(told, "accuracy", 0.7, "tokens")["steps_to_accuracy_0.7"] == 6
-    assert convergence(told, "ece", 0.1, "tokens")["steps_to_ece_0.1"] == 6
-    assert convergence(told, "loss", 0.9, "tokens") == convergence(told, "f1", 0.1, "tokens") == {}
+    assert convergence(said, "accuracy", 0.7, "tokens")["steps_to_accuracy_0.7"] == 6
+    assert convergence(said, "ece", 0.1, "tokens")["steps_to_ece_0.1"] == 6
+    assert convergence(said, "loss", 0.9, "tokens") == convergence(said, "f1", 0.1, "tokens") == {}
 
 
 def test_a_training_tells_when_it_met_its_targets(jobs: ModuleType, tiny: ModuleType, tmp_path: Path) -> None:

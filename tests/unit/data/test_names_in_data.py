@@ -121,8 +121,8 @@ def as_input(job: Any, tmp_path: Path, stage: str, split: str | None = None) -> 
 
 def test_a_benchmark_that_holds_nothing_out_counts_as_a_whole(tmp_path: Path, make: Make) -> None:
     exam = make(jsonl(tmp_path / "exam.jsonl", [{"text": f"question number {i} of the known exam"} for i in range(9)]))
-    told = {"text": "They say: question number 3 of the known exam, and more"}
-    source = jsonl(tmp_path / "rows.jsonl", [*ROWS, told])
+    shown = {"text": "They say: question number 3 of the known exam, and more"}
+    source = jsonl(tmp_path / "rows.jsonl", [*ROWS, shown])
     settings = {"decontaminate": {"against": ["exam"], "ngram": 5}}
     job = make(source, inputs=as_input(exam, tmp_path, "exam"), **settings)
     assert job.counts["steps"][-1]["dropped"] == {"decontaminate": 1}
@@ -191,8 +191,8 @@ def test_dates_timestamps_decimals_and_uuids_are_labels_groups_ids_and_texts(tmp
         price=pa.array([Decimal("1.50") + i for i in range(count)], pa.decimal128(9, 2)),
         key=pa.array([UUID(int=i + (0xFF << 120)).bytes for i in range(count)], pa.binary(16)),
     )
-    told = {**source, "id_column": "key", "template": "At {when} for {price}, {key}: {text}"}
-    first = rows_of(make(told, split={"by": "column:when"}, label={"from": "column:day"}))[0]
+    shown = {**source, "id_column": "key", "template": "At {when} for {price}, {key}: {text}"}
+    first = rows_of(make(shown, split={"by": "column:when"}, label={"from": "column:day"}))[0]
     name = "ff000000-0000-0000-0000-000000000000"
     assert first["id"] == f"a.parquet#{name}"
     assert (first["group"], first["label"]) == ("2023-11-14T22:13:20.000000001", "2024-01-01")

@@ -95,8 +95,8 @@ def test_strings_are_one_only_where_unicode_or_arithmetic_says_so(a: str, b: str
 def test_labels_that_differ_in_spelling_alone() -> None:
     names = ["spam", "Spam ", "ham", "\uff33pam", "no  way", "no way", "not way"]
     assert alike(names) == [["Spam ", "spam", "\uff33pam"], ["no  way", "no way"]]
-    (told,) = spelling_warnings(["true", "True", "false"])
-    assert "'True', 'true'" in told and "`label.map`" in told
+    (shown,) = spelling_warnings(["true", "True", "false"])
+    assert "'True', 'true'" in shown and "`label.map`" in shown
     assert spelling_warnings(["a", "b"]) == []
 
 

@@ -242,8 +242,8 @@ def test_labels_are_mapped_and_kept() -> None:
 )
 def test_answers_keep_their_places_when_the_text_is_repaired(parts: list[str], form: Any) -> None:
     before, answer, behind = parts[0], f"[{parts[1]}]", f".{parts[2]}"
-    told = {"text": [answer, "elsewhere"], "answer_start": [len(before), 0]}
-    row = Row("a", before + answer + behind, "g", None, ("other", json.dumps(told), 3))
+    shown = {"text": [answer, "elsewhere"], "answer_start": [len(before), 0]}
+    row = Row("a", before + answer + behind, "g", None, ("other", json.dumps(shown), 3))
     done = walk_through(row, row_steps(RowSteps(clean=Clean(unicode=form))))
     assert isinstance(done, Row) and (done.values[0], done.values[2]) == ("other", 3)
     moved = json.loads(done.values[1])

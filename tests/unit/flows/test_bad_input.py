@@ -282,9 +282,9 @@ def test_a_home_that_cannot_be_written_is_told_before_any_work(
     (tmp_path / "a.txt").write_text("a text\n")
     (tmp_path / "p.yaml").write_text("name: p\nstages: {corpus: {dataset: {sources: [{files: a.txt}]}}}\nstore: s\n")
     assert main(command) == 2
-    told = capsys.readouterr().err
-    assert f"forgeline: {tmp_path / home} (FORGELINE_HOME): cannot be written" in told
-    assert "set FORGELINE_HOME to another folder" in told
+    shown = capsys.readouterr().err
+    assert f"forgeline: {tmp_path / home} (FORGELINE_HOME): cannot be written" in shown
+    assert "set FORGELINE_HOME to another folder" in shown
     assert list((tmp_path / "s").rglob("run.json")) == []
 
 

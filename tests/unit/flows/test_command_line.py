@@ -19,8 +19,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
         code = cli.main(words)
     except SystemExit as ended:
         code = int(ended.code or 0)
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    said = capsys.readouterr()
+    return code, said.out, said.err
 
 
 def test_a_refusal_says_the_requirement_and_its_numbers(
@@ -31,16 +31,16 @@ def test_a_refusal_says_the_requirement_and_its_numbers(
     house = module.House(tmp_path)
     house.run(passes=False)
     file, store = str(tmp_path / "p.yaml"), str(tmp_path / "store")
-    code, out, told = run(capsys, "run", file, "--store", store, "--json", "--no-report")
+    code, out, said = run(capsys, "run", file, "--store", store, "--json", "--no-report")
     assert code == 4
-    assert f"forgeline: gate gate refused: {module.NO}\n" in told and "size_mb" not in told
+    assert f"forgeline: gate gate refused: {module.NO}\n" in said and "size_mb" not in said
     stages = {stage["name"]: stage for stage in json.loads(out)["stages"]}
     assert stages["gate"]["refusal"] == [module.NO] and stages["scores"]["refusal"] == []
     assert f"    refused: {module.NO}\n" in run(capsys, "status", "--store", store)[1]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "said"),
     [(["stauts"], "unknown command 'stauts'; did you mean status?"), (["doctor", "resum"], "did you mean resume?"),
      (["plan", "p.yaml", "--verfy"], "unknown option '--verfy'; did you mean --verify?"),
      (["run", "p.yaml", "--sett=a=b"], "unknown option '--sett'; did you mean --set?"),
@@ -51,11 +51,11 @@ def test_a_refusal_says_the_requirement_and_its_numbers(
      (["show"], "the following arguments are required: ref"), (["show", "a", "b"], "'b' is more than `forgeline show` takes")],
 )  # fmt: skip
 def test_a_word_that_is_not_known_is_met_with_one_that_is(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, error = run(capsys, *words)
     assert code == 2 and not out
-    assert error.startswith("forgeline: ") and told in error.splitlines()[0] and "--help" in error
+    assert error.startswith("forgeline: ") and said in error.splitlines()[0] and "--help" in error
     assert len(error.splitlines()) == 2, "no usage of twenty commands above it"
 
 
@@ -76,8 +76,8 @@ def test_commands_say_which_store_they_looked_into(
     (tmp_path / "p.yaml").write_text("name: p\nstages: {a: {dataset: {sources: [{files: p.yaml}]}}}\nstore: mine\n")
     assert run(capsys, "plan", "p.yaml")[2] == "store: mine\n"
     monkeypatch.setenv("FORGELINE_STORE", str(tmp_path / "named"))
-    code, _, told = run(capsys, "logs", "latest")
-    assert code == 2 and f"store: {tmp_path}/named, as $FORGELINE_STORE says; --store names another" in told
+    code, _, said = run(capsys, "logs", "latest")
+    assert code == 2 and f"store: {tmp_path}/named, as $FORGELINE_STORE says; --store names another" in said
 
 
 def test_the_environment_is_the_store_of_a_file_that_names_none(
@@ -95,5 +95,5 @@ def test_the_environment_is_the_store_of_a_file_that_names_none(
     assert run(capsys, "plan", "p.yaml")[2] == "store: mine\n"
     monkeypatch.setenv("FORGELINE_STORE", "s3://key:secret@bucket")
     (tmp_path / "p.yaml").write_text(text)
-    code, _, told = run(capsys, "plan", "p.yaml")
-    assert code == 2 and "no credentials" in told and "secret" not in told
+    code, _, said = run(capsys, "plan", "p.yaml")
+    assert code == 2 and "no credentials" in said and "secret" not in said

@@ -78,7 +78,7 @@ def test_undamaged_it_does_what_it_should(
         code, out, err = damaged.call(argv)
         codes[" ".join(argv[:2])] = (code, err)
         damaged.require_true(argv, out, known)
-    assert {name: told for name, told in codes.items() if told[0]} == {}
+    assert {name: said for name, said in codes.items() if said[0]} == {}
     damaged.go_on(copy)
 
 

@@ -59,12 +59,12 @@ def test_what_is_wrong_is_said_at_its_line(tmp_path: Path, deploy: str, says: st
 
 def test_it_is_no_part_of_any_identity(tmp_path: Path) -> None:
     plain = pipeline(tmp_path)
-    told = pipeline(tmp_path, "deploy: {schedules: [{interval: 6h}], watch: {quiet: 0s}, overlap: skip}\n")
+    shown = pipeline(tmp_path, "deploy: {schedules: [{interval: 6h}], watch: {quiet: 0s}, overlap: skip}\n")
     store = open_store(plain.store)
-    assert [line.key for line in make_plan(plain, store)] == [line.key for line in make_plan(told, store)]
+    assert [line.key for line in make_plan(plain, store)] == [line.key for line in make_plan(shown, store)]
     assert all(
         identity_params(a.params) == identity_params(b.params)
-        for a, b in zip(plain.stages.values(), told.stages.values(), strict=True)
+        for a, b in zip(plain.stages.values(), shown.stages.values(), strict=True)
     )
 
 

@@ -18,9 +18,9 @@ from infra.errors import StageError
     ],
 )
 def test_advice_to_run_code_is_left_out(advice: str) -> None:
-    told = str(StageError(f"The file is no model. {advice} See the docs.", where="a"))
-    assert told.startswith("a: The file is no model. See the docs.") and advice[:20] not in told
-    assert "advice to run code that the file brings along is left out" in told
+    shown = str(StageError(f"The file is no model. {advice} See the docs.", where="a"))
+    assert shown.startswith("a: The file is no model. See the docs.") and advice[:20] not in shown
+    assert "advice to run code that the file brings along is left out" in shown
 
 
 def test_other_words_stay_as_they_are() -> None:

@@ -170,12 +170,12 @@ def test_damage_that_hides_what_is_needed_stops_it(store: FileStore, hand: Any) 
 def test_checkpoints_go_when_no_run_will_go_on_from_them(store: FileStore, hand: Any, tmp_path: Path) -> None:
     (tmp_path / "w").write_text("weights")
     done = hand.commit(store, "m", kind="pretrain")
-    told = hand.commit(
+    said = hand.commit(
         store, "m", kind="pretrain", params={"v": 2}, producer={"execution": {"checkpoint": {"permanent_every": 5}}}
     )
-    for manifest in (done, told):
+    for manifest in (done, said):
         refs.advance(store, f"p/{manifest.key[:4]}/latest", manifest.ref)
-    keys = {"done": done.key, "told": told.key, "interrupted": "c" * 64}
+    keys = {"done": done.key, "told": said.key, "interrupted": "c" * 64}
     for key in keys.values():
         CheckpointStore(store, "pretrain", key).commit(5, {"w": tmp_path / "w"}, {})
     hand.age(store, 3)
@@ -269,8 +269,8 @@ def test_nothing_reachable_goes_and_all_else_that_is_old_does(
         needed |= set(values[-history:])
     for number, (status, named) in enumerate(drawn["runs"]):
         stages = [{"artifact": made[i].ref.__dict__} for i in named]
-        told = "running" if status == "killed" else status
-        store.write_json(f"runs/run-{number}/run.json", {"status": told, "stages": stages})
+        said = "running" if status == "killed" else status
+        store.write_json(f"runs/run-{number}/run.json", {"status": said, "stages": stages})
         if status == "running" or number >= len(drawn["runs"]) - runs:
             needed |= set(named)
     while more := {j for i in needed for j in drawn["inputs"][i]} - needed:

@@ -111,7 +111,7 @@ def test_doctor_counts_it(home: Path) -> None:
 
 def test_a_database_that_cannot_be_read_is_its_size(home: Path) -> None:
     path = database(home, [], schema="x TEXT")
-    told = look(path.parent, 30 * DAY)
-    assert told is not None and (told.runs, told.old) == (0, 0) and told.bytes == path.stat().st_size
+    shown = look(path.parent, 30 * DAY)
+    assert shown is not None and (shown.runs, shown.old) == (0, 0) and shown.bytes == path.stat().st_size
     path.write_bytes(b"nothing" * 999)
     assert look(path.parent, 30 * DAY) is not None and look(home, 1.0) is None

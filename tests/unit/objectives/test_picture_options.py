@@ -18,8 +18,8 @@ def test_two_channels_are_no_picture() -> None:
         assert objective({"name": "image_classification", "channels": channels}).model_dump()["channels"] == channels
 
 
-def test_pictures_of_more_than_eight_bits_are_refused_and_not_clipped() -> None:
+def test_of_sixteen_bits_the_upper_eight_count() -> None:
     written = io.BytesIO()
     Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(written, "PNG")
-    with pytest.raises(ValueError, match="more than eight bits"):
-        ImageProcessor(4, (0.5,), (0.5,)).pixels(written.getvalue())
+    pixels = ImageProcessor(4, (0.5,), (0.5,)).pixels(written.getvalue())
+    assert pixels == pytest.approx(np.full((1, 4, 4), ((40000 >> 8) / 255 - 0.5) / 0.5))

@@ -58,14 +58,14 @@ def ends_well(folder: Path, text: str) -> None:
     """`validate`, and `plan` of what it lets through, end as they should on a file with this text."""
     file = folder / "p.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
-    code, _, told = run("validate", str(file))
-    assert code in (0, 2), told
+    code, _, said = run("validate", str(file))
+    assert code in (0, 2), said
     if code == 2:
-        fault = told.removeprefix("forgeline: ")
-        assert re.match(rf"{re.escape(str(file))}(:\d+)?: .", fault), told
+        fault = said.removeprefix("forgeline: ")
+        assert re.match(rf"{re.escape(str(file))}(:\d+)?: .", fault), said
     elif not STRANGER.search(text):
-        code, _, told = run("plan", str(file), "--store", str(folder / "store"))
-        assert code in (0, 2) or (code == 3 and "stages." in told), told
+        code, _, said = run("plan", str(file), "--store", str(folder / "store"))
+        assert code in (0, 2) or (code == 3 and "stages." in said), said
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -114,10 +114,10 @@ def an_override(odd: ModuleType, folder: Path, data: st.DataObject) -> None:
     field = data.draw(
         st.sampled_from([field, field, f"{field}.x", f"{field}[0]", f"{field}[7].x", field.replace("[", ".")])
     )
-    code, _, told = run("validate", str(config), "--set", f"{field}={data.draw(odd.RAW | odd.WORDS)}")
-    assert code in (0, 2), told
+    code, _, said = run("validate", str(config), "--set", f"{field}={data.draw(odd.RAW | odd.WORDS)}")
+    assert code in (0, 2), said
     assert code == 0 or re.match(
-        rf"(--set {re.escape(field)}|{re.escape(str(config))}:\d+)", told[len("forgeline: ") :]
+        rf"(--set {re.escape(field)}|{re.escape(str(config))}:\d+)", said[len("forgeline: ") :]
     )
 
 

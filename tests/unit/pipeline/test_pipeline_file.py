@@ -222,8 +222,8 @@ def test_a_pattern_that_is_none_is_told_at_once(tmp_path: Path, given: str) -> N
     if "[!]x" in given:
         assert load(tmp_path, text).name == "demo"  # a bracket that is not closed is one
         return
-    assert len(told := faults(tmp_path, text)) == 1
-    assert told[0].startswith("p.yaml:4: stages.corpus.dataset.sources[0]")
+    assert len(said := faults(tmp_path, text)) == 1
+    assert said[0].startswith("p.yaml:4: stages.corpus.dataset.sources[0]")
 
 
 def test_a_number_that_no_key_can_hold_is_told_where_it_stands(tmp_path: Path) -> None:
@@ -273,9 +273,9 @@ def test_a_value_from_the_environment_that_is_no_yaml_is_told_and_not_shown(
     text = GOOD.replace("processes: 1", 'processes: "${env:HOW_MANY}"')
     for value in ("08", "[secret", "!!secret x"):
         monkeypatch.setenv("HOW_MANY", value)
-        told = faults(tmp_path, text)
-        assert told[0].startswith("p.yaml:17: execution.default.processes: what ${env:HOW_MANY} stands for is no YAML")
-        assert "secret" not in "".join(told)
+        said = faults(tmp_path, text)
+        assert said[0].startswith("p.yaml:17: execution.default.processes: what ${env:HOW_MANY} stands for is no YAML")
+        assert "secret" not in "".join(said)
 
 
 LONG = "a" * 101
@@ -299,14 +299,14 @@ LONG = "a" * 101
 def test_a_name_that_no_ref_can_have_is_told_before_anything_runs(
     tmp_path: Path, old: str, new: str, fault: str
 ) -> None:
-    assert any(fault in told for told in faults(tmp_path, GATED.replace(old, new, 1)))
+    assert any(fault in said for said in faults(tmp_path, GATED.replace(old, new, 1)))
 
 
 def test_two_releases_of_one_file_do_not_move_one_ref(tmp_path: Path) -> None:
     second = "  second:\n    promote: {model: onnx, gate: gate, ref: REF}\n"
     for ref in ("demo/production", "demo/production-weights"):
-        told = faults(tmp_path, GATED + second.replace("REF", ref))
-        assert told == [
+        said = faults(tmp_path, GATED + second.replace("REF", ref))
+        assert said == [
             f"p.yaml:25: stages.second.promote.ref: {ref} is moved by 'release' already; "
             "of two releases the last to finish would win"
         ]

@@ -288,12 +288,12 @@ def test_a_range_without_trials_is_refused(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_choices_that_are_none_or_without_end_are_told(tmp_path: Path, step: str, fault: str) -> None:
     text = f"{HEAD}  small: {{search: {{model: teacher, steps: [{{{step}}}]}}}}\n"
-    told = faults(tmp_path, text)
-    assert any(fault in one for one in told) and all("p.yaml:9: stages.small" in one for one in told)
+    said = faults(tmp_path, text)
+    assert any(fault in one for one in said) and all("p.yaml:9: stages.small" in one for one in said)
 
 
 @pytest.mark.parametrize("models", ["[[small]]", "[small, {a: 1}]", "[null, small]"])
 def test_a_list_of_models_that_holds_something_else_is_told(tmp_path: Path, models: str) -> None:
     text = HEAD + SPACE + TAIL.replace("[teacher, small]", models)
-    told = faults(tmp_path, text)
-    assert any("stages.scores.evaluate.models[" in one and "expected a valid string" in one for one in told)
+    said = faults(tmp_path, text)
+    assert any("stages.scores.evaluate.models[" in one and "expected a valid string" in one for one in said)

@@ -119,9 +119,9 @@ def test_the_command_shows_it(
     assert lines[0].endswith("about 15 s (10 s to 20 s, made 2 times)") and "made" not in lines[1]
     assert lines[-1].startswith("about 15 s (10 s to 20 s) along corpus, without words, tokens, base")
     assert cli.main([*asked, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["stages"][0]["estimate"] == {"low": 10.0, "median": 15.0, "high": 20.0, "runs": 2}
-    assert told["stages"][1]["estimate"] is None and told["estimate"]["path"] == ["corpus"]
+    said = json.loads(capsys.readouterr().out)
+    assert said["stages"][0]["estimate"] == {"low": 10.0, "median": 15.0, "high": 20.0, "runs": 2}
+    assert said["stages"][1]["estimate"] is None and said["estimate"]["path"] == ["corpus"]
 
 
 def test_planning_imports_nothing_heavy(pipeline: Pipeline, made: Any, tmp_path: Path) -> None:

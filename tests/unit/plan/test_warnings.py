@@ -76,19 +76,19 @@ def test_a_warning_is_kept_with_the_artifact_and_told_whenever_it_is_used(
     warning = only_warning(made_by_a_job(house))
     file = str(house / "p.yaml")
 
-    def told(*words: str) -> tuple[str, str]:
+    def said(*words: str) -> tuple[str, str]:
         capsys.readouterr()
         assert cli.main(words) == 0
         return capsys.readouterr()
 
-    assert told("plan", file)[0].splitlines()[1] == f"warning: rows: {warning}"
-    assert json.loads(told("plan", file, "--json")[0])["stages"][0]["warnings"] == [warning]
-    assert f"warning: {warning}\n" in told("show", "small/rows/latest")[0]
+    assert said("plan", file)[0].splitlines()[1] == f"warning: rows: {warning}"
+    assert json.loads(said("plan", file, "--json")[0])["stages"][0]["warnings"] == [warning]
+    assert f"warning: {warning}\n" in said("show", "small/rows/latest")[0]
     for quiet in ([], ["--quiet"]):
-        out, progress = told("run", file, "--json", "--no-report", *quiet)
+        out, progress = said("run", file, "--json", "--no-report", *quiet)
         assert f"warning: rows: {warning}\n" in progress
         assert json.loads(out)["stages"][0]["warnings"] == [warning]
-    assert f"    warning: {warning}\n" in told("status")[0]
+    assert f"    warning: {warning}\n" in said("status")[0]
 
 
 def test_a_warning_changes_no_key_and_no_content(house: Path) -> None:

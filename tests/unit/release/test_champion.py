@@ -76,11 +76,11 @@ def test_what_only_a_first_run_needs_is_not_made_again(house: Any) -> None:
     (house.folder / "corpus.txt").write_text("another corpus, on which nothing is trained any more")
     house.data("second")
     assert house.run() == ["texts", "model", "onnx", "scores", "gate", "ship"]
-    told = {line.node.name: (line.action, line.reason) for line in make_plan(house.pipeline(), house.store)}
-    assert {told[name] for name in ("corpus", "words", "tokens", "base")} == {
+    said = {line.node.name: (line.action, line.reason) for line in make_plan(house.pipeline(), house.store)}
+    assert {said[name] for name in ("corpus", "words", "tokens", "base")} == {
         ("skip", "not needed: a ref takes its place")
     }
-    assert told["model"][0] == "reuse"
+    assert said["model"][0] == "reuse"
 
 
 def test_a_challenger_is_held_against_who_is_none_of_those_beside_it(house: Any) -> None:

@@ -33,7 +33,7 @@ def commit(load: Any) -> Any:
     return load("unit/committed.py").commit
 
 
-def told(capsys: pytest.CaptureFixture[str], store: Store, *arguments: str) -> str:
+def shown(capsys: pytest.CaptureFixture[str], store: Store, *arguments: str) -> str:
     assert cli.main(["lineage", *arguments, "--store", store.url]) == 0
     return capsys.readouterr().out
 
@@ -61,7 +61,7 @@ def test_a_ref_leads_to_everything_it_was_made_from(
     store: Store, commit: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, new = two_models(store, commit)
-    found = json.loads(told(capsys, store, "p/base/latest", "--json"))
+    found = json.loads(shown(capsys, store, "p/base/latest", "--json"))
     by_stage = {artifact["stage"]: artifact for artifact in found["artifacts"]}
     assert set(by_stage) == {"base", "corpus", "tokenizer"}
     assert {name: by_stage[name]["digest"] for name in by_stage} == {name: m.digest for name, m in new.items()}
@@ -69,7 +69,7 @@ def test_a_ref_leads_to_everything_it_was_made_from(
     assert (base["commit"], base["host"], base["cpus"], base["seconds"]) == ("c0ffee", "box", 4, 2.5)
     assert base["timings"] == {"fetch": 0.5, "run": 2.0} and base["versions"] == {"torch": "2.13.0"}
     assert by_stage["corpus"]["sources"] == [{"path": "x.txt", "sha256": A}, {"path": "z.txt", "sha256": C}]
-    text = told(capsys, store, "p/base/latest")
+    text = shown(capsys, store, "p/base/latest")
     assert re.search(r"data: corpus  dataset \w{12}  content " + new["corpus"].digest[:12], text)
     assert f"z.txt  sha256 {C[:16]}" in text and "2.5\u202fs, run r1, commit c0ffee, host box (4 CPUs)" in text
 
@@ -93,11 +93,11 @@ def test_what_is_gone_or_damaged_is_shown_as_such(
     _, new = two_models(store, commit)
     store.delete(f"{new['corpus'].ref.prefix}/manifest.json")
     store.write_bytes(f"{new['tokenizer'].ref.prefix}/manifest.json", b"{")
-    text = told(capsys, store, "p/base/latest")
+    text = shown(capsys, store, "p/base/latest")
     assert f"data: dataset  dataset {new['corpus'].key[:12]}  MISSING: not in the store" in text
     assert "MISSING: damaged: the manifest is not valid JSON" in text
     for form in ("--mermaid", "--openlineage", "--json"):
-        assert told(capsys, store, "p/base/latest", form)
+        assert shown(capsys, store, "p/base/latest", form)
 
 
 def test_damaged_records_lose_the_files_only(store: Store, commit: Any) -> None:
@@ -158,12 +158,12 @@ def test_pictures_hold_every_artifact_and_no_markup_of_others(
     data = commit(store, "corpus", sources={HOSTILE: A})
     model = commit(store, "base", {"data": data}, kind="pretrain", params={"note": "<script>"})
     refs.advance(store, "p/base/latest", model.ref)
-    chart = told(capsys, store, "p/base/latest", "--mermaid")
+    chart = shown(capsys, store, "p/base/latest", "--mermaid")
     assert chart.startswith("flowchart TD\n") and 'a1 -->|"data"| a0' in chart
     assert all(re.fullmatch(r'  \w+([\[(].*[\])]| -->(\|"data"\|)? \w+)', line) for line in chart.splitlines()[1:])
     assert HOSTILE.partition("\n")[0] not in chart
     page = tmp_path / "lineage.html"
-    told(capsys, store, "--impacted-by", A, "--html", str(page))
+    shown(capsys, store, "--impacted-by", A, "--html", str(page))
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg") == 1 and data.key in html and model.key in html and A in html
     assert "<b>" not in html and "<script" not in html and "&lt;b&gt;" in html
@@ -173,8 +173,8 @@ def test_openlineage_events_are_what_the_spec_asks_for(
     store: Store, commit: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, new = two_models(store, commit)
-    lines = told(capsys, store, "p/base/latest", "--openlineage").splitlines()
-    assert lines == told(capsys, store, "p/base/latest", "--openlineage").splitlines(), "run ids are deterministic"
+    lines = shown(capsys, store, "p/base/latest", "--openlineage").splitlines()
+    assert lines == shown(capsys, store, "p/base/latest", "--openlineage").splitlines(), "run ids are deterministic"
     events = [json.loads(line) for line in lines]
     for event in events:
         jsonschema.validate(event, RUN_EVENT, format_checker=jsonschema.FormatChecker())

@@ -65,9 +65,9 @@ def test_the_card_of_a_model_holds_the_sections_it_is_made_of_and_no_others(tmp_
     page = model_page(store, "kinds/production", InputArtifact("clf", model, made), verdict(), made)
     assert page.startswith("---\n")
     head, body = page.removeprefix("---\n").split("\n---\n", 1)
-    told = yaml.safe_load(head)
-    assert set(told) == {"library_name", "tags", "license", "license_name"}
-    assert told["license_name"] == " ".join(sources[0]["licence"].replace("\x85", "\ufffd").split())
+    said = yaml.safe_load(head)
+    assert set(said) == {"library_name", "tags", "license", "license_name"}
+    assert said["license_name"] == " ".join(sources[0]["licence"].replace("\x85", "\ufffd").split())
     sections = ["kinds/production", "Why it ships", "What it was made of", "How to load it"]
     assert_nothing_of_it_is_markup(body, sections)
     assert "Independently audited" in body, "the label is still there to be read"
@@ -112,8 +112,8 @@ def test_what_commands_print_is_printable(
     )  # fmt: skip
     refs.advance(store, "p/rows/latest", made.ref)
     assert cli.main(["show", "p/rows/latest", "--store", str(tmp_path / "store")]) == 0
-    told = capsys.readouterr().out
-    assert "licence" in told and "warning" in told
-    assert not set(told) & set("\x1b\x07\u202e")
+    said = capsys.readouterr().out
+    assert "licence" in said and "warning" in said
+    assert not set(said) & set("\x1b\x07\u202e")
     assert cli.main(["show", f"nothing{STEERS}", "--store", str(tmp_path / "store")]) == 2
     assert not set(capsys.readouterr().err) & set("\x1b\x07\u202e")

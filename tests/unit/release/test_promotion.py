@@ -43,12 +43,12 @@ def store(tmp_path: Path) -> Store:
 def run(load: Callable[[str], Any], tmp_path: Path) -> Callable[..., Any]:
     jobs = load("stages/jobs.py")
 
-    def go(*, passed: bool = True, judged: str = MODEL.digest, weights: Any = None, **told: Any) -> Any:
+    def go(*, passed: bool = True, judged: str = MODEL.digest, weights: Any = None, **said: Any) -> Any:
         verdict = {
             "passed": passed,
             "candidate": {"name": "int8", "digest": judged},
             "requirements": [{"passed": passed, "sentence": "f1 0.4 is required to be 0.5: refused."}],
-            **told,
+            **said,
         }
         (tmp_path / "verdict.json").write_text(json.dumps(verdict))
         write_card(tmp_path, ModelCard({"name": "text_classification"}, 32, ["a", "b"], "onnx", "dynamic_int8"))

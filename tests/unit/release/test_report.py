@@ -362,7 +362,7 @@ def test_columns_and_pictures_of_a_data_card_are_shown_and_nothing_else_passes_f
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "card.json").write_text(json.dumps(card))
         (view,) = data_views({"goods": Evidence({}, records=Path(folder))}, [])
-    assert [(line["told"], line["missing"]) for line in view["columns"]] == [
+    assert [(line["text"], line["missing"]) for line in view["columns"]] == [
         ("880 bytes", "2"), ("\N{MINUS SIGN}1.500 to 2,000, mean 10.25", "0"), ("", "1"),
     ]  # fmt: skip
     assert (view["examples"][0]["pictures"], view["examples"][0]["label"]) == (pictures[:1], "bag")
@@ -415,7 +415,7 @@ def test_tasks_that_pull_apart_are_told(whole: str) -> None:
 
 
 def test_data_cards_and_drift_are_shown(whole: str) -> None:
-    for told in (
+    for said in (
         "The data: functions",
         "label not kept 3,900",
         "changed: email 12, ip 3",
@@ -425,7 +425,7 @@ def test_data_cards_and_drift_are_shown(whole: str) -> None:
         "drift: the data have drifted",
         "24.1% of the words are new",
     ):
-        assert told in whole, told
+        assert said in whole, said
     assert whole.count("The data: ") == 1, "a dataset without evidence has no card"
 
 

@@ -85,7 +85,7 @@ def test_ticks_are_few_and_inside(low: float, length: float) -> None:
 
 
 def test_numbers_read_well() -> None:
-    told = [
+    said = [
         number(0.87349), number(-0.0001), number(-12.345), number(1234.5), number(None), number(float("nan")),
         number(True),
         signed(0.0123), signed(0.0), signed(-0.5), percent(0.274), percent(0.004),
@@ -93,7 +93,7 @@ def test_numbers_read_well() -> None:
         compact(940), compact(15_700), compact(999_999), compact(1_050_000), rate(4e-3), rate(2.5e-5), rate(0.1),
         bytes_size(512), bytes_size(84_000), bytes_size(4_180_000),
     ]  # fmt: skip
-    assert [t.replace("\u202f", " ") for t in told] == [
+    assert [t.replace("\u202f", " ") for t in said] == [
         "0.873", "0.000", "−12.35", "1,234", "–", "–", "–",
         "+0.012", "0.000", "−0.500", "27 %", "0.4 %",
         "0.0 s", "10 s", "1 min 00 s", "3 min 24 s", "2 h 05 min",

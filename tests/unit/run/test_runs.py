@@ -109,8 +109,8 @@ def test_a_run_elsewhere_that_falls_silent_is_not_said_to_run(
     os.utime(tmp_path / "store/runs/one/run.json", (long_ago, long_ago))
     assert state_in(store, known) == "silent" and state_in(store, {**known, "status": "ok"}) == "ok"
     assert cli.main(["status"]) == 0
-    told = capsys.readouterr().out
-    assert "demo                 silent" in told and "one: silent: no word from there, process" in told
+    said = capsys.readouterr().out
+    assert "demo                 silent" in said and "one: silent: no word from there, process" in said
     here = record(store, "two")
     os.utime(tmp_path / "store/runs/two/run.json", (long_ago, long_ago))
     assert state_in(store, here) == "running", "its process is there"
@@ -123,9 +123,9 @@ def test_status_says_how_far_a_run_is(store: Store, tmp_path: Path, capsys: pyte
     events = [{"step": step, "total": 100, "seconds": 2.0 * step} for step in (10, 20, 40)]
     job(tmp_path, "two", "base", "", events="".join(json.dumps(event) + "\n" for event in events) + '{"step": 9')
     assert cli.main(["status"]) == 0
-    told = capsys.readouterr().out
-    assert "goodput  25%" in told and "two: running on here, process" in told
-    assert "running       0.0 s  40/100, about 2:00 left" in told
+    said = capsys.readouterr().out
+    assert "goodput  25%" in said and "two: running on here, process" in said
+    assert "running       0.0 s  40/100, about 2:00 left" in said
     assert cli.main(["status", "one"]) == 0
     assert "useful 1.0 s, startup 3.0 s\n" in capsys.readouterr().out
 
@@ -195,8 +195,8 @@ def test_cancel_sends_nothing_to_another_machine(
     elsewhere = {**this_process(), "machine": "other", "pid": process.pid, "started": start_time(process.pid)}
     record(store, "one", process={**elsewhere, "host": "gpu-7"})
     assert cli.main(["cancel", "one"]) == 2
-    told = capsys.readouterr().err
-    assert "gpu-7" in told and "prefect flow-run cancel f-1" in told
+    said = capsys.readouterr().err
+    assert "gpu-7" in said and "prefect flow-run cancel f-1" in said
     assert process.poll() is None
     record(store, "two", status="ok")
     assert cli.main(["cancel", "two"]) == 0
@@ -230,8 +230,8 @@ def test_two_runs_beside_each_other(store: Store, tmp_path: Path, capsys: pytest
     assert kept["same_artifact"] and kept["params"] == {} and kept["actions"] == ["run", "reuse"]
     assert more["actions"] == [None, "run"] and more["params"] == {}
     assert cli.main(["compare", "one", "two"]) == 0
-    told = capsys.readouterr().out
-    assert "  model.size: 8 -> 16\n  loss: 3 -> 2.5  (-0.5)\n" in told and "max_steps" not in told
+    said = capsys.readouterr().out
+    assert "  model.size: 8 -> 16\n  loss: 3 -> 2.5  (-0.5)\n" in said and "max_steps" not in said
 
 
 DAMAGE = {

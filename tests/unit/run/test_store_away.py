@@ -149,8 +149,8 @@ def test_an_outage_of_seconds_ends_no_run(world: World) -> None:
     world.on_message = lambda text: world.disk.come_back() if away(text) and not logs else None
     world.on_job = a_job_starts
     world.on_poll = lambda: world.disk.come_back() if logs and away(logs[0].read_text()) else None
-    code, told, err = world.run()
-    assert (code, outcome(told)) == (3, [("rows", "run"), ("words", "failed")]) and TOO_LARGE in err
+    code, said, err = world.run()
+    assert (code, outcome(said)) == (3, [("rows", "run"), ("words", "failed")]) and TOO_LARGE in err
     assert world.disk.left == 3
     assert read_run(open_store(str(world.disk.folder)), "latest")["status"] == "failed"
 
@@ -160,21 +160,21 @@ def test_a_store_that_is_gone_at_the_end_takes_no_last_words(
 ) -> None:
     monkeypatch.setenv("FORGELINE_STORE_WAIT", "0.2")
     world.after = lambda stage: world.disk.leave() if stage == "words" else None
-    code, told, err = world.run()
-    assert (code, told["status"], outcome(told)) == (3, "failed", [("rows", "run"), ("words", "failed")])
-    assert TOO_LARGE in told["stages"][1]["error"]["what"]
+    code, said, err = world.run()
+    assert (code, said["status"], outcome(said)) == (3, "failed", [("rows", "run"), ("words", "failed")])
+    assert TOO_LARGE in said["stages"][1]["error"]["what"]
     assert TOO_LARGE in err and "vocab_size to" in err
     assert "the store did not take the record of this run: the folder of the store is gone" in err
     assert "report: " in err
-    kept = tmp_path / "home/runs" / told["run"] / UNSAVED
+    kept = tmp_path / "home/runs" / said["run"] / UNSAVED
     assert kept.exists()
 
     world.disk.come_back()
     store = open_store(str(world.disk.folder))
-    assert read_run(store, told["run"])["status"] == "running"
+    assert read_run(store, said["run"])["status"] == "running"
     assert cli.main(["status"]) == 0
-    assert f"{told['run']}: failed" in capfd.readouterr().out and not kept.exists()
-    assert outcome(read_run(store, told["run"])) == outcome(told)
+    assert f"{said['run']}: failed" in capfd.readouterr().out and not kept.exists()
+    assert outcome(read_run(store, said["run"])) == outcome(said)
     assert deliver(tmp_path / "home", store) == []
 
 
@@ -187,9 +187,9 @@ def test_a_store_that_is_gone_between_two_stages_is_named(world: World, monkeypa
             store.exists("runs/x")
 
     world.before = look
-    code, told, err = world.run()
-    assert (code, told["status"], told["stopped"]) == (3, "failed", "the folder of the store is gone")
-    assert outcome(told) == [("rows", "run"), ("words", "skipped")]
+    code, said, err = world.run()
+    assert (code, said["status"], said["stopped"]) == (3, "failed", "the folder of the store is gone")
+    assert outcome(said) == [("rows", "run"), ("words", "skipped")]
     assert "the run could not go on: the folder of the store is gone" in err
 
 

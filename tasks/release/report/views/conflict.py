@@ -11,7 +11,7 @@ from tasks.release.readable import DASH, compact, is_number, number
 def conflict_views(evidence: dict[str, Evidence], notes: list[str]) -> list[dict[str, Any]]:
     """One entry for each stage that trained several tasks.
 
-    {"stage", "told", "tasks", "rows": [(task, share of the batch, gradient norm, [cosine with each task])]}; a cosine
+    {"stage", "text", "tasks", "rows": [(task, share of the batch, gradient norm, [cosine with each task])]}; a cosine
     is (text, whether the two conflict, what it was before the training).
     """
     views = []
@@ -30,11 +30,11 @@ def conflict_views(evidence: dict[str, Evidence], notes: list[str]) -> list[dict
             rows.append(
                 (task, compact(own["in_batch"]) if is_number(own.get("in_batch")) else "", number(norm), cosines)
             )
-        views.append({"stage": stage, "told": _told(before, after), "tasks": tasks, "rows": rows})
+        views.append({"stage": stage, "text": _summary(before, after), "tasks": tasks, "rows": rows})
     return views
 
 
-def _told(before: dict[str, Any], after: dict[str, Any]) -> str:
+def _summary(before: dict[str, Any], after: dict[str, Any]) -> str:
     pairs = len(as_list(after.get("tasks"))) * (len(as_list(after.get("tasks"))) - 1) // 2
     shares = [found.get("conflicting") for found in (before, after)]
     was, now = (str(round(share * pairs)) if is_number(share) else DASH for share in shares)

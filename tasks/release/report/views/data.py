@@ -51,7 +51,7 @@ def drift_view(stage: str, drift: dict[str, Any]) -> dict[str, Any]:
             "name": str(row.get("name")),
             "size": number(row.get("size")),
             "p": number(row.get("p")),
-            "told": str(row.get("told") or ""),
+            "text": str(row.get("told") or ""),
             "drifted": bool(row.get("drifted")),
         }
         for row in map(as_object, as_list(drift.get("differences")))
@@ -61,7 +61,7 @@ def drift_view(stage: str, drift: dict[str, Any]) -> dict[str, Any]:
         "stage": stage,
         "drifted": bool(drift.get("drifted")),
         "rows": rows,
-        "told": f"{number(looked.get('new'))} newer examples against {number(looked.get('old'))} older ones; "
+        "text": f"{number(looked.get('new'))} newer examples against {number(looked.get('old'))} older ones; "
         f"a difference counts below p = {number(drift.get('alpha'))} and above a size of its own."
         + "".join(f" Not tested: {sentence}." for sentence in as_list(drift.get("not_tested"))),
     }
@@ -104,19 +104,19 @@ def _source(source: dict[str, Any]) -> dict[str, str]:
 
 def _column(column: dict[str, Any]) -> dict[str, str]:
     what, least, most, mean = (column.get(name) for name in ("of", "least", "most", "mean"))
-    told = ""
+    text = ""
     if is_number(least) and is_number(most) and is_number(mean):
         low, high = (f"{n:,.0f}" if float(n).is_integer() else number(n) for n in (least, most))
-        told = f"{low} to {high}, mean {number(mean)}" if most > least else low
-        told += "" if what == "values" else f" {what}"
+        text = f"{low} to {high}, mean {number(mean)}" if most > least else low
+        text += "" if what == "values" else f" {what}"
     sizes = {name: as_list(of) for name, of in as_object(column.get("sizes")).items()}
-    told += "".join(f"; {name} {_span(of)}" for name, of in sizes.items() if len(of) == 2 and all(map(is_number, of)))
+    text += "".join(f"; {name} {_span(of)}" for name, of in sizes.items() if len(of) == 2 and all(map(is_number, of)))
     missing = column.get("missing")
     return {
         "name": str(column.get("column") or ""),
         "type": str(column.get("type") or ""),
         "missing": f"{missing:,.0f}" if is_number(missing) else "",
-        "told": told,
+        "text": text,
     }
 
 

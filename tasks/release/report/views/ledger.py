@@ -27,7 +27,7 @@ class LedgerView:
 
     goodput: str
     parts: list[tuple[str, str, str, str]]
-    told: list[str]
+    texts: list[str]
 
 
 def ledger_view(ledger: Any) -> LedgerView | None:
@@ -43,14 +43,14 @@ def ledger_view(ledger: Any) -> LedgerView | None:
         if seconds.get(bucket, 0) > 0
     ]
     hours = {"core hours": "core_seconds", "GPU hours": "gpu_seconds"}
-    told = [
+    texts = [
         f"{readable.number(ledger[name] / 3600)} {unit}"
         for unit, name in hours.items()
         if readable.is_number(ledger.get(name)) and ledger[name] > 0
     ]
     if readable.is_number(ledger.get("cost")):
-        told.append(f"cost {readable.number(ledger['cost'], 2)}")
+        texts.append(f"cost {readable.number(ledger['cost'], 2)}")
     saved = ledger.get("saved_by_reuse")
     if readable.is_number(saved) and saved > 0:
-        told.append(f"{readable.seconds(saved)} saved by reuse")
-    return LedgerView(readable.percent(seconds.get("useful", 0.0) / wall), parts, told)
+        texts.append(f"{readable.seconds(saved)} saved by reuse")
+    return LedgerView(readable.percent(seconds.get("useful", 0.0) / wall), parts, texts)

@@ -118,11 +118,11 @@ def headline(run: dict[str, Any], scores: Named, verdicts: Named, releases: Name
         _factor(found.smaller, "smaller", "larger") if found.smaller else "",
         _factor(found.faster, "faster", "slower") if found.faster else "",
     ]
-    told = " and ".join(f for f in factors if f)
-    sentence = f"{start}: {told} than {found.against}" if told and found.against else start
+    gains = " and ".join(f for f in factors if f)
+    sentence = f"{start}: {gains} than {found.against}" if gains and found.against else start
     if found.own:
         value, low, high = found.own
-        sentence += f"{', ' if told else ': '}with {metric_title(found.metric)} {number(value)}"
+        sentence += f"{', ' if gains else ': '}with {metric_title(found.metric)} {number(value)}"
         sentence += f" (95% interval {number(low)} to {number(high)})" if low != high else ""
         sentence += (
             f", {signed(value - found.other[0])} against {found.against}" if found.other and found.against else ""
@@ -182,7 +182,7 @@ def verdict_view(stage: str, verdict: dict[str, Any]) -> dict[str, Any]:
                     r.get("sentence") or f"{metric_title(str(r.get('metric', '')))} meets {r.get('rule', '')}"
                 ),
                 "slices": [str(as_object(one).get("sentence") or "") for one in as_list(r.get("slices"))],
-                "numbers": [(key, _value(r[key])) for key in NUMBERS if _told(r.get(key))],
+                "numbers": [(key, _value(r[key])) for key in NUMBERS if _is_given(r.get(key))],
             }
             for r in rows
         ],
@@ -204,7 +204,7 @@ def verdict_view(stage: str, verdict: dict[str, Any]) -> dict[str, Any]:
 NUMBERS = ("candidate", "against", "difference", "bound", "limit")
 
 
-def _told(value: Any) -> bool:
+def _is_given(value: Any) -> bool:
     return is_number(value) or (isinstance(value, dict | list | str) and bool(value))
 
 
@@ -228,7 +228,7 @@ def release_view(stage: str, release: dict[str, Any], moves: list[dict[str, Any]
         "stage": stage,
         "ref": str(release.get("ref") or ""),
         "facts": [
-            (str(k), _fact(str(k), v)) for k, v in release.items() if k not in ("ref", "history", NAME) and _told(v)
+            (str(k), _fact(str(k), v)) for k, v in release.items() if k not in ("ref", "history", NAME) and _is_given(v)
         ],
         "columns": columns,
         "history": [[_fact(c, h.get(c)) for c in columns] for h in history],

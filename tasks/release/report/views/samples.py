@@ -36,13 +36,13 @@ def _view(stage: str, rows: list[Any], limit: int, *, judged: bool) -> dict[str,
     texts = [{str(k): str(v) for k, v in row.items()} for row in rows if isinstance(row, dict)]
     texts = [row if PICTURE_URL.fullmatch(row.get("picture", "")) else _without(row, "picture") for row in texts]
     written = [r for r in texts if "prompt" in r and "continuation" in r]
-    told = [r for r in texts if "truth" in r and "prediction" in r]
-    shown = told if judged else []
+    answered = [r for r in texts if "truth" in r and "prediction" in r]
+    shown = answered if judged else []
     groups = {
         "written": written,
         "wrong": [r for r in shown if r["truth"] != r["prediction"]],
         "right": [r for r in shown if r["truth"] == r["prediction"]][:2],
-        "other": [r for r in texts if r not in written and r not in told],
+        "other": [r for r in texts if r not in written and r not in answered],
     }
     return {"stage": stage, "mistakes": [], **{name: group[:limit] for name, group in groups.items()}}
 

@@ -55,7 +55,7 @@ class ScoresView:
     primary: str
     direction: str
     first: str
-    told: str
+    text: str
     quality: Table
     conditions: Table | None
     baselines: list[tuple[str, str, str]]
@@ -84,7 +84,7 @@ def scores_view(stage: str, scores: dict[str, Any], labels: list[str] | None, sh
         primary=metric_title(primary),
         direction=direction,
         first=next(iter(models)),
-        told=_told(scores, models),
+        text=_summary(scores, models),
         conditions=_by_condition(scores, models, primary, higher_is_better),
         quality=_quality(
             {name: _of_all(model, scores) for name, model in models.items()},
@@ -144,7 +144,7 @@ def _metric_names(models: dict[str, dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(name) for model in models.values() for name in as_object(model.get("metrics"))))
 
 
-def _told(scores: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
+def _summary(scores: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
     data = as_object(scores.get("data"))
     where = ".".join(str(data[k]) for k in ("stage", "split") if data.get(k))
     entries = [m for model in models.values() for m in as_object(model.get("metrics")).values()]
@@ -217,7 +217,7 @@ def _by_condition(
     if not found:
         return None
     first, rows = next(iter(models.values())), []
-    for condition, told in {"": _told(scores, models), **found}.items():
+    for condition, text in {"": _summary(scores, models), **found}.items():
         own = {name: estimate(model, f"{primary}{condition}") for name, model in models.items()}
         best = _best([e[0] if e else None for e in own.values()], higher_is_better)
         changed = condition and "=" not in condition
@@ -227,15 +227,15 @@ def _by_condition(
             else _cell(e, estimate(first, f"{primary}{condition}") if models[name] is not first else None, best, "")
             for name, e in own.items()
         ]
-        rows.append(Row(condition.strip("[]").replace("=", " = ", 1) or "all", told, False, Markup(""), cells))
+        rows.append(Row(condition.strip("[]").replace("=", " = ", 1) or "all", text, False, Markup(""), cells))
     return Table(list(models), rows)
 
 
 def _higher_is_better(models: dict[str, dict[str, Any]], metric: str) -> bool | None:
     """Whether more of a metric is better; None where its scores say that neither more nor less is."""
     entries = [as_object(as_object(model.get("metrics")).get(metric)) for model in models.values()]
-    told = [entry["greater_is_better"] for entry in entries if "greater_is_better" in entry]
-    return (told[0] if told[0] is None else bool(told[0])) if told else greater_is_better(metric)
+    text = [entry["greater_is_better"] for entry in entries if "greater_is_better" in entry]
+    return (text[0] if text[0] is None else bool(text[0])) if text else greater_is_better(metric)
 
 
 def _best(values: list[float | None], higher_is_better: bool | None) -> float | None:
