@@ -38,7 +38,7 @@ def _terminate(pid: int, started: str) -> bool:
     """SIGTERM, and wait. False if that process is gone, and perhaps another has its number."""
     try:
         process = psutil.Process(pid)
-        # Looked at after psutil took the process's age, by which it tells it from a later one with the same number.
+        # Looked at after psutil took the process's age, which distinguishes it from a later one with the same number.
         if start_time(pid) != started:
             return False
         process.terminate()

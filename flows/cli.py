@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
-    except OSError as error:  # a folder of this machine: anything that can be told before work is lost, is told before
+    except OSError as error:  # a folder of this machine: it is reported before work is lost, where that is possible
         if not error.filename:
             raise
         say(f"forgeline: {error.filename}: {error.strerror}\n  Is it the right place, and may you write there?")

@@ -32,7 +32,7 @@ CONNECT_SECONDS = 5
 
 def local_workers(count: int, folder: Path) -> DaskTaskRunner:
     """Workers of this machine, as long as the flow lasts: processes of one thread that only it can talk to."""
-    # What goes wrong is told at the end, and stands in the log of the flow.
+    # What goes wrong is reported at the end, and is in the flow's log.
     quiet = {"PREFECT_LOGGING_LEVEL": "CRITICAL"}
     return DaskTaskRunner(
         cluster_class="distributed.LocalCluster",

@@ -190,7 +190,7 @@ def _state(record: dict[str, Any], code: int) -> State[Any]:
             return Completed(message=words)
         case 4:
             asked = [sentence for stage in record["stages"] for sentence in stage.get("refusal", [])]
-            message = " ".join([f"{words}: a gate said no, and nothing was promoted by it.", *asked])
+            message = " ".join([f"{words}: a gate refused, and nothing was promoted by it.", *asked])
             return Completed(name="Refused", message=message)
         case 75 | 130:
             return Failed(name=INTERRUPTED, message=f"{words} was stopped; the next one goes on from there")

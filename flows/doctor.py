@@ -1,4 +1,4 @@
-"""`forgeline doctor resume`: does a training survive a kill here? Which stages, where they are tried, what is shown.
+"""`forgeline doctor resume`: does training survive a kill here? Which stages, where they are tried, what is shown.
 
 The trying is in `tasks/resume/check.py`, the comparing in `tasks/resume/proof.py`. Everything happens in a temporary
 folder under the home folder, which is removed unless something failed.

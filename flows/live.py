@@ -125,7 +125,7 @@ class LiveView:
 
 
 def _speed(values: Mapping[str, float]) -> tuple[str, float] | None:
-    """(unit, how many of it a second) where a training says so."""
+    """(unit, how many of it a second) where a training run says so."""
     found = (name for name in values if name.endswith("_per_second"))
     return next(((name.removesuffix("_per_second"), values[name]) for name in found), None)
 

@@ -37,7 +37,7 @@ def run_with_prefect(
 ) -> None:
     """Run every stage of `pipeline`: as a flow run of their own or, within one (`flows/deployed.py`), as its tasks.
 
-    What became of each stage is told to `monitor`. known: artifacts of refs; filled with each stage's artifact as
+    `monitor` gets what became of each stage. known: artifacts of refs; filled with each stage's artifact as
     it is made. head_start: stages that began before Prefect was there, whose tasks take them over. Raises StageError
     where Prefect could not begin the flow.
     """

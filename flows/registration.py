@@ -124,7 +124,7 @@ def _file(file: str) -> Body:
 
 
 def schedule_body(schedule: Schedule) -> Body:
-    """A schedule as Prefect is told of it."""
+    """A schedule as Prefect gets it."""
     if schedule.cron is not None:
         rule: Body = {"cron": schedule.cron, "timezone": schedule.timezone, "day_or": True}
     elif schedule.rrule is not None:

@@ -43,4 +43,4 @@ def set_aside(error: CorruptArtifact | InputChanged, store: Store) -> str:
         return f"it stays where it is: {trouble.what}"
     if moved and store.exists(manifest_path(error.kind, error.key)):
         return "it is quarantined, and written again from its copy"
-    return "it is quarantined and will be made again" if moved else "read again, it is in order, or made anew already"
+    return "it is quarantined and will be made again" if moved else "read again, it is in order, or made again already"

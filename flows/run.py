@@ -91,7 +91,7 @@ def run_pipeline(
                 record.finish(status)
                 return record, code
             return record, _run_flow(pipeline, plan, store, record, live, last_words)
-        except (StoreError, StageError) as error:  # between the stages; what became of them is told all the same
+        except (StoreError, StageError) as error:  # between the stages; what became of them is reported all the same
             record.finish("failed", error)
             return record, error.exit_code
 
@@ -272,7 +272,7 @@ def _keep_saving(record: RunRecord, ended: threading.Event) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    """The machine's name and its CPUs, for lineage: part of what is told about an artifact, never of its identity."""
+    """The machine's name and its CPUs, for lineage: part of an artifact's record, never of its identity."""
     return {"host": platform.node(), "cpus": os.cpu_count()}
 
 

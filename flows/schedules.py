@@ -90,7 +90,7 @@ def next_dates(schedule: Schedule, after: datetime | None = None, count: int = S
 
 
 def _as_registered(schedule: Schedule) -> Any:
-    """The schedule as the server keeps it, once it was told of it by the API."""
+    """The schedule as the server keeps it, once the API has sent it."""
     from prefect.server.schemas.actions import DeploymentScheduleCreate
     from prefect.server.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 

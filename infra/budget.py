@@ -48,7 +48,7 @@ class Budget(Settings):
     reserve: float = Field(
         60.0,
         ge=0,
-        description="Seconds kept for stopping: so long before a limit, jobs are asked to stop and trainings "
+        description="Seconds kept for stopping: so long before a limit, jobs are asked to stop and training runs "
         "commit a checkpoint. What still runs when they are over is ended.",
     )
 

@@ -48,7 +48,7 @@ class Outcome:
 
 
 class CheckpointProcess:
-    """The training's side. The process starts with the first save, so that short trainings never pay for it."""
+    """The training's side. The process starts with the first save, so that short training runs never pay for it."""
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ class CheckpointStore:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> CheckpointStore:
-        """Opened anew: no connection is shared with the process that wrote the JSON."""
+        """Opened again: no connection is shared with the process that wrote the JSON."""
         store = open_store(data["store"])
         fence = Fence.from_json(store, data["fence"]) if data["fence"] else None
         return CheckpointStore(store, data["kind"], data["key"], fence)
@@ -130,7 +130,7 @@ class CheckpointStore:
             self.store.delete_tree(f"{prefix}.parts")
 
     def _attempt(self, step: int) -> str | None:
-        """The attempt that stands for a step; None where that cannot be told."""
+        """The attempt that stands for a step; None where that is unknown."""
         try:
             return self._read(step)[0].rpartition("/")[2]
         except (FileNotFoundError, DamagedFiles):

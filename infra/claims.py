@@ -169,7 +169,7 @@ class Watch:
     def try_acquire(self) -> Claim | None:
         """The claim if it is free now; None while another holds it, or took it first. Never waits."""
         folder = _folder(self.kind, self.key)
-        # A listing may lag behind; then the create below fails and tells us of a newer generation.
+        # A listing may lag behind; then the create below fails, because there is a newer generation.
         listed = [int(name[1]) for name in map(NAME.fullmatch, self.store.list(folder)) if name and not name[2]]
         self._newest = max([self._newest, *listed])
         if self._newest and not self._may_take_over(self._newest):
@@ -240,7 +240,7 @@ def _folder(kind: str, key: str) -> str:
 
 
 def _holder(store: Store, stem: str) -> Holder | None:
-    """Who holds a claim; None where that cannot be told."""
+    """Who holds a claim; None where that is unknown."""
     try:
         holder = HOLDER.find(store, f"{stem}.json")
         if holder is not None and not 0 < holder["lease"] <= LONGEST_LEASE:

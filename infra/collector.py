@@ -61,7 +61,7 @@ def collect(store: Store, keep: Keep) -> Plan:
 def restore(store: Store, kind: str, key: str) -> Manifest:
     """Put the artifact whose key begins with `key` back; the newest attempt, if there are several.
 
-    Its age counts anew, so it stays for the grace; a ref keeps it. Raises UsageError, or StoreError if bytes are gone.
+    Its age counts again, so it stays for the grace; a ref keeps it. Raises UsageError, or StoreError if bytes are gone.
     """
     paths = [path for path in store.walk(f"trash/{kind}") if path.split("/")[2].startswith(key)]
     keys = {path.split("/")[2] for path in paths}
@@ -70,7 +70,7 @@ def restore(store: Store, kind: str, key: str) -> Manifest:
         hint = f"{len(keys)} keys begin like that." if keys else did_you_mean(f"{kind}/{key}", known)
         raise UsageError(f"no artifact {kind}/{key} in the trash", hint=hint or "The trash is empty.")
     if store.exists(f"artifacts/{kind}/{keys.pop()}/manifest.json"):
-        raise UsageError(f"{kind}/{key} stands already", hint="It was made anew, or put back before.")
+        raise UsageError(f"{kind}/{key} stands already", hint="It was made again, or put back before.")
     path = max(paths, key=store.modified)
     manifest = in_trash(store, path)
     assert manifest is not None, "it has just been listed"

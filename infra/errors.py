@@ -170,7 +170,7 @@ class CorruptArtifact(StoreError):
 class InputChanged(StoreError):
     """An input holds other content than the stage was started for, or is gone: it was made again or collected since.
 
-    Nothing is wrong with what stands there, so it is not set aside; the stage is resolved anew with it.
+    Nothing is wrong with what stands there, so it is not quarantined; the stage is resolved again with it.
     """
 
 

@@ -77,7 +77,7 @@ def decide(census: Census, keep: Keep, read_sources: ReadSources, *, ahead: bool
         kind, key = damaged[0]
         plan.stays = (
             f"the manifest of {kind} {key[:12]} is damaged, so what it was made from is not known ({kept[kind, key]}); "
-            "run its pipeline again: it is set aside and made anew"
+            "run its pipeline again: it is quarantined and made again"
         )
     oldest = census.now - keep.grace
 
@@ -221,7 +221,7 @@ def _loose_files(census: Census, trash: list[Manifest], oldest: float, waits: st
 
 
 def _loose_checkpoints(census: Census, kept: dict[Id, str], oldest: float) -> Iterator[Item]:
-    """Checkpoints that no training will go on from. Those a kept artifact was told to keep for good stay."""
+    """Checkpoints that no training run will resume from. Those that a kept artifact keeps for good stay."""
     for id, pile in census.checkpoints.items():
         made = census.live.get(id)
         if pile.newest >= oldest or id in census.held or (made and id in kept and _for_good(made)):

@@ -1,4 +1,4 @@
-"""Journals: numbered entries in a store, each written once, so that of two who go on from one entry, one is told.
+"""Journals: numbered entries in a store, each written once, so that one of two writers learns of the other.
 
     journals/<name>/000001.json
 

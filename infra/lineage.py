@@ -57,7 +57,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Node:
-    """One artifact. `problem` says why there is no `manifest` (gone, damaged), or why its `sources` cannot be told."""
+    """One artifact. `problem` says why there is no `manifest` (gone, damaged), or why its `sources` are unknown."""
 
     id: Id
     manifest: Manifest | None
@@ -138,7 +138,7 @@ def read(store: Store, id: Id, *, sources: bool = True) -> Node:
     except StoreUnreachable:
         raise
     except StoreError as error:
-        return Node(id, manifest, f"its source files cannot be told: {error.what}", links(manifest))
+        return Node(id, manifest, f"its source files are unknown: {error.what}", links(manifest))
 
 
 def read_sources(store: Store, manifest: Manifest) -> tuple[SourceFile, ...]:
@@ -175,7 +175,7 @@ def whole(store: Store, *, sources: bool = True) -> Graph:
 
 
 def find(store: Store, text: str) -> tuple[Id, str]:
-    """The artifact that `text` means, and the ref that tells its history: a ref's name, or KIND/KEYPREFIX.
+    """The artifact that `text` means, and the ref that has its history: a ref's name, or KIND/KEYPREFIX.
 
     For a key the ref is `latest` of the stage that made it, or "" where there is none. Raises UsageError.
     """

@@ -11,7 +11,7 @@ from infra.json_values import parse_json
 from infra.keys import digest
 from infra.objects import Objects
 
-REMAKE = "Run the pipeline again: the artifact is set aside and made anew."
+REMAKE = "Run the pipeline again: the artifact is quarantined and made again."
 
 
 def manifest_path(kind: str, key: str) -> str:

@@ -5,7 +5,7 @@
 A run or a job outlives a server that restarts or a network that is down for a moment: what may be asked twice is asked
 again, with growing, scattered pauses. Only `StoreUnreachable` is waited for; wrong credentials do not get better. The
 budget counts from the first call of an outage that failed, whoever made it, so a store that is gone for good is given
-up once, and not by every call anew. Commands that only look (`plan`, `show`) wait for nothing.
+up once, and not by every call again. Commands that only look (`plan`, `show`) wait for nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def wait_seconds() -> float:
 class Patience:
     """The budget. Safe to use from many threads.
 
-    seconds: that an outage may last; 0: nothing is asked twice. tell: called with a sentence once an outage begins.
+    seconds: that an outage may last; 0: nothing is asked twice. say: called with a sentence once an outage begins.
     """
 
     def __init__(self, seconds: float | None = None, say: Callable[[str], object] = log.warning) -> None:

@@ -35,7 +35,7 @@ def look(folder: Path, seconds: float) -> Database | None:
     runs = old = 0
     marks = ", ".join("?" * len(ENDED))
     query = f"SELECT count(*) FROM flow_run WHERE end_time < ? AND state_type IN ({marks})"  # noqa: S608
-    # Locked, or of another version of Prefect: its size is all that can be told.
+    # Locked, or of another version of Prefect: its size is all that can be known.
     with contextlib.suppress(sqlite3.Error), contextlib.closing(_opened(path)) as database:
         runs = int(database.execute("SELECT count(*) FROM flow_run").fetchone()[0])
         old = int(database.execute(query, (before, *ENDED)).fetchone()[0])

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from any other, on any machine: plain JSON."""
+    """What distinguishes this process from any other, on any machine: plain JSON."""
     return {"machine": machine_id(), "pid": os.getpid(), "started": start_time(os.getpid())}
 
 

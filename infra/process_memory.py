@@ -10,12 +10,12 @@ MB = 1e6
 
 
 def resident_mb() -> float:
-    """Memory resident now, in MB (10^6 bytes); where the kernel does not tell, the peak so far."""
+    """Memory resident now, in MB (10^6 bytes); where the kernel does not say, the peak so far."""
     return _status("VmRSS") or peak_mb()
 
 
 def reset_peak() -> None:
-    """Start the peak anew from what is resident now, where the kernel allows it."""
+    """Start the peak again from what is resident now, where the kernel allows it."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

@@ -1,4 +1,4 @@
-"""Setting aside what is damaged, so that it can be made anew; and only what is damaged.
+"""Quarantine: what is damaged, and only that, is moved away, so that it can be made again.
 
 A server can answer wrongly for seconds: a maintenance page with status 200, half an object, "not there". So nothing is
 moved or deleted on the strength of one reading. What looks damaged is read again after pauses (`Objects.doubts`); what

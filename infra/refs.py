@@ -3,10 +3,10 @@
     refs/<name>/000001.json      each move of the name is a new, create-only object; the newest number is its value
 
 So a ref is compare-and-set and keeps its history, with nothing but create-only writes: of two who move a ref from the
-same state, one creates the next number and the other is told.
+same state, one creates the next number and the other learns of it.
 
 A damaged entry keeps its number. Where it is the newest, nobody knows what the ref means: `get` and `history` raise.
-Then `latest` refs are written anew by the next run, all others by a person. An older one is left out of the history,
+Then `latest` refs are written again by the next run, all others by a person. An older one is left out of the history,
 which shows as a gap in the numbers.
 """
 
@@ -133,7 +133,7 @@ class Past:
 
     @property
     def newest(self) -> RefEntry | None:
-        """Where the ref points; None if it was never set, or that cannot be told."""
+        """Where the ref points; None if it was never set, or that is unknown."""
         return self.entries[0] if self.entries and self.entries[0].number == self.number else None
 
 
@@ -144,7 +144,7 @@ def past(store: Store, name: str, limit: int | None = None) -> Past:
 
 
 def is_latest(name: str) -> bool:
-    """Whether runs keep the ref by themselves, so that a damaged one is written anew."""
+    """Whether runs keep the ref by themselves, so that a damaged one is written again."""
     return name.endswith(LATEST)
 
 
@@ -202,7 +202,7 @@ def _newest(store: Store, name: str, number: int) -> RefEntry:
         return found
     why = found.what if found else "it is gone"
     if is_latest(name):
-        hint = "Run its pipeline again: what a stage made last is then written anew."
+        hint = "Run its pipeline again: what a stage made last is then written again."
     else:
         older = ", ".join(f"{one.number} ({one.kind} {one.key[:12]})" for one in _readable(store, name, number - 1, 5))
         back = (

@@ -1,6 +1,6 @@
 """Files outside the store, which a pipeline reads: local paths, and URLs of any file system that fsspec knows.
 
-    files = listed("s3://bucket/raw")             # every file below, with its size and what tells a change
+    files = listed("s3://bucket/raw")             # every file below, with its size and what shows a change
     digests(files)                                # sha256 of each; those that did not change are not read again
     with local_copy(files[0].location) as path:   # the file itself, or a download that is removed afterwards
 
@@ -41,7 +41,7 @@ ONE_PLACE = ("s3", "http", "https")
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """A file somewhere: path or URL, bytes, and its stamp ("" where the file system tells none)."""
+    """A file somewhere: path or URL, bytes, and its stamp ("" where the file system has none)."""
 
     location: str
     size: int

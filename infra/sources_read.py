@@ -2,7 +2,7 @@
 
 A key is made before its stage waits for the claim and for a slot, and files change meanwhile. So a stage with `sources`
 says what it read (`Job.has_read`), by the digests of the very bytes it worked on; no artifact is committed without that
-word, and none whose key says something else. `tasks/run/execute.py` then makes the key anew.
+word, and none whose key says something else. `tasks/run/execute.py` then makes the key again.
 """
 
 from __future__ import annotations

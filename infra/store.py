@@ -181,11 +181,11 @@ class Store(Objects):
             ) from error
 
     def quarantine(self, kind: str, key: str, attempt: str | None = None) -> str | None:
-        """Set a damaged artifact aside, so that it can be made anew; its files stay under their attempt.
+        """Set a damaged artifact aside, so that it can be made again; its files stay under their attempt.
 
         It is read again first, more than once; one whose manifest and bytes agree is left alone (`infra.quarantine`).
         attempt: leave it alone if another attempt has been committed meanwhile; pass `CorruptArtifact.attempt`, because
-        another run may have seen the same damage and made it anew already.
+        another run may have seen the same damage and made it again already.
         Returns the store path of the manifest's new place, or None if there was nothing to set aside. If the manifest
         alone was damaged it is written again from its copy, so the artifact stands afterwards. Raises StoreError where
         the store fails, or answers otherwise than it holds.

@@ -9,7 +9,7 @@ AWS_ENDPOINT_URL, AWS_REGION). Settings that matter:
 - `Expect: 100-continue` is switched off: while botocore waits for the interim answer, no read timeout applies.
 - A filesystem object does not survive a fork (its event loop's thread is gone), so each process makes its own.
 - `create` marks the object with a writer token. A PUT that won but whose answer was lost is retried and answered 412;
-  the token tells that apart from a lost race.
+  the token distinguishes that from a lost race.
 """
 
 from __future__ import annotations

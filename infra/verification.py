@@ -30,7 +30,7 @@ from infra.stored_bytes import artifact_faults, object_fault
 from infra.stored_json import StoredJson
 
 LAST = "verified/last.json"
-RESUMES = "Nothing to do: a training run that resumes sets it aside and goes on from the one before."
+RESUMES = "Nothing to do: a training run that resumes skips it and goes on from the one before."
 OnArtifact = Callable[[int, int], None]
 """Called with (artifacts done, artifacts in all), from any thread."""
 
@@ -44,7 +44,7 @@ class Last(TypedDict):
     damaged: int
 
 
-REPORT = StoredJson("the note on the last verification", Last, "forgeline verify --all writes it anew.")
+REPORT = StoredJson("the note on the last verification", Last, "forgeline verify --all writes it again.")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def verify_ref(store: Store, name: str, found: Verified) -> None:
             what = f"entry {entry.number} points to {entry.kind} {entry.key[:12]}, which is not in the store"
             found.damaged.append(Damage(f"refs/{name}", what, mend))
     except (DamagedObject, WrongReference) as error:
-        mend = "Run its pipeline again: it is written anew." if refs.is_latest(name) else error.hint or ""
+        mend = "Run its pipeline again: it is written again." if refs.is_latest(name) else error.hint or ""
         found.damaged.append(Damage(f"refs/{name}", error.what, mend))
     readable = {entry.number for entry in past.entries}
     for number in range(1, past.number):
@@ -142,7 +142,7 @@ def _is_there(store: Store, entry: refs.RefEntry) -> bool:
     try:
         return pointed(store, entry) is not None
     except CorruptArtifact:
-        return True  # its damage is told of the artifact itself
+        return True  # its damage is reported for the artifact itself
 
 
 def set_aside(store: Store, damage: Damage) -> str | None:
@@ -194,7 +194,7 @@ def _damaged_files(manifest: Manifest, faults: list[str]) -> Damage:
 
 
 def _mend(kind: str, key: str, pipeline: object = None, stage: object = None) -> str:
-    whose = f"pipeline {pipeline} again: stage {stage} makes it anew" if pipeline and stage else "its pipeline again"
+    whose = f"pipeline {pipeline} again: stage {stage} makes it again" if pipeline and stage else "its pipeline again"
     return f"forgeline verify {kind}/{key[:12]} --set-aside, then run {whose}."
 
 

@@ -11,7 +11,7 @@ finishes when its standard input closes, so it never outlives the orchestrator b
 die, nothing is lost: `python -m infra.wandb_replay FOLDER < /dev/null` does it all again from the files.
 
 Offline runs end up in `FOLDER/wandb/offline-run-*`; `wandb sync` uploads them. Steps are the custom axis `train/step`,
-so that a resumed job may log a step twice. The process gets no arguments but the folder and W&B is told to collect
+so that a resumed job may log a step twice. The process gets no arguments but the folder and W&B is set to collect
 neither the command line nor the machine nor the code.
 """
 

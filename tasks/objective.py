@@ -188,7 +188,7 @@ class Objective(StageParams):
         raise NotImplementedError
 
     def noised(self, feature: Feature, seed: int) -> Feature:
-        """The example as it is learned from, where that is drawn anew each time (masks, spans): a function of both.
+        """The example as it is learned from, where that is drawn again each time (masks, spans): a function of both.
 
         seed: of its place in the data stream; in a held-out split, of its place there.
         """

@@ -56,7 +56,7 @@ class Result:
 
 
 def examine(checks: Iterable[Check], report: Callable[[Result], None] = lambda result: None) -> list[Result]:
-    """Run every check; `tell` hears of each when it is done."""
+    """Run every check; `report` gets each when it is done."""
     results: list[Result] = []
     for check in checks:
         began = time.monotonic()

@@ -50,7 +50,7 @@ def python(version: str = sys.version.split()[0]) -> Finding:
     if SpecifierSet(asked).contains(version, prereleases=True):
         return Finding("ok", f"{version} ({asked} asked)")
     return Finding(
-        "fault", f"{version}, but {asked} is asked", "Make the virtual environment anew with another Python."
+        "fault", f"{version}, but {asked} is asked", "Make the virtual environment again with another Python."
     )
 
 

@@ -82,7 +82,7 @@ def loader(arguments: argparse.Namespace) -> Load:
 
 
 def store_of(arguments: argparse.Namespace) -> Store:
-    """The store of a command without a pipeline file. One that the command did not name is told, on stderr."""
+    """The store of a command without a pipeline file. One that the command did not name is printed, on stderr."""
     from infra.open_store import open_store
     from tasks.pipeline.dag import default_store, default_store_is
 

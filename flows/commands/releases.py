@@ -74,5 +74,5 @@ def _report(store: Store, ref: str, moves: list[Move]) -> int:
         print(move)
     behind = weights_ref(ref)
     if behind not in {move.ref for move in moves} and refs.newest_number(store, behind):
-        say(f"{behind} stays where it is: no release of this model tells which weights are behind it")
+        say(f"{behind} stays where it is: no release of this model says which weights are behind it")
     return 0

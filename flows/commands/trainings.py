@@ -1,4 +1,4 @@
-"""`forgeline doctor resume` and `forgeline checkpoint`: commands on a training of a pipeline file."""
+"""`forgeline doctor resume` and `forgeline checkpoint`: commands on a training stage of a pipeline file."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     sub.add_argument("ref", nargs="?", help="a ref, e.g. reviews/production, or KIND/KEY (or how the key begins)")
     sub.add_argument("--all", action="store_true", dest="whole", help="everything in the store")
     sub.add_argument(
-        "--set-aside", action="store_true", help="set damaged artifacts aside, so that the next run makes them anew"
+        "--set-aside", action="store_true", help="set damaged artifacts aside, so that the next run makes them again"
     )
     sub.add_argument("--json", action="store_true", help="what was read and what is damaged, as JSON on stdout")
 

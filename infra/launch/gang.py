@@ -12,7 +12,7 @@ they moved to.
 
 A rank whose beat (`infra/launch/rank.py`) stands still and that used no processor time either for ten seconds was
 stopped, or waits for a disk that is gone; it will not come back, so the job is ended and fails. A long call that keeps
-the interpreter to itself stops the beat too; its processor time tells the two apart.
+the interpreter to itself stops the beat too; its processor time distinguishes the two.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ class _Server:
 
 
 def _network(spec: JobSpec) -> dict[str, str]:
-    """What gloo must be told where a job has several nodes, unless the user has chosen an interface."""
+    """What gloo needs to know where a job has several nodes, unless the user has chosen an interface."""
     if spec.nodes == 1 or "GLOO_SOCKET_IFNAME" in {**os.environ, **spec.env}:
         return {}
     return {"GLOO_SOCKET_IFNAME": interface_towards(spec.master_addr)}

@@ -27,7 +27,7 @@ def interface_towards(host: str) -> str:
     """Name of the interface through which this machine reaches `host`, which may be itself. Sends nothing.
 
     Gloo would otherwise bind to whatever this machine's own name resolves to, often an address of the loopback
-    interface, and tell that one to the other nodes. Raises StageError if no interface leads there.
+    interface, and give that one to the other nodes. Raises StageError if no interface leads there.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]

@@ -7,11 +7,11 @@ forks a supervisor (`infra/launch/gang.py`) that reads the job from that socket,
 server itself never reads a request, so a bad one cannot hurt the next.
 
 Nothing here outlives the launcher. The socket pair is never named, so only the launcher can send jobs; when its end
-closes, for whatever reason (`kill -9` included), every supervisor is told to stop and the server ends. A parent-death
+closes, for whatever reason (`kill -9` included), every supervisor is asked to stop and the server ends. A parent-death
 signal would not do: it fires when the launcher's *thread* that started the server ends.
 
 The server stays single-threaded, because a fork copies locks in whatever state other threads left them. So libraries
-that start threads when imported are told not to (`ENVIRONMENT`), and no torch operation runs before the fork.
+that start threads when imported are set not to (`ENVIRONMENT`), and no torch operation runs before the fork.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def say(text: str) -> None:
 
 
 def num_threads() -> int:
-    """Threads of this process, 1 where the system does not tell."""
+    """Threads of this process, 1 where the system does not say."""
     try:
         return sum(1 for _ in Path("/proc/self/task").iterdir())
     except FileNotFoundError:

@@ -2,9 +2,9 @@
 
     python -m infra.platform.outlive prefect worker start --pool forgeline
 
-A worker that is told to stop is gone in a second, and a container ends with its first process. The trainings it leaves
-behind have been told as well, but need their time to save a checkpoint: this waits for them, up to the grace period
-after which whoever stops the container kills it (compose: `stop_grace_period`).
+A worker that is asked to stop is gone in a second, and a container ends with its first process. The training runs it
+leaves behind have been asked as well, but need their time to save a checkpoint: this waits for them, up to the grace
+period after which whoever stops the container kills it (compose: `stop_grace_period`).
 """
 
 from __future__ import annotations

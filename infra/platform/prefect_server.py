@@ -151,7 +151,7 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
     }
     return {
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        # Each wait doubles: a run outlives eight minutes without a server, and then tells it how it ended.
+        # Each wait doubles: a run outlives eight minutes without a server, and then reports how it ended.
         "PREFECT_CLIENT_MAX_RETRIES": "8",
         # A server that forgets its leases when it is started again ends the runs that hold them.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",

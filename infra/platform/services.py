@@ -79,7 +79,7 @@ def stop(folder: Path, service: Service) -> bool:
 def stop_runs(folder: Path, port: int) -> int:
     """End what the workers of this port started, in sessions of their own or not; how many processes that were.
 
-    They are told first: a training saves what it has, if it can within the time.
+    They get SIGTERM first: a training run saves what it has, if it can within the time.
     """
     spared = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
     ended = set[int]()

@@ -53,7 +53,7 @@ def run_there(folder: Path, arguments: list[str]) -> int | None:
             answers = connection.makefile("rb")
             if "ready" not in _answer(answers.readline()):
                 return None
-        except OSError:  # no word by now: it begins nothing unless it is told to go on
+        except OSError:  # no word by now: it begins nothing unless it is asked to go on
             return None
         connection.settimeout(None)
         return _followed(connection, answers)

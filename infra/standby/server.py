@@ -117,7 +117,7 @@ class Standby:
     """Whether it stopped because the code in memory is not the code on disk."""
 
     def _begin(self, connection: socket.socket, files: list[int], request: dict[str, Any]) -> None:
-        """Fork the command's monitor, which becomes a child of the system, and tell the client that it may go on."""
+        """Fork the command's monitor, a child of the system, and let the client know that it may go on."""
         between = forked(lambda: forked(lambda: monitor(connection, files, request, self._command)))
         os.waitpid(between, 0)
         connection.sendall(json.dumps({"ready": True}).encode() + b"\n")

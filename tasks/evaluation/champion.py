@@ -31,7 +31,7 @@ NAME = "champion"
 
 @dataclass(frozen=True)
 class Since:
-    """`mask` [N]: whether the champion was judged on an example. `told`: a sentence on how that was found."""
+    """`mask` [N]: whether the champion was judged on an example. `reason`: a sentence on how that was found."""
 
     mask: npt.NDArray[np.bool_]
     reason: str
@@ -96,7 +96,7 @@ def judged_before(store: Store, champion: Manifest, data: InputArtifact, split: 
             hint="Restore it, or promote a new champion by hand: forgeline promote REF MODEL --force --reason ...",
         )
     if _test_version(before) != _test_version(data.manifest):
-        return Since(np.zeros(len(ids), bool), "the test split was begun anew (`test_version`): all examples are new")
+        return Since(np.zeros(len(ids), bool), "the test split was begun again (`test_version`): all examples are new")
     both = passing(store, before) & passing(store, data.manifest)
     theirs = list(rows(store, before, _files(before, split), both))
     mine = list(rows(store, data.manifest, _files(data.manifest, split), both))

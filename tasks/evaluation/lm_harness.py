@@ -171,7 +171,7 @@ def _chosen(known: Sequence[str], tasks: Sequence[str], names: Sequence[str] | N
 
 
 def _offline(cache: Path) -> None:
-    """Nothing is fetched, and what is prepared goes to the job's own folder: the same files are read anew each time."""
+    """Nothing is fetched, and what is prepared goes to the job's own folder: the same files are read each time."""
     os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)}
     import datasets
     import huggingface_hub.constants

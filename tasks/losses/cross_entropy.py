@@ -33,7 +33,7 @@ def summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.T
 
     logits: float [N, C]; targets: int64 [N]. The same as `torch.nn.functional.cross_entropy`, but the gradient takes
     the place of the saved log-probabilities instead of two more buffers of the logits' size: with a vocabulary of
-    thousands these are a training's largest. So it can be differentiated once only.
+    thousands these are the largest of a training run. So it can be differentiated once only.
     """
     total: torch.Tensor = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
     return total

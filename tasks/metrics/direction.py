@@ -1,4 +1,4 @@
-"""Which way a metric is good, told by the words of its name."""
+"""Which way a metric is good, by the words of its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of tokens that are told one by one: by which masked and sequence-to-sequence language models are judged."""
+"""Scores of predicted tokens: by which masked and sequence-to-sequence language models are judged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def likeliest(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -
 
 
 def token_metrics(predictions: Mapping[str, npt.NDArray[np.generic]], weights: Array) -> dict[str, Array]:
-    """Metric name -> [R], under example weights [R, N]: nats a token, its exponential, the share of tokens told right.
+    """Metric name -> [R], under example weights [R, N]: nats a token, its exponential, the share of right tokens.
 
     With `bytes` [N], the length of each text that was predicted, also bits a byte, which does not depend on how a
     tokenizer cuts it. Masked tokens and corrupted spans have none: which bytes are hidden depends on the tokenizer, so

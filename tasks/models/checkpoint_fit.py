@@ -1,6 +1,6 @@
 """Whether the weights in a model's files are those of the architecture that its config describes.
 
-Only a head may be missing, or a pooler above the layers: those are trained anew. A layer too few or too many, or a norm
+Only a head may be missing, or a pooler above the layers: they are trained again. A layer too few or too many, or a norm
 that is not there, would leave a network that runs and says nothing right.
 """
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a folder of weights that somebody else made, told before anything is loaded, with the remedy.
+"""What can be wrong with a folder of weights that somebody else made, found before anything is loaded, with the remedy.
 
     weights(folder, allow_pickle=False)     # the files to read: model.safetensors, its shards, or pickles
     check_files(folder)                     # none is a stand-in, cut short or not listed

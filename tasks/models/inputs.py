@@ -16,7 +16,7 @@ T = TypeVar("T")
 def model_inputs(batch: Mapping[str, T], model: PreTrainedModel) -> dict[str, T]:
     """The entries of a batch that the model's `forward` takes.
 
-    Where `position_ids` tell the documents of a row apart there is no mask: with one, transformers does not look at
+    Where `position_ids` separate the documents of a row there is no mask: with one, transformers does not look at
     them. A model of several tasks chooses for each of them.
     """
     chosen: Callable[[Mapping[str, T]], dict[str, T]] | None = getattr(model, "batch_inputs", None)

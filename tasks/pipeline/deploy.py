@@ -6,7 +6,7 @@
       parameters: {epochs: stages.teacher.epochs}       # a field of the form in the UI -> what it sets in this file
       watch: {every: 15m, quiet: 5m, min_new_rows: 200, max_age: 30d, drift: true}
 
-Nothing here is part of a result's identity. What Prefect is told of it: `flows/registration.py`; when a schedule fires,
+Nothing here is part of a result's identity. What Prefect gets of it: `flows/registration.py`; when a schedule fires,
 which only Prefect knows: `flows/schedules.py`.
 """
 

@@ -39,7 +39,7 @@ from tasks.stage import Located, StageParams, identity_params, input_fields, sta
 NOTHING_TRIED = Results()
 EXECUTION_SIDE = ("store", "tracking", "budget", "execution")
 """Sections that decide how and where a pipeline runs, so that the environment may have a say in them. Not `deploy`,
-which is told to Prefect and so to all who may look there.
+which Prefect shows to all who may look there.
 """
 
 
@@ -146,7 +146,7 @@ def _stage(
         problems.append(Problem(document.place(path), dotted(path), message))
         return None
     if isinstance(body, dict) and SEARCH in body:
-        return None  # one that could not be written out, which has been told
+        return None  # one that could not be written out, which has been reported
     kinds = [key for key in body if key != AFTER] if isinstance(body, dict) else []
     if len(kinds) != 1:
         message = f"a stage is `{name}: {{kind: params}}` with exactly one kind; kinds: {', '.join(stages())}"

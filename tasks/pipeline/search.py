@@ -16,7 +16,7 @@ A step is a stage without its model, which is what the step before it left, or a
 model as it is). Anywhere in a stage's params `choose: [...]` stands for one of its values. Each combination is a
 candidate, called by what was chosen: `small-half-lean-keep05-int8`. What candidates share they share by name, so it is
 made once. With `screen` each model that another step will work on is first compared with `model` on that data; where
-the gate says no, none of what was to be made of it is. With `trials` only some candidates are tried, and numbers may
+the gate refuses, none of what was to be made of it is. With `trials` only some candidates are tried, and numbers may
 come from a range (`keep: {between: [0.4, 0.9]}`): see `tasks/pipeline/search_trials.py`.
 """
 
@@ -191,7 +191,7 @@ class Writing:
         return gate
 
     def _add(self, name: str, body: dict[str, Any], place: Path) -> None:
-        """A stage of the search; what is wrong with it is told where `place` stands in the file."""
+        """A stage of the search; what is wrong with it is reported at `place` in the file."""
         if name in self.stages and self.stages[name] != body:
             self._fault(place, f"two candidates would be called {name!r}; call their choices otherwise")
             return

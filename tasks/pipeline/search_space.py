@@ -103,7 +103,7 @@ class Option:
 
 
 def options_of(step: dict[str, Any], path: Path, fault: Fault) -> list[Option]:
-    """The alternatives of a step, which stands at `path`; what is wrong with them is told to `fault`."""
+    """The alternatives of a step, which stands at `path`; `fault` gets what is wrong with them."""
     among = step.get(CHOOSE, {"": step})
     if not isinstance(among, dict) or len(step) != 1 or not among:
         fault(path, "a step is `{kind: params}` or `choose: {name: {kind: params}, other: null}`")

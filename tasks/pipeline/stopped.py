@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def stopped_by(refused: Set[str], nodes: Iterable[StageNode]) -> dict[str, str]:
-    """Each stage that does not run once the gates of `refused` have said no, and which of them it is for.
+    """Each stage that does not run once the gates of `refused` have refused, and which of them it is for.
 
     nodes: the stages of a pipeline, each after those it needs.
     """

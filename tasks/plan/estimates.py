@@ -1,6 +1,6 @@
 """How long a stage will take, from what it took before: the artifacts its `latest` ref has pointed to.
 
-A manifest says what its job took; that of a training also how many steps it is of and where it went on, so that the
+A manifest says what its job took; that of a training run also how many steps it is of and where it went on, so that the
 seconds scale to the steps that are to be made now.
 """
 

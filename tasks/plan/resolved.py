@@ -71,7 +71,7 @@ def _sources(node: StageNode) -> list[SourceFile]:
 
 
 def _label(item: Any) -> dict[str, str]:
-    """Names that show in the result: of stages in a list, which are told apart by them, and of a champion's ref."""
+    """Names that show in the result: of stages in a list, which are distinguished by them, and of a champion's ref."""
     return {"label": item.stage} if "[" in item.path or item.champion else {}
 
 
@@ -88,7 +88,7 @@ def stored(store: Store, kind: str, resolved: Resolved) -> Manifest | None:
 
 
 def refuses(node: StageNode, manifest: Manifest) -> bool:
-    """Whether the artifact is a gate's no."""
+    """Whether the artifact is a gate's refusal."""
     return node.stage.refuses and not manifest.metrics.get("passed")
 
 

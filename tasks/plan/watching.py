@@ -2,7 +2,7 @@
 
 What was decided is a journal in the store (`infra/journal.py`), one entry for each state of the sources that came to
 rest. Whoever writes an entry starts its run; so two watchers, or a hundred events, start one. Prefect, or any other
-starter, is told by `flows/watch.py`.
+starter, is described in `flows/watch.py`.
 """
 
 from __future__ import annotations

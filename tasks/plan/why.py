@@ -27,7 +27,7 @@ def why_it_runs(pipeline: str, node: StageNode, resolved: Resolved, store: Store
     """One line: `never ran`, or what differs from the identity behind the stage's `latest` ref."""
     past = refs.past(store, f"{pipeline}/{node.name}/latest", 1)
     if past.number and past.newest is None:
-        return "what it made last is not known: its ref is damaged, and will be written anew"
+        return "what it made last is not known: its ref is damaged, and will be written again"
     entry = past.newest
     before = undamaged(store, entry.kind, entry.key) if entry else None
     if entry is None:

@@ -40,7 +40,7 @@ PROBES = (
 def bring_tokenizer(folder: Path, output: Path, warn: Callable[[str], None]) -> bool:
     """Write the tokenizer in `folder` to `output`, neither cutting nor padding texts; False where there is none.
 
-    warn: is told where tokenizer.json and AutoTokenizer disagree, and where files are there that yield no tokenizer.
+    warn: is called where tokenizer.json and AutoTokenizer disagree, and where files are there that yield no tokenizer.
     Raises StageError on a tokenizer.json that cannot be read.
     """
     here = [name for name in VOCABULARY if (folder / name).is_file()]
@@ -76,7 +76,7 @@ def _by_transformers(folder: Path, output: Path, here: list[str], warn: Callable
             raise StageError(
                 f"tokenizer.json cannot be read: {_first_line(error)}",
                 where=folder.name,
-                hint="Fetch the file again, or save the tokenizer anew with `save_pretrained`.",
+                hint="Fetch the file again, or save the tokenizer again with `save_pretrained`.",
             ) from error
     try:
         auto: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""Is a training run that was cut short and resumed the same training? Compares what two runs of it left.
+"""Is a training run that was cut short and resumed the same as one that was not? Compares what two runs of it left.
 
     comparison = compare(Trained.read(store, one), Trained.read(store, other), tolerance=0.0)
     comparison.faults        # empty: the resumed run is as good as the undisturbed one
@@ -30,7 +30,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Trained:
-    """What one run of a training left: the files it ships with their sha256, and one entry a step."""
+    """What one training run left: the files it ships with their sha256, and one entry a step."""
 
     folder: Path
     files: dict[str, str]

@@ -1,4 +1,4 @@
-"""One run of a training for `tasks/resume/check.py`: watched from its launch to its end, or to its kill.
+"""One training run for `tasks/resume/check.py`: watched from its launch to its end, or to its kill.
 
 So that a kill comes at the same step on every machine, a job that is to be killed checkpoints, takes some steps more
 and then stands still until it is killed, as soon as that checkpoint is committed. The kill is SIGKILL to every

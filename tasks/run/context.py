@@ -24,11 +24,11 @@ class RunContext:
     """What all stages of one run share.
 
     cancelled: set by `cancel`: the run ends at once. stopping: set by `stop` too: no job is started any more, and those
-    that run have `grace` seconds to save their state; `why` is told.
+    that run have `grace` seconds to save their state; `why` is logged.
     may_start: asked before a stage's job is started; says why if it may not.
     ready: whether a warm job would start at once; while it would not, its stage holds no slots and costs no core hours.
     inputs_store: where inputs are read, if not in the store that is written. relaunch: start a job that was cut short
-    again, as long as it gets on. refused: gates that have said no; kept by whoever is told how stages end.
+    again, as long as it gets on. refused: gates that have refused; kept by whoever learns how stages end.
     """
 
     run: str

@@ -57,7 +57,7 @@ class StageResult:
 def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunContext) -> StageResult:
     """Make, resume or reuse one stage's artifact. Raises ForgelineError; `transient` ones are worth another attempt.
 
-    Where the job read other files than its key says, the key is made anew, this time with the slots in hand: what is
+    Where the job read other files than its key says, the key is made again, this time with the slots in hand: what is
     written to all the time may change while one waits for hours, but hardly in the moment before a job reads it.
     """
     looks = 0
@@ -70,7 +70,7 @@ def execute_stage(node: StageNode, made: dict[str, ArtifactRef], context: RunCon
             looks += 1
             if looks == LOOKS or context.stopping.is_set():
                 raise
-            log.warning("%s: %s; its key is made anew", node.name, error.what)
+            log.warning("%s: %s; its key is made again", node.name, error.what)
             continue
         # Garbage collection may have taken what was about to be reused. By now a ref names it, so it looks after it.
         if context.store.exists(f"{result.manifest.ref.prefix}/manifest.json"):
@@ -108,7 +108,7 @@ def _execute(
 def _make(node: StageNode, resolved: Resolved, claim: claims.Claim, context: RunContext, *, held: bool) -> StageResult:
     """Run the stage's job until it is done or stops getting on. held: its slots are held already.
 
-    A failure of the surroundings after which a later checkpoint stands than before costs no retry: a training of days
+    A failure of the surroundings after which a later checkpoint stands than before costs no retry: a run of days
     may lose its machine many times. One that made no progress is the caller's to judge.
     """
     checkpoints, reached, pause = CheckpointStore(context.store, node.stage.kind, resolved.key), -1, FIRST_PAUSE
@@ -287,7 +287,7 @@ def _finish(node: StageNode, result: StageResult, context: RunContext) -> StageR
 
 
 def refusal(node: StageNode, context: RunContext) -> GateRefused:
-    """The error that stops what depends on a gate that said no."""
+    """The error that stops what depends on a gate that refused."""
     return GateRefused(
         "the requirements were not met; what depends on it does not run",
         where=f"stage {node.name}",

@@ -60,7 +60,7 @@ def stage_task(
     """A Prefect task that executes `node`. On success the stage's reference is put into `made` for those that wait.
 
     Prefect starts it once all it needs has ended well, and what is optional has ended somehow. `nodes`: all of the
-    pipeline, which tell whether what is optional was stopped by a gate, or failed. head_start: where the stage may have
+    pipeline, which say whether what is optional was stopped by a gate, or failed. head_start: where the stage may have
     begun already; the task then waits for it.
     """
 
@@ -205,7 +205,7 @@ class _ProgressArtifact:
 
 
 def time_left(first: tuple[float, float], now: tuple[float, float]) -> float | None:
-    """Seconds until 100 %, from two points (seconds, percent) at the pace between them; None before it can be told."""
+    """Seconds until 100 %, from two points (seconds, percent) at the pace between them; None before it is known."""
     seconds, percent = now[0] - first[0], now[1] - first[1]
     return seconds * (100.0 - now[1]) / percent if percent > 0 else None
 

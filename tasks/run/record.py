@@ -1,6 +1,6 @@
 """The record of a run: what was asked, what became of each stage, how long it took. JSON at `runs/<run>/run.json`.
 
-Written when the run starts, after every stage, and at its end, so that a killed run still tells how far it got.
+Written when the run starts, after every stage, and at its end, so that a killed run still shows how far it got.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def state_of(record: dict[str, Any]) -> str:
 
 
 def state_in(store: Store, record: dict[str, Any]) -> str:
-    """As `state_of`; `silent` if the run was on another machine, or this one before it was started anew, and its record
+    """As `state_of`; `silent` if the run was on another machine, or this one before it was restarted, and its record
     is renewed no more.
     """
     state, process = state_of(record), record.get("process")

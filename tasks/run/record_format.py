@@ -44,7 +44,7 @@ class Process(TypedDict):
 
 
 class Ledger(TypedDict, total=False):
-    """Where the seconds went, as far as people are told of it (`tasks/run/stage_times.py`)."""
+    """Where the seconds went, as far as people see it (`tasks/run/stage_times.py`)."""
 
     wall: float
     goodput: float

@@ -250,7 +250,7 @@ def _changed(item: dict[str, Any], manifest: Manifest | None) -> InputChanged:
     where = f"artifacts/{item['kind']}/{item['key']}"
     if manifest is None:
         what = f"the input {item['stage']!r} is no longer in the store: it was set aside or collected meanwhile"
-        return InputChanged(what, where=where, hint="Run the pipeline again: it is made anew.")
+        return InputChanged(what, where=where, hint="Run the pipeline again: it is made again.")
     asked, found = item["digest"][:12], manifest.digest[:12]
     return InputChanged(
         f"the input {item['stage']!r} holds other content ({found}) than was asked for ({asked})",

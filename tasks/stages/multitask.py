@@ -1,6 +1,6 @@
 """multitask: several objectives learned at once by one trunk, each with a head of its own.
 
-What a task gains or loses by it is told by `evaluate`, which compares the `task_model` of it with its single training.
+What a task gains or loses by it is measured by `evaluate`: its `task_model` against its single training.
 Evidence in `records/`: train.jsonl and validation.jsonl with the loss of each task, conflict.json (do the tasks pull
 the trunk the same way, before and after), mixture.json (shares of the tasks), baselines.json, samples.json.
 """

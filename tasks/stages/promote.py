@@ -86,7 +86,7 @@ def _let_through(store: Store, judged: dict[str, str]) -> InputArtifact:
         raise StageError(
             f"{judged['name']!r}, which was let through, is no longer in the store",
             where="gate",
-            hint="Run the pipeline again: it is made anew.",
+            hint="Run the pipeline again: it is made again.",
         )
     return InputArtifact(judged["name"], store.fetch(manifest), manifest)
 

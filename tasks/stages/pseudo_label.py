@@ -1,4 +1,4 @@
-"""pseudo_label: a model writes the references of a dataset anew, for students to learn from.
+"""pseudo_label: a model writes the references of a dataset again, for students to learn from.
 
     taught: {pseudo_label: {teacher: teacher, data: pairs, decoding: {num_beams: 4}}}
     student: {finetune: {model: small, data: taught, objective: ..., epochs: 3}}

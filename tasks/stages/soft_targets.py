@@ -53,7 +53,7 @@ def run(job: Job[Params]) -> dict[str, float]:
     first = features[0]
     if objective.noised(first, 0) is not first:
         raise StageError(
-            f"objective {objective.name} draws anew what a model reads each time an example comes",
+            f"objective {objective.name} draws again what a model reads each time an example comes",
             where=f"stages.{job.name}.teacher",
             hint="There is no one output to keep: let `distill` ask the teacher itself.",
         )

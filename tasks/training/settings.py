@@ -31,7 +31,7 @@ class OptimizerParams(StageParams):
 
 
 ENOUGH = 16
-"""Good losses from which on a spike can be told."""
+"""Good losses that are needed before a spike can be recognised."""
 
 
 class DivergenceParams(StageParams):

@@ -71,7 +71,7 @@ def _stage(name: str, manifest: Manifest, store: Store) -> str:
         lines += [f"| {label} | {' | '.join(counts)} |" for label, counts in view["labels"]]
     lines += [
         "",
-        *(f"- Column `{c['name']}`: {c['type']}, {c['told']}, {c['missing']} missing." for c in view["columns"]),
+        *(f"- Column `{c['name']}`: {c['type']}, {c['text']}, {c['missing']} missing." for c in view["columns"]),
     ]
     return "\n".join(lines + _lengths(card["characters"])).rstrip() + "\n"
 

@@ -93,7 +93,7 @@ the standard library; MiniLM's weights are real ones. The figures are the object
 its 95% bootstrap interval: of the fine-tuned teacher, of the distilled student with half its layers, of the student as
 an ONNX graph, of that graph in int8. The models of a row saw the same examples, so they compare more sharply than their
 intervals. **Bold** where the whole interval is better than the baseline, the best of those that need no model (majority,
-unigram, bigram, tf-idf ...). Data are real, or derived from real texts as told below; none are synthetic. `gate` says
+unigram, bigram, tf-idf ...). Data are real, or derived from real texts as the table says; none are synthetic. `gate` says
 whether int8 was let through against the teacher. Of `image-classification` the student is the ResNet without half of its
 weights, or the ViT with half its layers. Seconds are of pretraining (once for a family), fine-tuning, distilling.
 

@@ -156,10 +156,10 @@ def play(start: Callable[[Path], Gang], folder: Path) -> Round:
         gang.after_kill()
         handled = time.monotonic() - killed
 
-        def anew() -> list[dict[str, Any]]:
+        def again() -> list[dict[str, Any]]:
             return [mark for mark in marks(folder) if mark["pid"] != before[0]["pid"]]
 
-        first = wait_for(anew, gang, "no step after the relaunch")[0]
+        first = wait_for(again, gang, "no step after the relaunch")[0]
     finally:
         gang.stop()
     if first["step"] != before[0]["step"]:

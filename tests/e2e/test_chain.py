@@ -275,9 +275,9 @@ def test_a_damaged_artifact_is_refused_and_made_again(
     ran = {name for name, action in result.actions.items() if action == "run"}
     assert ran == {"onnx", "int8", "scores", "gate", "release"}
     assert copy.list(f"quarantine/export/{onnx.key}") == [f"{onnx.attempt}-1"]
-    anew = copy.manifest("export", onnx.key)
-    assert anew.attempt != onnx.attempt and anew.digest == onnx.digest
-    assert copy.fetch(anew).is_dir()
+    again = copy.manifest("export", onnx.key)
+    assert again.attempt != onnx.attempt and again.digest == onnx.digest
+    assert copy.fetch(again).is_dir()
     assert "quarantined" in result.stderr
 
 

@@ -138,7 +138,7 @@ def test_a_server_that_never_answers_costs_the_save_and_no_more(training: Any, s
 # --- credentials ------------------------------------------------------------------------------------------------------
 
 
-def test_refused_credentials_are_named_at_once_and_read_anew(
+def test_refused_credentials_are_named_at_once_and_read_again(
     training: Any, s3: Any, seaweed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They lie in a file, as where something beside the training renews them."""

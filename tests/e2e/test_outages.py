@@ -28,7 +28,7 @@ stages:
   more: {dataset: {sources: [{stage: rows}], split: {by: row, validation: 0.1, test: 0}}}
 """
 UP, DOWN = (0.3, 3.0), (1.0, 6.0)
-"""Seconds that the server answers, and that it does not, drawn anew each time."""
+"""Seconds that the server answers, and that it does not, drawn again each time."""
 
 
 @pytest.fixture

@@ -119,8 +119,8 @@ def test_a_run_is_forked_and_is_the_run_it_would_have_been(place: Place) -> None
     assert actions == ["reuse"] * 4, "the same keys"
     first = place.digests()
     shutil.rmtree(place.folder / "store")
-    anew = place.run("run", "p.yaml", "--json", "--no-report")
-    assert anew.returncode == 0 and len(first) >= 4
+    again = place.run("run", "p.yaml", "--json", "--no-report")
+    assert again.returncode == 0 and len(first) >= 4
     assert place.digests() == first, "the same bytes"
     assert served(place.log) == 2
 

@@ -282,14 +282,14 @@ def test_shared_files_are_stored_once_and_fetched_with_every_artifact_that_has_t
     assert list(store.walk("files")) == [entry.shared_path]
     damage(store, entry.shared_path)
     with pytest.raises(CorruptArtifact, match="k1/rows: sha256 differs"):
-        _fetch_anew(store, made[0], tmp_path)
+        _fetch_again(store, made[0], tmp_path)
     store.quarantine("pretrain", "k1")
     assert not store.exists(entry.shared_path)
     store.share(folder / "rows", "train/rows")
-    assert (_fetch_anew(store, made[1], tmp_path) / "k2/rows").read_text() == "r" * 5000
+    assert (_fetch_again(store, made[1], tmp_path) / "k2/rows").read_text() == "r" * 5000
 
 
-def _fetch_anew(store: Store, manifest: Manifest, tmp_path: Path) -> Path:
+def _fetch_again(store: Store, manifest: Manifest, tmp_path: Path) -> Path:
     """As a machine that never fetched it."""
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     return store.fetch(manifest)

@@ -107,7 +107,7 @@ def largest_difference(model: PreTrainedModel, objective: Objective, file: Path,
 
 
 def _anonymous(model: onnx_ir.Model, ports: Mapping[str, Port]) -> None:
-    """Take out what differs from run to run or tells where it was made, and name the free sizes."""
+    """Take out what differs from run to run or shows where it was made, and name the free sizes."""
     import onnx_ir
 
     graph = model.graph

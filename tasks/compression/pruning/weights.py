@@ -100,7 +100,7 @@ def prune_weights(
 
 
 def hold_zeros(model: PreTrainedModel, masks: Mapping[str, torch.Tensor]) -> None:
-    """Make a training leave pruned weights at zero: without a gradient neither AdamW nor Lion moves or decays them.
+    """Make a training run leave pruned weights at zero: without a gradient neither AdamW nor Lion moves or decays them.
 
     A layer's mask becomes its buffer `kept`, so it goes to the model's device and into checkpoints.
     """

@@ -91,7 +91,7 @@ def fake_quantized(model: PreTrainedModel, scheme: Scheme, params: GridParams, *
             continue
         largest = grids.INT8_REDUCED if params.reduce_range else grids.INT8
         if isinstance(module, Convolution):
-            # Those that make their weight anew in each forward (BiT) stay as they are.
+            # Those that make their weight again in each forward (BiT) stay as they are.
             if type(module).forward in (torch.nn.Conv1d.forward, torch.nn.Conv2d.forward):
                 weights = partial(grids.symmetric, largest=largest, by_row=True)
                 module.forward = partial(_convolution, module, weights)  # type: ignore[method-assign]

@@ -118,12 +118,12 @@ def input_manifest(kind: str, key: str, store: Store) -> Manifest:
     manifest = store.manifest(kind, key)
     if manifest is None:
         what = "an input artifact is no longer in the store: it was set aside or collected meanwhile"
-        raise InputChanged(what, where=f"artifacts/{kind}/{key}", hint="Run the pipeline again: it is made anew.")
+        raise InputChanged(what, where=f"artifacts/{kind}/{key}", hint="Run the pipeline again: it is made again.")
     return manifest
 
 
 def existing(kind: PartKind, specs: Sequence[PartSpec], store: Store) -> list[Manifest | None]:
-    """The committed parts. One whose files were removed as damaged is set aside, to be made anew."""
+    """The committed parts. One whose files were removed as damaged is dropped, to be made again."""
 
     def look(spec: PartSpec) -> Manifest | None:
         manifest = store.manifest(kind.kind, spec.key(kind))

@@ -23,7 +23,7 @@ LARGEST = 32 << 20
 
 @dataclass(frozen=True)
 class Shard:
-    """Some files of one source, with their digests. `name`: path of the first, which tells it from all others."""
+    """Some files of one source, with their digests. `name`: path of the first, which no other has."""
 
     source: int
     files: tuple[FoundFile, ...]

@@ -1,7 +1,7 @@
 """Rows of a csv file, where a stray quote costs its own line and not the rest of the file.
 
 A quote that opens a field takes in every line up to the next quote, so one that nobody closes swallows rows. Three
-things tell such a row from a field that rightly has line breaks in it, in this order:
+things distinguish such a row from a field that rightly has line breaks in it, in this order:
 
 - It is not valid: something stands behind its closing quote, or the file (or the longest row allowed) ends first.
 - It has another number of fields than the header, and half of its further lines are rows by themselves.

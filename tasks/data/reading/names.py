@@ -10,7 +10,7 @@ FULL = 2 / 3
 
 
 class GivenNames:
-    """Counts how often each name was given. A name is 64 bits that tell it from others, such as its hash.
+    """Counts how often each name was given. A name is 64 bits that distinguish it from others, such as its hash.
 
     Names lie in a table with open addressing: a name is in the first free slot from the one its last bits say.
     """

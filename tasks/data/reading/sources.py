@@ -47,7 +47,7 @@ from tasks.stage import AddedLater, Input, Located, StageParams
 STDLIB = "${python:stdlib}"
 Format = Literal["text", "lines", "jsonl", "csv", "parquet", "arrow", "python_functions", "image", "audio", "datasets"]
 DATASETS = "datasets"
-"""The format of `dataset` and `saved`: Arrow files of Hugging Face's `datasets`, whose schema tells their features."""
+"""The format of `dataset` and `saved`: Arrow files of Hugging Face's `datasets`, whose schema has their features."""
 OF_DATASETS = ("dataset", "saved")
 WHOLE_FILE: frozenset[str] = frozenset({"text", "python_functions", "image", "audio"})
 """Formats in which a file, not a row, is the unit that is counted and set aside."""

@@ -13,7 +13,7 @@ from typing import IO, Any
 LONGEST_ROW = 64 << 20
 """Bytes of a row (or a file that is one example); more is no example but a mistake, and would fill the memory."""
 HEAD = 1 << 16
-"""Bytes from which the encoding and the line ends of a file are told."""
+"""Bytes from which the encoding and the line ends of a file are recognised."""
 MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -64,7 +64,7 @@ def open_text(file: Path, fallback: str | None = None) -> IO[bytes]:
 
 
 class _Converted(io.RawIOBase):
-    """A stream whose bytes go through `convert`, which is told when the last ones come."""
+    """A stream whose bytes go through `convert`, which learns when the last ones come."""
 
     def __init__(self, stream: IO[bytes], convert: Callable[[bytes, bool], bytes]) -> None:
         self._stream, self._convert = stream, convert
@@ -88,7 +88,7 @@ class _Converted(io.RawIOBase):
 
 
 def _marked(head: bytes) -> str | None:
-    """The encoding that a byte order mark tells, other than UTF-8. UTF-32's begins like UTF-16's."""
+    """The encoding that a byte order mark says, other than UTF-8. UTF-32's begins like UTF-16's."""
     return next((name for mark, name in MARKS if head.startswith(mark)), None)
 
 

@@ -56,7 +56,7 @@ def contradiction(name: str, format: str, *, stated: bool, delimiter_stated: boo
     as_text = format in ("text", "lines")
     if as_text and not stated:
         other = "" if known in BINARY else ", or `format: text` if a whole file is one example"
-        return f"{suffix} is read as text, a file an example, unless told otherwise: write `format: {known}`{other}"
+        return f"{suffix} is read as text, a file an example, by default: write `format: {known}`{other}"
     if (as_text and known not in BINARY) or (known == "text" and format not in BINARY):
         return ""
     return f"{suffix} contradicts `format: {format}`: write `format: {known}`, or rename what is called so"

@@ -20,7 +20,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 class Text(str):
-    """A text, told apart from a plain string that says why there is none."""
+    """A text, as a type other than a plain string that says why there is none."""
 
     __slots__ = ()
 

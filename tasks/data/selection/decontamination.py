@@ -39,7 +39,7 @@ class Decontaminate(StageParams):
 
 
 class Overlap:
-    """The runs of words of evaluation sets; tells how much of a text is among them."""
+    """The runs of words of evaluation sets; says how much of a text is among them."""
 
     def __init__(self, known: Hashes, ngram: int) -> None:
         self.known, self.ngram = known, ngram

@@ -1,4 +1,4 @@
-"""Published heuristics that tell prose from rubbish, rule by rule as their papers state them.
+"""Published heuristics that separate prose from rubbish, rule by rule as their papers state them.
 
 - gopher: Rae et al., "Scaling Language Models: Methods, Analysis & Insights from Training Gopher", 2021, appendix A1.1:
   document length, word length, symbols, bullets, ellipses, letters and stop words.

@@ -1,4 +1,4 @@
-"""Documents laid into rows of one length, so that a training pads next to nothing and cuts no document it need not cut.
+"""Documents laid into rows of one length, so that training pads next to nothing and cuts no document it need not cut.
 
 Best-fit decreasing (Ding et al., "Fewer Truncations Improve Language Modeling", 2024): the longest document first, each
 into the fullest row that still has room for it. Only a document longer than a row is cut, into whole rows and a rest.

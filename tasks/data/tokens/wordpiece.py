@@ -49,7 +49,7 @@ def train_wordpiece(texts: Iterable[list[str]], vocab_size: int, special: list[s
 
 
 def _lines(counts: Counter[str], inside: dict[str, str]) -> Iterator[str]:
-    """Every word as often as it was met, in the spelling that tells the inside of words."""
+    """Every word as often as it was met, in the spelling that marks the inside of words."""
     for word in sorted(counts):
         spelled = word[0] + "".join(inside[char] for char in word[1:]) + " "
         left = counts[word]

@@ -25,7 +25,7 @@ Matrix = nn.Linear | Conv1D | nn.Conv2d
 def layer_names(model: PreTrainedModel) -> list[str]:
     """The layers or blocks by name, from the bottom up; of an encoder-decoder the encoder's, then the decoder's.
 
-    Raises StageError if it cannot be told which they are.
+    Raises StageError if it is unknown which they are.
     """
     if is_staged(model):
         return [block for stage in network_stages(model) for block in stage.blocks]

@@ -39,7 +39,7 @@ def is_staged(model: PreTrainedModel) -> bool:
 def network_stages(model: PreTrainedModel) -> list[NetworkStage]:
     """The stages from the bottom up. Where a config has no `depths` (MobileNet), each block is a stage of its own.
 
-    Raises StageError if it cannot be told which they are.
+    Raises StageError if it is unknown which they are.
     """
     depths = list(getattr(model.config, "depths", None) or ())
     for name, found in _outermost(model):
@@ -52,7 +52,7 @@ def network_stages(model: PreTrainedModel) -> list[NetworkStage]:
             if all(blocks):
                 return [NetworkStage(child, inside) for (child, _), inside in zip(children, blocks, strict=True)]
     raise StageError(
-        f"cannot tell which parts of {type(model).__name__} are its blocks",
+        f"it is unknown which parts of {type(model).__name__} are its blocks",
         hint="Known are models with a stack of equal layers, and those whose stages of blocks are as long as the "
         "`depths` of their config.",
     )

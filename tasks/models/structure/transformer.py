@@ -21,7 +21,7 @@ DEPTHS = (("num_hidden_layers", "num_layers", "encoder_layers"), ("num_decoder_l
 def layer_stacks(model: PreTrainedModel) -> list[tuple[str, torch.nn.ModuleList]]:
     """Name and list of the model's layers; of an encoder-decoder its encoder's, then its decoder's.
 
-    Raises StageError if it cannot be told which they are, or if the model is a network of blocks.
+    Raises StageError if it is unknown which they are, or if the model is a network of blocks.
     """
     if is_staged(model):
         raise StageError(
@@ -50,7 +50,7 @@ def _stack(model: PreTrainedModel, prefix: str, part: torch.nn.Module, count: in
     outer = [s for s in stacks if not any(s[0].startswith(f"{other[0]}.") for other in stacks if other is not s)]
     if len(outer) != 1:
         raise StageError(
-            f"cannot tell which part of {type(model).__name__} is its stack of {count} layers",
+            f"it is unknown which part of {type(model).__name__} is its stack of {count} layers",
             hint="Only models with one stack of layers, or one in an encoder and one in a decoder, can be cut. Layers "
             "that are the same weights over and over (ALBERT) cannot: what leaves one leaves all.",
         )

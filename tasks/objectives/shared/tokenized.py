@@ -65,7 +65,7 @@ class Tokenized(Objective):
         from tasks.processors.tokenizer import Tokenizer
 
         if limit is None:
-            raise StageError("the card does not say how long a text may be", where=folder.name, hint="Make it anew.")
+            raise StageError("the card does not say how long a text may be", where=folder.name, hint="Make it again.")
         return Tokenizer.load(folder, limit)
 
     def reads(self, folder: Path) -> bool:

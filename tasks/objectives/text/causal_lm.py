@@ -4,7 +4,7 @@ Reads packed `tokens` (rows of several documents, memory-mapped), the texts of a
 `max_length`), or with `messages` its conversations, of which only the assistant's answers are learned (supervised
 fine-tuning; `tasks/objectives/text/inputs/chat.py`). The unit of the loss is the predicted token; padding predicts
 nothing and is predicted by nothing, nor is the first token of a document. Where a row holds several, `position_ids`
-begin anew with each, by which the model's attention tells them apart (`tasks/training/engine/engine.py` then leaves out
+start at 0 with each, by which the model's attention separates them (`tasks/training/engine/engine.py` then leaves out
 the mask).
 """
 

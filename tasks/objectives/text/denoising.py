@@ -1,7 +1,7 @@
 """Denoising by span corruption: write the spans that were left out of a text (Raffel et al., 2020; T5's pretraining).
 
 Reads packed `tokens` (spans may run over the end of a document, as in T5) or the texts of a `dataset`, cut to
-`max_length`. Which spans are left out is drawn anew each time an example comes, and once in a held-out split. The unit
+`max_length`. Which spans are left out is drawn again each time an example comes, and once in a held-out split. The unit
 of the loss is the target token, sentinels included.
 """
 

@@ -1,8 +1,8 @@
-"""Masked language modelling: tell hidden tokens from those on both sides (Devlin et al., 2019; BERT, RoBERTa, ERNIE).
+"""Masked language modelling: predict hidden tokens from both sides (Devlin et al., 2019; BERT, RoBERTa, ERNIE).
 
 Reads packed `tokens` or the texts of a `dataset` (one example a text, cut to `max_length`). Documents that share a
 packed row see each other across the end-of-text token between them, as in the FULL-SENTENCES setting of RoBERTa (Liu
-et al., 2019). What is hidden is drawn anew each time an example comes (dynamic masking, likewise RoBERTa's), and once
+et al., 2019). What is hidden is drawn again each time an example comes (dynamic masking, likewise RoBERTa's), and once
 in a held-out split. The unit of the loss is the hidden token.
 
 Cross entropy and perplexity here are of hidden tokens given the rest: they compare models with one tokenizer and one
@@ -131,7 +131,7 @@ class MaskedLM(TokenLabels, OwnText):
         return likeliest(outputs["logits"], batch["labels"])
 
     def metrics(self, predictions: Predictions, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
-        """Nats a hidden token, its exponential, and the share of hidden tokens told right."""
+        """Nats a hidden token, its exponential, and the share of hidden tokens predicted right."""
         from tasks.metrics.tokens import token_metrics
 
         return token_metrics(predictions, weights)

@@ -1,7 +1,7 @@
 """The pictures of a report, each a pure function from numbers to an inline SVG.
 
 Sizes are in the SVG's own units; the page scales them. Colours come from CSS classes (`s0`..`s5` are the series
-colours, after Okabe and Ito, 2008, which colour-blind readers can tell apart), and nothing is told by colour alone.
+colours, after Okabe and Ito, 2008, which colour-blind readers can distinguish), and nothing is shown by colour alone.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ confidence: `size_mb`, `parameters`, `peak_memory_mb`, `latency_p50_ms@1`, `late
 
 `f1_macro[source=*]` is a requirement on every slice: the worst decides. Its confidence is that of all slices together,
 so each is held to its share of the doubt (Bonferroni). A slice with too few examples is never passed: named alone it
-is refused, among others it is told.
+is refused; among others it is reported.
 
 Before there is a champion, what compares with it, or is about examples it knew, does not apply and passes, and so does
 what is about new examples where there are none (`tasks/evaluation/champion.py`).

@@ -36,7 +36,7 @@ def _template() -> Template:
 
 
 def _box_name(node: Node, nodes: list[Node]) -> str:
-    """What its box is called: boxes are told apart by their names."""
+    """What its box is called: boxes are distinguished by their names."""
     same = [other for other in nodes if name_of(other) == name_of(node)]
     return name_of(node) if len(same) == 1 else f"{name_of(node)} {node.id[1][:6]}"
 

@@ -6,7 +6,7 @@
 Two refs cannot move as one. A release moves its own first, so that nobody goes on from weights of which nothing was
 released, and the next run moves the other if this one dies in between. A move by hand takes the weights first, so that
 whoever sees it half done repeats the command. Both know what they expect of both refs before they move one, and a move
-by hand leaves an entry even where it changes nothing: of two who meet, one is told.
+by hand leaves an entry even where it changes nothing: of two who meet, one learns it.
 
 Nobody moves a ref to bytes that do not verify: before a ref moves, every file of what it will name is read in the store
 itself and compared with its manifest.
@@ -147,7 +147,7 @@ def roll_back(store: Store, name: str, to: int | None, reason: str) -> list[Move
 
 
 def put_in_place(store: Store, name: str, artifact: ArtifactRef, note: str) -> list[Move]:
-    """Point a ref to an artifact, whatever any gate says, and the weights behind it where a release of it tells them.
+    """Point a ref to an artifact, whatever any gate says, and the weights behind it where a release of it names them.
 
     Raises RefConflict where somebody moves the ref at this moment, and as `require_verified`.
     """
@@ -174,7 +174,7 @@ def require_verified(store: Store, artifact: ArtifactRef, ref: str) -> None:
             key=artifact.key,
             attempt=manifest.attempt,
             hint=f"forgeline verify {artifact.kind}/{artifact.key[:12]} --set-aside, then run its pipeline again: that "
-            "makes it anew. Or choose another one.",
+            "makes it again. Or choose another one.",
         )
 
 

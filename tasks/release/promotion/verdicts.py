@@ -57,7 +57,7 @@ def newest_verdict(store: Store, model: ArtifactRef) -> Verdict:
 
 
 def why_refused(store: Store, verdict: Manifest) -> list[str]:
-    """What a gate that said no asked for and did not get: a sentence with its numbers for each requirement."""
+    """What a gate that refused asked for and did not get: a sentence with its numbers for each requirement."""
     try:
         content = json.loads((store.fetch(verdict) / "verdict.json").read_text(encoding="utf-8"))
         return [str(one["sentence"]) for one in content["requirements"] if not one["passed"]]

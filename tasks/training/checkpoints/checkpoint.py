@@ -49,7 +49,7 @@ READABLE = (3, FORMAT)
 
 @dataclass
 class TrainingState:
-    """Where a training stands, apart from its tensors. `step`: optimizer steps done, skipped updates included."""
+    """Where a training run stands, apart from its tensors. `step`: optimizer steps done, skipped updates included."""
 
     total_steps: int
     step: int = 0

@@ -1,4 +1,4 @@
-"""The processes of one training: which of them this is, its device, and the few things they tell each other."""
+"""The processes of one training run: which of them this is, its device, and the few values they exchange."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Features(NamedTuple):
-    """What a training learns from and what it is watched on; `validation` is empty where the data has no such split."""
+    """What a run learns from and what it is watched on; `validation` is empty where the data has no such split."""
 
     train: Sequence[Feature]
     validation: Sequence[Feature]
@@ -52,7 +52,7 @@ def check_data(objective: Objective, data: InputArtifact) -> None:
 
 
 def heldout_examples(objective: Objective, data: InputArtifact, split: str) -> Sequence[Feature]:
-    """A split that is judged on: what is drawn anew for training (masks, spans) is drawn once, by the place in it."""
+    """A split that is judged on: what is drawn again for training (masks, spans) is drawn once, by the place in it."""
     return drawn_once(objective, objective.examples(data, split))
 
 

@@ -58,7 +58,7 @@ class Loader:
         return found
 
     def _drawn(self, index: int, place: int) -> Feature:
-        """The example at a place of the data stream; what is drawn anew depends on the place."""
+        """The example at a place of the data stream; what is drawn again depends on the place."""
         drawn = getattr(self.features, "drawn", None)
         feature: Feature = self.features[index] if drawn is None else drawn(index, place)
         return self.objective.noised(feature, stream_seed(self.sampler.seed, place))

@@ -1,4 +1,4 @@
-"""What a training writes down: a line for every step, every evaluation and every incident, in `records/`.
+"""What a training run writes down: a line for every step, every evaluation and every incident, in `records/`.
 
     train.jsonl        step, loss, learning rate, gradient norm, units of work/s, MFU, memory, waits, seconds
     validation.jsonl   step, loss and the objective's metrics, work and seconds trained so far

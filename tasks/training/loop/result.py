@@ -1,4 +1,4 @@
-"""What a training hands to its stage."""
+"""What a training run hands to its stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.training.loop.validate import validate
 
 @dataclass
 class TrainResult:
-    """What a training left. `model` is plain, in fp32, on the CPU and in eval mode, complete on rank 0 only."""
+    """What a training run left. `model` is plain, in fp32, on the CPU and in eval mode, complete on rank 0 only."""
 
     model: PreTrainedModel
     steps: int

@@ -1,4 +1,4 @@
-"""How much of the machine a training uses: the model's arithmetic against a matrix product measured here and now.
+"""How much of the machine a training run uses: the model's arithmetic against a matrix product measured here and now.
 
 MFU (model FLOPs utilisation) is usually given against a data sheet. Against a product of the same number format on the
 same threads it says what better code could still gain on this very machine.

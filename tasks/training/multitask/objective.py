@@ -1,7 +1,7 @@
 """Several objectives as one, for the training loop: their batches side by side, their losses summed by weights.
 
 The loss of a step is the sum over the tasks of w_k L_k, where L_k is the mean over the units that task k has in the
-whole global batch: what a training of it alone would minimise. With fixed weights w_k is given. With learned ones
+whole global batch: what training on it alone would minimise. With fixed weights w_k is given. With learned ones
 (Kendall, Gal and Cipolla, 2018, in the form for classification) it is exp(-s_k), and s_k / 2 is added, where s_k is
 the log-variance of the task: its weight then goes to 1 / (2 L_k). Like every objective this gives sums: here over the
 examples of the step, whose number the loop divides by.

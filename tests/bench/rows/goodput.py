@@ -188,7 +188,7 @@ ROWS = [
     ),
     Row(
         "goodput-plain-restart",
-        "goodput over that of a bare torch loop that saves with torch.save at the same steps and is started anew as a "
+        "goodput over that of a bare torch loop that saves with torch.save at the same steps and is started again as a "
         "Python process: same steps, same drawn kills; wall time from the first submit, imports included in both",
         1.3,
         "",

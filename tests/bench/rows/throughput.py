@@ -8,7 +8,7 @@ from tests.bench.pairs import throughput
 from tests.bench.result import Row
 
 AGAINST = "tokens/s of Forgeline over"
-ALONE = "; a single rank that offloads nothing trains at ZeRO 0 in Forgeline, whatever it is told"
+ALONE = "; a single rank that offloads nothing trains at ZeRO 0 in Forgeline, whatever its setting"
 
 
 def against(name: str, what: str, bar: float, opponent: str, stage: int, ranks: int = 1) -> Row:
@@ -26,7 +26,7 @@ ROWS = [
     *(
         against(
             f"deepspeed-{stage}",
-            f"a bare `deepspeed.initialize` loop, both told ZeRO {stage}, same workload in one process{ALONE}",
+            f"a bare `deepspeed.initialize` loop, both set to ZeRO {stage}, same workload in one process{ALONE}",
             0.98,
             "deepspeed_loop",
             stage,
@@ -47,7 +47,7 @@ ROWS = [
     *(
         against(
             f"trainer-{stage}",
-            f"HF Trainer with a DeepSpeed config, both told ZeRO {stage}, logging every step, not saving",
+            f"HF Trainer with a DeepSpeed config, both set to ZeRO {stage}, logging every step, not saving",
             1.10,
             "hf_trainer",
             stage,

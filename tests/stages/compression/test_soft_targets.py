@@ -241,7 +241,7 @@ def test_outputs_that_do_not_fit_the_number_format_are_refused(
 @pytest.mark.parametrize(
     ("settings", "auto", "says"),
     [
-        ({"name": "masked_lm"}, AutoModelForMaskedLM, "draws anew what a model reads"),
+        ({"name": "masked_lm"}, AutoModelForMaskedLM, "draws again what a model reads"),
         ({"name": "sentence_embedding", "positive": "positive"}, AutoModel, "depend on which examples meet in a batch"),
     ],
 )

@@ -221,7 +221,7 @@ def test_a_killed_preparation_goes_on_with_what_is_missing(tmp_path: Path) -> No
     assert [(store.fetch(part) / "number").read_text() for part in made.parts] == list("012345")
 
 
-def test_a_damaged_part_is_made_anew(jobs: ModuleType, tmp_path: Path) -> None:
+def test_a_damaged_part_is_made_again(jobs: ModuleType, tmp_path: Path) -> None:
     data, store = write(tmp_path / "data", "a.jsonl", [f"text {k}" for k in range(30)]), tmp_path / "store"
     first = prepared(jobs, tmp_path / "a", jsonl(data), store=store)
     part = next((store / "artifacts/prepared").iterdir()).name

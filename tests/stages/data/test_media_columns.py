@@ -318,7 +318,7 @@ def heard(jobs: ModuleType, folder: Path, seed: int, *, longer: int = 0, more: i
 
 
 def test_drift_of_sounds_and_lists_is_of_how_long_they_are(jobs: ModuleType, tmp_path: Path) -> None:
-    """The same lengths drawn anew are no drift; each shift is found, in what has shifted and nowhere else."""
+    """The same lengths drawn again are no drift; each shift is found, in what has shifted and nowhere else."""
     against = heard(jobs, tmp_path / "against", 0)
     shifts: dict[str, tuple[dict[str, int], set[str]]] = {
         "same": ({}, set()),

@@ -104,7 +104,7 @@ def test_what_was_written_is_a_dataset_to_distil_on(jobs: ModuleType, made: Any,
     assert "validation_cross_entropy" in distill.STAGE.run(job)
 
 
-def test_of_a_conversation_the_last_answer_is_written_anew(jobs: ModuleType, made: Any, tmp_path: Path) -> None:
+def test_of_a_conversation_the_last_answer_is_written_again(jobs: ModuleType, made: Any, tmp_path: Path) -> None:
     given = made("llama")
     job = run(jobs, tmp_path, given, decoding={"max_new_tokens": 6})
     before, after = columns(given["data"].path, "train"), columns(job.output, "train")

@@ -111,7 +111,7 @@ def world(tiny: ModuleType, tiny_inputs: Path, tmp_path_factory: pytest.TempPath
         given = [tokenizer(text, return_tensors="pt", return_token_type_ids=False) for text in texts]
         scores = torch.cat([model(**one).logits.mean(1) for one in given])
         between = (scores[:, 0] - scores[:, 1]).sort().values[12:14].mean()
-        model.classifier.bias += torch.tensor([20.0 - between, 20.0])  # a row that is drawn anew stays below both
+        model.classifier.bias += torch.tensor([20.0 - between, 20.0])  # a row that is drawn again stays below both
     model.save_pretrained(folder / "given")
     rows = [
         {"text": text, "label": "b" if one[0] - between > one[1] else "c"}

@@ -99,7 +99,7 @@ def test_words_are_hidden_whole() -> None:
         hidden = noise(ids, seed, words)[1] != IGNORED
         total += int(hidden.sum())
         for start in range(0, len(ids), 16):
-            for group in groups[:-1]:  # the last goes on with nothing, and the first of the next row begins anew
+            for group in groups[:-1]:  # the last goes on with nothing, and the first of the next row begins again
                 assert len(set(hidden[start + np.array(group)])) == 1
     assert total / 300 == pytest.approx(0.15 * 15 * 8, rel=0.05)
 

@@ -106,7 +106,7 @@ def test_one_ref_is_verified_and_its_artifact_set_aside_if_asked(
     code, said = verify(store, capsys, "p/m/latest")
     (damage,) = said["damaged"]
     assert code == 3 and damage["what"] == "payload/file.txt: sha256 differs" and said["set_aside"] == {}
-    assert damage["mend"].endswith("--set-aside, then run pipeline p again: stage m makes it anew.")
+    assert damage["mend"].endswith("--set-aside, then run pipeline p again: stage m makes it again.")
     assert store.manifest(entry.kind, entry.key) == manifest and not store.exists(LAST)
     assert verify(store, capsys, f"{entry.kind}/{entry.key[:9]}")[1]["damaged"] == [damage]
     code, said = verify(store, capsys, "p/m/latest", "--set-aside")

@@ -81,7 +81,7 @@ def test_a_damaged_entry_is_named_with_what_to_do(tmp_path: Path, damage: bytes)
     assert [entry.number for entry in refs.past(store, "r").entries] == [1]
     with pytest.raises(refs.RefConflict, match="entry 2"):
         refs.set(store, "r", REF, expected=1)
-    assert refs.set(store, "r", REF, expected=2).number == 3, "a person points it anew"
+    assert refs.set(store, "r", REF, expected=2).number == 3, "a person points it again"
     assert [entry.number for entry in refs.history(store, "r")] == [3, 1], "the gap shows"
 
 
@@ -107,7 +107,7 @@ def test_an_entry_of_an_older_version_has_no_checksum(tmp_path: Path) -> None:
     assert refs.get(store, "r") == entry
 
 
-def test_a_damaged_latest_is_written_anew(tmp_path: Path) -> None:
+def test_a_damaged_latest_is_written_again(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     refs.advance(store, "p/s/latest", REF)
     store.write_bytes("refs/p/s/latest/000001.json", b"")

@@ -289,7 +289,7 @@ def test_a_reference_to_other_content_is_named_and_the_artifact_stays(store: Lyi
     assert everything(store).items() >= before.items() and hand.stands(store, made)
 
 
-def test_a_run_whose_input_another_run_made_again_is_planned_anew(store: Lying, hand: Any, load: Any) -> None:
+def test_a_run_whose_input_another_run_made_again_is_planned_again(store: Lying, hand: Any, load: Any) -> None:
     """Run A resolved the first bytes; B found them damaged and made others under the same key."""
     first = hand.commit(store, "m", identity={"of": "m"}, content="first")
     flip(store, f"{first.ref.prefix}/{first.attempt}/payload/file.txt")

@@ -2,7 +2,7 @@
 
 `identity.json` holds the identity of every stage of every pipeline in `configs/`, and of one stage of every kind. A
 released artifact is found by it, so a difference here makes users train again what they have. Where that is meant, the
-stage's version is raised, the CHANGELOG says so, and the file is written anew:
+stage's version is raised, the CHANGELOG says so, and the file is written again:
 
     python tests/unit/pipeline/test_identity.py
 """

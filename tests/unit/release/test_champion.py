@@ -292,13 +292,13 @@ def test_new_pictures_are_new_rows(tmp_path: Path) -> None:
     )
 
 
-def test_examples_that_are_gone_are_an_error_unless_the_test_split_was_begun_anew(tmp_path: Path) -> None:
+def test_examples_that_are_gone_are_an_error_unless_the_test_split_was_begun_again(tmp_path: Path) -> None:
     made = Datasets(tmp_path)
     champion = made.champion(made.dataset({"a": "one", "b": "two"}))
     with pytest.raises(StageError, match=r"1 of the 2 examples the champion was judged on are not in texts.test: b"):
         judged_before(made.store, champion, made.dataset({"a": "one", "c": "other"}), "test")
-    anew = judged_before(made.store, champion, made.dataset({"a": "one"}, test_version=1), "test")
-    assert not anew.mask.any() and list(anew.masks) == ["new"]
+    again = judged_before(made.store, champion, made.dataset({"a": "one"}, test_version=1), "test")
+    assert not again.mask.any() and list(again.masks) == ["new"]
 
 
 def test_a_champion_whose_test_set_is_gone_says_so(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The noise of masked language modelling: some tokens are hidden, to be told from the others (Devlin et al., 2019)."""
+"""The noise of masked language modelling: hidden tokens, predicted from the others (Devlin et al., 2019)."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def windows(
     """
     tokenizer = require_tokenizer(tokenizer)
     special = tokenizer.num_special_tokens_to_add(pair=True)
-    # Where a tokenizer sets nothing between question and text (those of decoders), a line break tells them apart.
+    # Where a tokenizer sets nothing between question and text (those of decoders), a line break separates them.
     questions = [row.question if special else f"{row.question}\n" for row in rows]
     lengths = [len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"]]
     groups: dict[int, list[int]] = {}

@@ -47,7 +47,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, *, whole_words: bool = False) -> Vocabulary:
-        """Raises StageError where whole words are asked for and the tokens do not tell where one begins."""
+        """Raises StageError where whole words are asked for and the tokens do not show where one begins."""
         ids = tokenizer.get_vocab()
         size = 1 + max(ids.values())
         special = np.zeros(size, np.bool_)

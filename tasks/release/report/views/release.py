@@ -245,5 +245,5 @@ def _fact(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {_fact(str(k), v)}" for k, v in value.items())
     text = str(value)
-    # Full digests are for machines; twelve characters tell two apart.
+    # Full digests are for machines; twelve characters distinguish two.
     return text[:12] if len(text) >= 40 and all(c in "0123456789abcdef" for c in text) else text

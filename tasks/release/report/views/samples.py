@@ -22,7 +22,7 @@ def samples_views(evidence: dict[str, Evidence], notes: list[str]) -> list[dict[
     for stage, found in evidence.items():
         content = read_json(found.records, "samples.json", notes)
         if isinstance(content, dict):
-            # An evaluation's samples, by model; what it got wrong is told better by the mistakes below.
+            # An evaluation's samples, by model; what it got wrong is shown better by the mistakes below.
             views += [
                 _view(f"{stage}, {name}", as_list(rows), PER_MODEL, judged=False) for name, rows in content.items()
             ]
