@@ -95,7 +95,8 @@ an ONNX graph, of that graph in int8. The models of a row saw the same examples,
 intervals. **Bold** where the whole interval is better than the baseline, the best of those that need no model (majority,
 unigram, bigram, tf-idf ...). Data are real, or derived from real texts as the table says; none are synthetic. `gate` says
 whether int8 was let through against the teacher. Of `image-classification` the student is the ResNet without half of its
-weights, or the ViT with half its layers. Seconds are of pretraining (once for a family), fine-tuning, distilling.
+weights, or the ViT with half its layers. Seconds are of pretraining (once for a family), fine-tuning, distilling; some rows had
+other work beside them.
 
 A family is in the rows of the objectives it has a head for: decoders continue texts, encoders fill gaps, T5 writes one
 text for another, and in place of a sentence's embedding it would want a second text. ERNIE without task ids is
