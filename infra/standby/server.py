@@ -89,8 +89,10 @@ class Standby:
                 if refusal := self._refusal(request):
                     connection.sendall(json.dumps({"refused": refusal}).encode() + b"\n")
                 else:
-                    self._begin(connection, files, request)
-            except (OSError, ValueError, KeyError) as error:
+                    between = forked(lambda: self._start_monitor(listener, connection, files, request))
+                    os.waitpid(between, 0)
+                    connection.sendall(json.dumps({"ready": True}).encode() + b"\n")
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 warm.say(f"a request failed: {type(error).__name__}: {error}")
             finally:
                 for file in files:
@@ -116,11 +118,12 @@ class Standby:
     changed = False
     """Whether it stopped because the code in memory is not the code on disk."""
 
-    def _begin(self, connection: socket.socket, files: list[int], request: dict[str, Any]) -> None:
-        """Fork the command's monitor, a child of the system, and let the client know that it may go on."""
-        between = forked(lambda: forked(lambda: monitor(connection, files, request, self._command)))
-        os.waitpid(between, 0)
-        connection.sendall(json.dumps({"ready": True}).encode() + b"\n")
+    def _start_monitor(
+        self, listener: socket.socket, connection: socket.socket, files: list[int], request: dict[str, Any]
+    ) -> None:
+        """Fork the command's monitor from a process that ends at once, so that it is a child of the system."""
+        listener.close()  # else clients would wait there for a run, once this process is gone
+        forked(lambda: monitor(connection, files, request, self._command))
 
 
 def _require_same_user(connection: socket.socket) -> None:

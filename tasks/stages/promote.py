@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Params(StageParams):
-    """Words and their replacements."""
+    """The model, the verdict on it, and the name that will point to it."""
 
     model: Annotated[str | None, Input("model", "onnx")] = Field(
         None, description="Model to promote. None: the one that the verdict let through."
